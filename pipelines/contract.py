@@ -1,0 +1,203 @@
+"""Options and tensors of a request and an answer, as they cross the wire. numpy only; knows no protocol.
+
+An `Options` object is made from request parameters (`parse_options`), validated at birth. A `Column` is one
+named output; `to_tensors` lays the answers of several requests out as Triton tensors and `from_tensors`
+reads them back, so that the server and the client cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import InvalidOptions
+
+Scalar = Union[str, int, float, bool]
+Tensor = npt.NDArray[Any]
+
+Overlay = Literal["none", "jpeg", "mp4", "raw"]
+Style = Literal["overlay", "extract", "redact"]
+Mask = Literal["none", "rle", "png", "raw"]
+Decoder = Literal["auto", "nvdec", "cpu"]
+
+
+def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of `Options`: its default, what it means, and the range a number must lie in (inclusive)."""
+    return field(default=default, metadata={"help": help_text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a request may set; one field is one request parameter of that name."""
+
+    class_name: str = option("", "the class to extract or to highlight alone; all classes if empty")
+    class_id: int = option(-1, "the same by number; -1 for all classes", low=-1)
+    score_threshold: float = option(
+        -1.0,
+        "a pixel belongs to a class if the probability is above this; -1: 0.5 with one class, 0 with all",
+        low=-1,
+        high=1,
+    )
+    start_s: float = option(0.0, "first time of the medium to answer, in seconds", low=0)
+    end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
+    stride: int = option(1, "answer every n-th frame", low=1)
+    max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
+    overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
+    style: Style = option(
+        "overlay", "what the pictures show: coloured classes, the class alone, or the class made unrecognisable"
+    )
+    alpha: float = option(0.5, "opacity of the overlay's colours", low=0, high=1)
+    mask: Mask = option("rle", "the class map of a frame: run lengths, PNG or raw bytes")
+    decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
+    base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_option(name, kind, getattr(self, name))
+        if self.end_s <= self.start_s:
+            raise InvalidOptions(f"end_s={self.end_s} is not after start_s={self.start_s}")
+        if self.class_name and self.class_id >= 0:
+            raise InvalidOptions("class_name and class_id are both set", hint="set one of them")
+
+
+def _check_option(name: str, kind: Any, value: Any) -> None:
+    """Raise InvalidOptions unless `value` is one of the Literal's choices or within the field's range."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise InvalidOptions(f"option {name}={value!r} is not known", hint=f"one of: {choices}")
+        return
+    if kind in (int, float):
+        meta = OPTION_FIELDS[name].metadata
+        if not meta["low"] <= value <= meta["high"]:
+            raise InvalidOptions(
+                f"option {name}={value} is out of range", hint=f"{meta['low']:g} to {meta['high']:g}"
+            )
+
+
+OPTION_FIELDS = {entry.name: entry for entry in dataclasses.fields(Options)}
+OPTION_TYPES: dict[str, Any] = get_type_hints(Options)
+
+
+def parse_options(
+    parameters: Mapping[str, Scalar], *, allowed: Sequence[str], preset: Mapping[str, Scalar] | None = None
+) -> Options:
+    """Request parameters (text or JSON scalars) → Options; `preset` holds an endpoint's own defaults.
+
+    Raises:
+        InvalidOptions: an option is unknown to this endpoint, of the wrong type or out of range.
+    """
+    unknown = [name for name in parameters if name not in allowed]
+    if unknown:
+        raise InvalidOptions(
+            f"unknown option {unknown[0]!r}", hint=f"allowed here: {', '.join(sorted(allowed)) or 'none'}"
+        )
+    given = {name: _read_scalar(name, value) for name, value in parameters.items()}
+    return Options(**{**(preset or {}), **given})
+
+
+def _read_scalar(name: str, value: Scalar) -> Scalar:
+    """One parameter's value in the type of its option; text is read as a number or truth where that is asked."""
+    kind = OPTION_TYPES[name]
+    try:
+        if kind is bool:
+            return _read_bool(value)
+        if isinstance(value, bool):
+            raise ValueError("a truth value")
+        if kind is int:
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError("a fraction")
+            return int(value)
+        if kind is float:
+            number = float(value)
+            if math.isnan(number):
+                raise ValueError("not a number")
+            return number
+    except (ValueError, OverflowError):
+        raise InvalidOptions(
+            f"option {name}={value!r} has the wrong type", hint=f"expected {kind.__name__}"
+        ) from None
+    if not isinstance(value, str):
+        raise InvalidOptions(f"option {name}={value!r} has the wrong type", hint="expected text")
+    return value
+
+
+def _read_bool(value: Scalar) -> bool:
+    truth = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if truth is None:
+        raise ValueError(value)
+    return truth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One output: its name, numpy dtype (`object` for BYTES) and what its dimensions are called.
+
+    `dims` are the dimensions behind the row's: a name is a length that varies, a number a fixed one.
+    """
+
+    name: str
+    dtype: type[np.generic] | type[object]
+    dims: tuple[str | int, ...]
+    help: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that Triton is told: -1 where a length varies."""
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self.dims)
+
+
+COMMON_COLUMNS = (
+    Column(name="count", dtype=np.int64, dims=(1,), help="how many frames are real; a row of none is padded to one"),
+    Column(name="decoder", dtype=object, dims=(1,), help="which decoder ran"),
+    Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
+    Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'),
+)
+
+
+def empty_value(column: Column) -> Tensor:
+    """The padding of a column: one zero (or empty text) along each dimension that varies."""
+    shape = tuple(dim if isinstance(dim, int) else 1 for dim in column.dims)
+    return np.full(shape, b"", dtype=object) if column.dtype is object else np.zeros(shape, dtype=column.dtype)
+
+
+def to_tensors(columns: Sequence[Column], rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of columns → tensors with a leading row dimension, short rows padded (zeros, empty text).
+
+    A column that a row lacks, or that has a zero dimension (Triton refuses those), becomes padding.
+    """
+    return {column.name: _stack(column, [row.get(column.name) for row in rows]) for column in columns}
+
+
+def _stack(column: Column, values: Sequence[Tensor | None]) -> Tensor:
+    filled = [empty_value(column) if value is None or value.size == 0 else value for value in values]
+    for value in filled:
+        if value.ndim != len(column.dims):
+            raise ValueError(f"column {column.name}: {value.ndim} dimensions, expected {column.dims}")
+    if len(filled) == 1:
+        return filled[0][None].astype(column.dtype, copy=False)
+    shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in filled), strict=True))
+    stacked: Tensor = np.full(
+        (len(filled), *shape), b"" if column.dtype is object else 0, dtype=column.dtype
+    )
+    for row, value in enumerate(filled):
+        stacked[(row, *(slice(0, size) for size in value.shape))] = value
+    return stacked
+
+
+def text_column(text: str | bytes) -> Tensor:
+    """One BYTES element, shape `(1,)`."""
+    return np.array([text.encode() if isinstance(text, str) else text], dtype=object)
+
+
+def bytes_column(values: Sequence[bytes]) -> Tensor:
+    """BYTES elements `(N,)`; an object array, since numpy's own bytes type strips trailing zeros."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = list(values)
+    return column
