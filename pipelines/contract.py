@@ -50,7 +50,8 @@ class Options:
     max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
     overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
     style: Style = option(
-        "overlay", "what the pictures show: coloured classes, the class alone, or the class made unrecognisable"
+        "overlay",
+        "what the pictures show: coloured classes, the class alone, or the class made unrecognisable",
     )
     alpha: float = option(0.5, "opacity of the overlay's colours", low=0, high=1)
     mask: Mask = option("rle", "the class map of a frame: run lengths, PNG or raw bytes")
@@ -154,7 +155,12 @@ class Column:
 
 
 COMMON_COLUMNS = (
-    Column(name="count", dtype=np.int64, dims=(1,), help="how many frames are real; a row of none is padded to one"),
+    Column(
+        name="count",
+        dtype=np.int64,
+        dims=(1,),
+        help="how many frames are real; a row of none is padded to one",
+    ),
     Column(name="decoder", dtype=object, dims=(1,), help="which decoder ran"),
     Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
     Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'),
@@ -164,7 +170,9 @@ COMMON_COLUMNS = (
 def empty_value(column: Column) -> Tensor:
     """The padding of a column: one zero (or empty text) along each dimension that varies."""
     shape = tuple(dim if isinstance(dim, int) else 1 for dim in column.dims)
-    return np.full(shape, b"", dtype=object) if column.dtype is object else np.zeros(shape, dtype=column.dtype)
+    return (
+        np.full(shape, b"", dtype=object) if column.dtype is object else np.zeros(shape, dtype=column.dtype)
+    )
 
 
 def to_tensors(columns: Sequence[Column], rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -183,9 +191,7 @@ def _stack(column: Column, values: Sequence[Tensor | None]) -> Tensor:
     if len(filled) == 1:
         return filled[0][None].astype(column.dtype, copy=False)
     shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in filled), strict=True))
-    stacked: Tensor = np.full(
-        (len(filled), *shape), b"" if column.dtype is object else 0, dtype=column.dtype
-    )
+    stacked: Tensor = np.full((len(filled), *shape), b"" if column.dtype is object else 0, dtype=column.dtype)
     for row, value in enumerate(filled):
         stacked[(row, *(slice(0, size) for size in value.shape))] = value
     return stacked

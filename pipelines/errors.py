@@ -103,5 +103,7 @@ def from_json(text: bytes) -> TrividError:
     fields = json.loads(text)
     code = str(fields["code"])
     kind = BY_CODE.get(code, InternalError)
-    message = str(fields["message"]) if code in BY_CODE else f"unknown error code {code!r}: {fields['message']}"
+    message = (
+        str(fields["message"]) if code in BY_CODE else f"unknown error code {code!r}: {fields['message']}"
+    )
     return kind(message, hint=str(fields.get("hint", "")))
