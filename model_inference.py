@@ -116,7 +116,7 @@ def torchvision_spec(name: str, weights: str = "") -> ModelSpec:
     Raises:
         ModelUnavailable: torchvision has no segmentation model of that name.
     """
-    from torchvision import models  # noqa: PLC0415 - a second of import that `--help` need not wait for
+    from torchvision import models
 
     short = name.removeprefix("torchvision.models.").removeprefix("segmentation.")
     known = models.list_models(module=models.segmentation)
@@ -150,7 +150,7 @@ def torchvision_preprocessing(transform: Any) -> Preprocessing:
 
 
 def _build_torchvision(name: str, default: Any, weights: str) -> nn.Module:
-    from torchvision import models  # noqa: PLC0415
+    from torchvision import models
 
     if not weights:
         with _download_errors(name, default.url):
@@ -200,11 +200,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ModelUnavailable(f"no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
+            from safetensors.torch import load_file
 
             return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - readers raise anything at damaged files; all mean the same here
+    except Exception as error:  # readers raise anything at damaged files; all mean the same here
         raise ModelUnavailable(f"cannot read the weights file {path}: {error}") from error
     return state
 

@@ -11,14 +11,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import InvalidOptions
 
-Scalar = Union[str, int, float, bool]
+Scalar = str | int | float | bool
 Tensor = npt.NDArray[Any]
 
 Overlay = Literal["none", "jpeg", "mp4", "raw"]
@@ -100,7 +100,8 @@ def parse_options(
             f"unknown option {unknown[0]!r}", hint=f"allowed here: {', '.join(sorted(allowed)) or 'none'}"
         )
     given = {name: _read_scalar(name, value) for name, value in parameters.items()}
-    return Options(**{**(preset or {}), **given})
+    values: dict[str, Any] = {**(preset or {}), **given}
+    return Options(**values)
 
 
 def _read_scalar(name: str, value: Scalar) -> Scalar:
@@ -193,7 +194,8 @@ def _stack(column: Column, values: Sequence[Tensor | None]) -> Tensor:
     shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in filled), strict=True))
     stacked: Tensor = np.full((len(filled), *shape), b"" if column.dtype is object else 0, dtype=column.dtype)
     for row, value in enumerate(filled):
-        stacked[(row, *(slice(0, size) for size in value.shape))] = value
+        window = (row, *(slice(0, size) for size in value.shape))
+        stacked[window] = value
     return stacked
 
 
