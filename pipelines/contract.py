@@ -142,12 +142,14 @@ class Column:
     """One output: its name, numpy dtype (`object` for BYTES) and what its dimensions are called.
 
     `dims` are the dimensions behind the row's: a name is a length that varies, a number a fixed one.
+    `binary` marks bytes that need not be text; a JSON client asks for those in base64.
     """
 
     name: str
     dtype: type[np.generic] | type[object]
     dims: tuple[str | int, ...]
     help: str
+    binary: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -164,6 +166,7 @@ COMMON_COLUMNS = (
     ),
     Column(name="decoder", dtype=object, dims=(1,), help="which decoder ran"),
     Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
+    Column(name="final", dtype=np.uint8, dims=(1,), help="1 on the last answer of a medium"),
     Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'),
 )
 

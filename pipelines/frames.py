@@ -23,6 +23,12 @@ class PixelArray(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
+def to_numpy(pixels: PixelArray) -> npt.NDArray[np.uint8]:
+    """Pixels on the host, uint8: the array itself, or a copy of a CUDA tensor."""
+    host = pixels.cpu() if hasattr(pixels, "cpu") else pixels
+    return np.asarray(host)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrameBatch:
     """N decoded frames of one medium, upright, with their own times.

@@ -23,13 +23,21 @@ SEGMENTATION_COLUMNS = (
         dtype=object,
         dims=("N",),
         help="the class map as asked for: COCO run lengths as JSON, PNG, raw",
+        binary=True,
     ),
-    Column(name="overlay", dtype=object, dims=("N",), help="the picture as asked for: JPEG or raw RGB bytes"),
+    Column(
+        name="overlay",
+        dtype=object,
+        dims=("N",),
+        help="the picture as asked for: JPEG or raw RGB bytes",
+        binary=True,
+    ),
     Column(
         name="video",
         dtype=object,
         dims=(1,),
         help="H.264 in fragmented MP4; the parts of a stream concatenate",
+        binary=True,
     ),
     *COMMON_COLUMNS,
 )
@@ -50,6 +58,7 @@ class SegmentationAnswer:
     video: bytes = b""
     decoder: str = ""
     decoder_reason: str = ""
+    final: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.frame_index)
@@ -84,6 +93,7 @@ class SegmentationAnswer:
             "count": np.array([len(self)], np.int64),
             "decoder": text_column(self.decoder),
             "decoder_reason": text_column(self.decoder_reason),
+            "final": np.array([self.final], np.uint8),
             "error": text_column(""),
         }
 
@@ -104,6 +114,7 @@ class SegmentationAnswer:
             video=texts["video"],
             decoder=texts["decoder"].decode(),
             decoder_reason=texts["decoder_reason"].decode(),
+            final=bool(columns["final"][0]),
         )
 
     @classmethod
@@ -124,6 +135,7 @@ class SegmentationAnswer:
             video=b"".join(part.video for part in parts),
             decoder=first.decoder,
             decoder_reason=first.decoder_reason,
+            final=parts[-1].final,
         )
 
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test` install what they need into .venv by themselves; a second run starts at once.
+# PYTHON may name another interpreter, 3.10 to 3.12.
+PYTHON ?= $(shell for name in python3 python3.12 python3.11 python3.10; do \
+	$$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Many sit behind a proxy that inspects TLS: trust the system's certificates, as pip and curl do.
+export UV_SYSTEM_CERTS ?= 1
+export UV_NATIVE_TLS ?= true
+
+.PHONY: install demo test lint test-gpu openapi clean
+install: $(STAMP)
+
+$(STAMP): pyproject.toml uv.lock
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.12 on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python scripts/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)
+	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m gpu
+
+openapi: $(STAMP)
+	$(BIN)/python scripts/openapi.py
+
+clean:
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

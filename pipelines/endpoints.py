@@ -1,0 +1,205 @@
+"""What Triton calls: requests in, rows of tensors out, one error row for each one that fails.
+
+An endpoint gets requests (mappings of input tensors with `.parameters`) and answers each with a mapping of
+output tensors. Every row runs on its own; its error is caught here, once, and becomes its `error` column.
+Knows the form of PyTriton's requests, but imports none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.contract import Column, Options, Scalar, Tensor, parse_options, text_column, to_tensors
+from pipelines.errors import InternalError, InvalidMedia, TooLarge, TrividError
+from pipelines.telemetry import Telemetry
+
+log = logging.getLogger("trivid")
+
+HEADER_PREFIX = "trivid-"
+
+Row = dict[str, Tensor]
+Rows = list[dict[str, Tensor]]
+
+
+class TritonRequest(Protocol):
+    """A request as PyTriton hands it over: input tensors by name, and the request's parameters."""
+
+    @property
+    def parameters(self) -> Mapping[str, Scalar] | None: ...
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One model of Triton's: its tensors, its options, and what answers one row.
+
+    Attributes:
+        answer: the inputs of one row (copies, so they may be kept) and its options → one row of columns,
+            or the rows of a stream.
+        stream: whether it answers with any number of rows (decoupled) instead of one.
+        allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
+        max_answer_bytes: an answer over this is refused, for /dev/shm holds it twice.
+        batch: most requests of one call.
+    """
+
+    name: str
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+    answer: Callable[[Row, Options], Iterator[Row]]
+    telemetry: Telemetry
+    max_answer_bytes: int
+    allowed: tuple[str, ...] = ()
+    preset: Mapping[str, Scalar] = field(default_factory=dict)
+    stream: bool = False
+    batch: int = 32
+
+    def rows(self, request: TritonRequest, index: int | None) -> Iterator[Row]:
+        """The answers of one row of a request (`index` None: the request has no rows); errors are a row too."""
+        try:
+            options = self._options(request.parameters or {})
+            inputs = {column.name: self._input(request, column, index) for column in self.inputs}
+            if options.base64:
+                inputs = {name: _from_base64(value) for name, value in inputs.items()}
+            for row in self.answer(inputs, options):
+                self._check_size(row)
+                yield self._to_base64(row) if options.base64 else row
+        except Exception as error:  # noqa: BLE001 - the request border: one request's fault stays its own
+            yield self._error_row(error)
+
+    def _options(self, parameters: Mapping[str, Scalar]) -> Options:
+        """Options from parameters; those from HTTP headers carry a prefix and dashes."""
+        named = {_option_name(name): value for name, value in parameters.items()}
+        return parse_options(named, allowed=self.allowed, preset=self.preset)
+
+    def _input(self, request: TritonRequest, column: Column, index: int | None) -> Tensor:
+        value = request[column.name]
+        # Triton reuses the memory behind its views for the next request.
+        return np.array(value if index is None else value[index])
+
+    def _check_size(self, row: Row) -> None:
+        size = sum(_nbytes(value) for value in row.values())
+        if size > self.max_answer_bytes:
+            raise TooLarge(
+                f"the answer has {size >> 20} MiB, over the server's limit of {self.max_answer_bytes >> 20} MiB",
+                hint="ask for fewer frames (max_frames, stride), for jpeg, mp4 or rle instead of raw, or stream",
+            )
+
+    def _to_base64(self, row: Row) -> Row:
+        binary = {column.name for column in self.outputs if column.binary}
+        return {name: _base64(value) if name in binary else value for name, value in row.items()}
+
+    def _error_row(self, error: Exception) -> Row:
+        if not isinstance(error, TrividError):
+            log.exception("%s failed", self.name)
+            error = InternalError(
+                f"{type(error).__name__} in {self.name}", hint="the server's log has the details"
+            )
+        self.telemetry.count("errors", error.code)
+        return {"error": text_column(error.to_json()), "final": np.array([1], np.uint8)}
+
+
+def _option_name(parameter: str) -> str:
+    lowered = parameter.lower()
+    if lowered.startswith(HEADER_PREFIX):
+        return lowered.removeprefix(HEADER_PREFIX).replace("-", "_")
+    return parameter
+
+
+def _nbytes(value: Tensor) -> int:
+    return sum(map(len, value.flat)) if value.dtype == object else value.nbytes
+
+
+def _base64(value: Tensor) -> Tensor:
+    out = np.empty(value.shape, dtype=object)
+    out[...] = [base64.b64encode(item) for item in value.flat]
+    return out
+
+
+def _from_base64(value: Tensor) -> Tensor:
+    if value.dtype != object:
+        return value
+    try:
+        out = np.empty(value.shape, dtype=object)
+        out[...] = [base64.b64decode(item, validate=True) for item in value.flat]
+    except binascii.Error as error:
+        raise InvalidMedia(
+            f"media is no base64: {error}", hint="leave the option base64 out for raw bytes"
+        ) from None
+    return out
+
+
+class Unary:
+    """The callable of a unary endpoint: all rows of a batch of requests run side by side on `pool`."""
+
+    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor) -> None:
+        self.endpoint = endpoint
+        self._pool = pool
+
+    def __call__(self, requests: Sequence[TritonRequest]) -> Rows:
+        first = self.endpoint.inputs[0].name
+        counts = [len(request[first]) for request in requests]
+        jobs = [
+            self._pool.submit(self._one, request, index)
+            for request, count in zip(requests, counts, strict=True)
+            for index in range(count)
+        ]
+        rows = iter([job.result() for job in jobs])
+        return [to_tensors(self.endpoint.outputs, [next(rows) for _ in range(count)]) for count in counts]
+
+    def _one(self, request: TritonRequest, index: int) -> Row:
+        return next(self.endpoint.rows(request, index))
+
+
+class Stream:
+    """The callable of a stream endpoint: an async generator, so that one instance serves many streams."""
+
+    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor) -> None:
+        self.endpoint = endpoint
+        self._pool = pool
+
+    async def __call__(self, requests: Sequence[TritonRequest]) -> AsyncIterator[Rows]:
+        loop = asyncio.get_running_loop()
+        rows = self.endpoint.rows(requests[0], None)
+        done = object()
+        try:
+            while (row := await loop.run_in_executor(self._pool, next, rows, done)) is not done:
+                assert isinstance(row, dict)
+                tensors = to_tensors(self.endpoint.outputs, [row])
+                yield [{name: value[0] for name, value in tensors.items()}]
+        finally:
+            rows.close()  # type: ignore[attr-defined]
+
+
+def status_endpoint(describe: Callable[[], Mapping[str, Any]], telemetry: Telemetry) -> Endpoint:
+    """`status`: what serves here, its limits and its counters, as JSON."""
+
+    def answer(_inputs: Row, _options: Options) -> Iterator[Row]:
+        yield {"status": text_column(json.dumps({**describe(), **telemetry.snapshot()}))}
+
+    error = Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON")
+    status = Column(
+        name="status", dtype=object, dims=(1,), help="JSON: version, device, models, limits, counters"
+    )
+    query = Column(name="query", dtype=object, dims=(1,), help="any text")
+    return Endpoint(
+        name="status",
+        inputs=(query,),
+        outputs=(status, error),
+        answer=answer,
+        telemetry=telemetry,
+        max_answer_bytes=1 << 20,
+        preset={},
+    )

@@ -1,0 +1,152 @@
+"""What must be true of the machine before the server starts, found out within two seconds. stdlib only.
+
+PyTriton's server needs its interpreter's libpython (its stubs load it), free ports (it waits a minute for a
+taken one), and room in /dev/shm (a stub that runs out of it dies).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SHM = Path("/dev/shm")
+MIN_GLIBC = (2, 35)
+# A message lies in shared memory twice on its way (Triton's buffer, PyTriton's, rounded up to a power of two).
+SHM_COPIES = 4
+MIN_ANSWER_BYTES = 32 << 20
+MAX_ANSWER_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check's outcome; `problem` is empty where all is well, else it says what is wrong and what to do."""
+
+    name: str
+    detail: str = ""
+    problem: str = ""
+
+
+def check_python() -> Finding:
+    """Python 3.10 to 3.12: PyTriton needs numpy below 2, which has no wheels for later ones."""
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] < (3, 13):
+        return Finding(name="python", detail=version)
+    return Finding(name="python", problem=f"Python {version} is not supported: use 3.10, 3.11 or 3.12")
+
+
+def check_glibc() -> Finding:
+    """glibc 2.35 or later, for which PyTriton's wheels are built."""
+    name, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else (0, 0)
+    if numbers >= MIN_GLIBC:
+        return Finding(name="glibc", detail=version)
+    return Finding(
+        name="glibc", problem=f"glibc 2.35 is needed (Debian 12, Ubuntu 22.04), found {name} {version}"
+    )
+
+
+def libpython_dirs() -> list[Path]:
+    """Folders that may hold this interpreter's shared library, the likeliest first."""
+    places = [
+        sysconfig.get_config_var("LIBDIR"),
+        Path(sys.base_prefix) / "lib",
+        Path(os.path.realpath(sys.executable)).parent.parent / "lib",
+        *os.environ.get("LD_LIBRARY_PATH", "").split(":"),
+    ]
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    places += [f"/usr/lib/{multiarch}", "/usr/lib64", "/usr/local/lib"]
+    return list(dict.fromkeys(Path(place) for place in places if place and Path(place).is_dir()))
+
+
+def find_libpython(dirs: Sequence[Path] | None = None) -> Path | None:
+    """The interpreter's libpython3.x.so.1.0, or None."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    return next((folder / name for folder in dirs or libpython_dirs() if (folder / name).is_file()), None)
+
+
+def check_libpython(dirs: Sequence[Path] | None = None) -> Finding:
+    """Triton's Python stubs load libpython; an interpreter built without it cannot serve."""
+    found = find_libpython(dirs)
+    if found:
+        return Finding(name="libpython", detail=str(found))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Finding(
+        name="libpython",
+        problem=f"libpython{version}.so.1.0 was not found for {sys.executable}: on Debian and Ubuntu "
+        f"`apt-get install libpython{version}`, with pyenv `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install`, "
+        "or use the Python that uv or conda installs",
+    )
+
+
+def check_port(host: str, port: int, purpose: str) -> Finding:
+    """Whether `host:port` can be listened on now."""
+    name = f"{purpose} port {port}"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except (OSError, OverflowError) as error:
+            flag = f"--{purpose}-port"
+            return Finding(
+                name=name, problem=f"cannot listen on {host}:{port} ({error}): choose another with {flag}"
+            )
+    return Finding(name=name, detail="free")
+
+
+def shm_needed_bytes(max_media_bytes: int) -> int:
+    """Room in /dev/shm for one medium and one answer of the least size."""
+    return SHM_COPIES * (max_media_bytes + MIN_ANSWER_BYTES)
+
+
+def shm_free_bytes() -> int:
+    """Free bytes of /dev/shm; 0 where there is none."""
+    return shutil.disk_usage(SHM).free if SHM.is_dir() else 0
+
+
+def answer_limit_bytes(max_media_bytes: int) -> int:
+    """The largest answer that /dev/shm has room for beside a medium, at most 512 MiB."""
+    room = shm_free_bytes() // SHM_COPIES - max_media_bytes
+    return max(MIN_ANSWER_BYTES, min(MAX_ANSWER_BYTES, room))
+
+
+def check_shm(max_media_bytes: int) -> Finding:
+    """A stub that finds /dev/shm full is killed by SIGBUS, so refuse beforehand."""
+    needed, free = shm_needed_bytes(max_media_bytes), shm_free_bytes()
+    if free >= needed:
+        return Finding(name="/dev/shm", detail=f"{free >> 20} MiB free")
+    return Finding(
+        name="/dev/shm",
+        problem=f"/dev/shm has {free >> 20} MiB free, {needed >> 20} MiB are needed for media of "
+        f"{max_media_bytes >> 20} MiB: enlarge it (docker run --shm-size=1g, compose shm_size: 1gb, "
+        "Kubernetes: an emptyDir with medium Memory) or lower --max-media-mb",
+    )
+
+
+def check_nvdec(device: str) -> Finding:
+    """On a GPU: NVIDIA's decoding library must load."""
+    if device == "cpu":
+        return Finding(name="nvdec", detail="not needed: device is cpu")
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError as error:
+        return Finding(
+            name="nvdec",
+            problem=f"{error}: in a container set NVIDIA_DRIVER_CAPABILITIES=compute,video,utility; "
+            "on a host install the NVIDIA driver; or run with --device cpu",
+        )
+    return Finding(name="nvdec", detail="libnvcuvid.so.1 loads")
+
+
+def run_checks(checks: Sequence[Callable[[], Finding]]) -> list[Finding]:
+    """The findings of all checks, in order."""
+    return [check() for check in checks]

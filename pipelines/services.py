@@ -1,0 +1,212 @@
+"""The endpoints of a segmentation pipeline: end to end, its stages alone, and the seed example's contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.contract import COMMON_COLUMNS, Column, Options, Tensor, text_column
+from pipelines.decode import open_media
+from pipelines.endpoints import Endpoint, Row
+from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.frames import FrameBatch, to_numpy
+from pipelines.pipeline import Pipeline
+from pipelines.postprocess import ClassScores, RenderStyle
+from pipelines.preprocess import geometry
+from pipelines.results import SegmentationAnswer
+from pipelines.tasks.segmentation import Segmentation
+
+SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder", "base64")
+ERROR = COMMON_COLUMNS[-1]
+
+
+def segmentation_endpoints(pipeline: Pipeline, max_answer_bytes: int) -> list[Endpoint]:
+    """All endpoints of design: `segmentation`, its stream, the bare stages, and `ResNet101`."""
+    common: dict[str, Any] = {"telemetry": pipeline.telemetry, "max_answer_bytes": max_answer_bytes}
+    media = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
+    end_to_end = _EndToEnd(pipeline, max_answer_bytes)
+    stages = _BareStages(pipeline)
+    return [
+        Endpoint(
+            name="segmentation",
+            inputs=(media,),
+            outputs=Segmentation.columns,
+            answer=end_to_end.unary,
+            allowed=Segmentation.options,
+            **common,
+        ),
+        Endpoint(
+            name="segmentation_stream",
+            inputs=(media,),
+            outputs=Segmentation.columns,
+            answer=end_to_end.stream,
+            allowed=Segmentation.options,
+            stream=True,
+            **common,
+        ),
+        Endpoint(
+            name="dali_preprocess",
+            inputs=(media,),
+            outputs=PREPROCESSED,
+            answer=stages.preprocess,
+            allowed=SELECTION,
+            **common,
+        ),
+        Endpoint(
+            name="torch_segmentation",
+            inputs=(PIXELS,),
+            outputs=(LOGITS, ERROR),
+            answer=stages.infer,
+            **common,
+        ),
+        Endpoint(
+            name="dali_postprocess",
+            inputs=(FRAME, PROBABILITY),
+            outputs=(SEGMENTED, CLASS_MASK, ERROR),
+            answer=stages.postprocess,
+            allowed=("score_threshold", "style", "alpha"),
+            preset={"style": "extract"},
+            **common,
+        ),
+        Endpoint(
+            name="ResNet101",
+            inputs=(Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video"),),
+            outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
+            answer=end_to_end.example,
+            allowed=("class_name", "class_id", "score_threshold", "max_frames"),
+            **common,
+        ),
+    ]
+
+
+PIXELS = Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels")
+LOGITS = Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes")
+FRAME = Column(name="frame", dtype=np.uint8, dims=("H", "W", 3), help="one frame, RGB")
+PROBABILITY = Column(name="probability", dtype=np.float32, dims=("h", "w"), help="probability of one class")
+SEGMENTED = Column(
+    name="segmented", dtype=np.uint8, dims=("H", "W", 3), help="the picture that `style` asks for"
+)
+CLASS_MASK = Column(name="mask", dtype=np.uint8, dims=("H", "W"), help="1 where the class is")
+ORIGINAL = Column(name="original", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the decoded frames, RGB")
+FRAMES_SEGMENTED = Column(
+    name="segmented", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the same, black outside the class"
+)
+PREPROCESSED = (
+    Column(name="pixels", dtype=np.float32, dims=("N", 3, "h", "w"), help="model pixels"),
+    Column(name="frame_index", dtype=np.int64, dims=("N",), help="number of the frame in its medium, from 0"),
+    Column(name="pts_s", dtype=np.float64, dims=("N",), help="its presentation time in seconds"),
+    *COMMON_COLUMNS,
+)
+
+
+class _EndToEnd:
+    """Media in, answers out: as one answer, as a stream, and in the seed example's form."""
+
+    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._max_answer_bytes = max_answer_bytes
+        self._unbounded = dataclasses.replace(pipeline.limits, max_frames=None)
+
+    def unary(self, inputs: Row, options: Options) -> Iterator[Row]:
+        parts, size = [], 0
+        for part in self._pipeline.run(bytes(inputs["media"][0]), options):
+            parts.append(part)
+            size += part.nbytes
+            if size > self._max_answer_bytes:
+                raise self._too_large(part)
+        yield SegmentationAnswer.concatenate(parts).to_columns()
+
+    def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
+        for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
+            yield part.to_columns()
+
+    def example(self, inputs: Row, options: Options) -> Iterator[Row]:
+        """The frames and the class alone, as raw pixels: background unless a class is named, as in the seed."""
+        if not options.class_name and options.class_id < 0:
+            options = dataclasses.replace(options, class_id=0)
+        options = dataclasses.replace(options, overlay="raw", style="extract", mask="none")
+        media = inputs["video"].tobytes()
+        originals, segmented, size = [], [], 0
+        for frames, answer in self._pipeline.run_with_frames(media, options):
+            if frames is None:
+                raise InvalidMedia("the video has no frame")
+            originals.append(to_numpy(frames.pixels_nhwc))
+            segmented.append(np.frombuffer(b"".join(answer.overlay), np.uint8).reshape(originals[-1].shape))
+            size += 2 * answer.nbytes
+            if size > self._max_answer_bytes:
+                raise self._too_large(answer)
+        yield {
+            "original": np.concatenate(originals),
+            "segmented": np.concatenate(segmented),
+            "error": text_column(""),
+        }
+
+    def _too_large(self, answer: SegmentationAnswer) -> TooLarge:
+        return TooLarge(
+            f"the answer passes the server's limit of {self._max_answer_bytes >> 20} MiB "
+            f"at frame {answer.frame_index[-1]}",
+            hint="use segmentation_stream, max_frames or stride, or jpeg, mp4 or rle instead of raw",
+        )
+
+
+class _BareStages:
+    """One stage of the chain at a time, for clients that bring their own other stages."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def preprocess(self, inputs: Row, options: Options) -> Iterator[Row]:
+        chunks: list[FrameBatch] = []
+        pixels: list[Tensor] = []
+        pipeline = self._pipeline
+        with open_media(
+            bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
+        ) as medium:
+            for frames in medium.chunks():
+                with pipeline.stages.lend() as stages:
+                    pixels.append(stages.preprocess(frames.pixels_nhwc).cpu().numpy())
+                chunks.append(frames)
+        if not chunks:
+            raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
+        yield {
+            "pixels": np.concatenate(pixels),
+            "frame_index": np.concatenate([chunk.frame_index for chunk in chunks]),
+            "pts_s": np.concatenate([chunk.pts_s for chunk in chunks]),
+            "count": np.array([sum(map(len, chunks))], np.int64),
+            "decoder": text_column(medium.decoder),
+            "decoder_reason": text_column(medium.decoder_reason),
+            "final": np.array([1], np.uint8),
+            "error": text_column(""),
+        }
+
+    def infer(self, inputs: Row, _options: Options) -> Iterator[Row]:
+        engine = self._pipeline.engine
+        pixels_nchw = torch.from_numpy(inputs["pixels"])[None].to(engine.model.device)
+        (logits,) = engine.submit(pixels_nchw, lambda logits_nkhw: logits_nkhw.cpu().numpy().copy()).result()
+        yield {"logits": logits[0], "error": text_column("")}
+
+    def postprocess(self, inputs: Row, options: Options) -> Iterator[Row]:
+        frame, probability = inputs["frame"], inputs["probability"]
+        device = self._pipeline.device
+        scores = ClassScores(
+            probability_nhw=torch.from_numpy(probability)[None].to(device),
+            class_id=1,
+            threshold=0.5 if options.score_threshold < 0 else options.score_threshold,
+        )
+        whole = dataclasses.replace(self._pipeline.preprocessing, resize_px=probability.shape, crop_px=None)
+        shape = geometry(whole, frame.shape[0], frame.shape[1])
+        style = RenderStyle(style=options.style, alpha=options.alpha)
+        with self._pipeline.stages.lend() as stages:
+            rendered = stages.postprocess(
+                torch.from_numpy(frame)[None].to(device).numpy(), scores, shape, style
+            )
+        assert rendered.pixels_nhwc is not None
+        yield {
+            "segmented": np.asarray(rendered.pixels_nhwc[0]),
+            "mask": rendered.class_map_nhw[0],
+            "error": text_column(""),
+        }

@@ -1,0 +1,57 @@
+"""Notices when the server behind this process no longer answers. Linux only; stdlib only.
+
+Triton never restarts a stub that died, and goes on calling its model ready. The watchdog keeps the process
+ids of Triton's children and looks whether all are still alive; the server adds a canary request of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def children(pid: int) -> dict[int, str]:
+    """All descendants of a process that are alive: process id → command name."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and (found := _stat(int(entry.name))):
+            parent, name, state = found
+            if state != "Z":
+                parents.setdefault(parent, []).append((int(entry.name), name))
+    below: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        for child, name in parents.get(waiting.pop(), []):
+            below[child] = name
+            waiting.append(child)
+    return below
+
+
+def _stat(pid: int) -> tuple[int, str, str] | None:
+    """Parent, command name and state of a process, or None once it is gone."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The name stands in brackets and may hold blanks and brackets itself.
+    name = text[text.index("(") + 1 : text.rindex(")")]
+    state, parent = text[text.rindex(")") + 2 :].split()[:2]
+    return int(parent), name, state
+
+
+def lost(expected: Iterable[int]) -> list[int]:
+    """Those of the expected processes that are gone or dead."""
+    return [pid for pid in expected if (found := _stat(pid)) is None or found[2] == "Z"]
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL, without complaint about those already gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,409 @@
+"""The server: settings → checks → models → endpoints → serve. The only module that knows PyTriton.
+
+    python server.py --demo            the embedded demo model, nothing to download
+    python server.py                   torchvision's fcn_resnet101, downloaded on first use
+    python server.py --check           look at the machine, change nothing
+    python server.py --dry-run --demo  one picture through every stage, no port opened
+
+Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import ctypes
+import http.client
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import preflight, watchdog
+from pipelines.errors import ModelUnavailable, TrividError
+
+if TYPE_CHECKING:
+    from pytriton.triton import Triton
+
+    from pipelines.endpoints import Endpoint
+    from pipelines.pipeline import Pipeline
+
+VERSION = "0.1.0"
+EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
+START_ATTEMPTS = 3
+WATCH_PERIOD_S = 1.0
+CANARY_PERIOD_S = 15.0
+CANARY_TIMEOUT_S = 60.0
+DRAIN_S = 30
+UNARY_INSTANCES = 2
+
+log = logging.getLogger("trivid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the command line sets."""
+
+    demo: bool
+    model: str
+    weights: str
+    device: str
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    max_media_mb: int
+    max_frames: int
+    chunk_frames: int
+    workers: int
+
+    @property
+    def max_media_bytes(self) -> int:
+        return self.max_media_mb << 20
+
+
+def parse_args(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
+    """The settings of a command line, and the flags that are none (`check`, `dry_run`)."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--demo", action="store_true", help="serve the embedded demo model (drawn shapes)")
+    add(
+        "--model",
+        default="segmentation=fcn_resnet101",
+        metavar="TASK=NAME",
+        help="a torchvision model by name",
+    )
+    add(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="a .safetensors or .pth state dict, or 'random' for noise",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where models run (auto: a GPU if any)",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on; keep it private, put a proxy in front")
+    add("--http-port", type=_port, default=8000)
+    add("--grpc-port", type=_port, default=8001)
+    add("--metrics-port", type=_port, default=8002, help="Prometheus metrics of Triton")
+    add("--max-media-mb", type=_positive, default=64, help="largest medium of a request, in MiB")
+    add(
+        "--max-frames",
+        type=_positive,
+        default=300,
+        help="most frames of a unary request; streams have no limit",
+    )
+    add("--chunk-frames", type=_positive, default=16, help="frames decoded and answered at once")
+    add("--workers", type=_positive, default=os.cpu_count() or 1, help="media worked on at once")
+    add("--check", action="store_true", help="check the machine and exit")
+    add("--dry-run", action="store_true", help="push a picture through every stage and exit")
+    args = parser.parse_args(argv)
+    if len({args.http_port, args.grpc_port, args.metrics_port}) < 3:
+        parser.error("--http-port, --grpc-port and --metrics-port must differ")
+    task, _, name = args.model.partition("=")
+    if task != "segmentation" or not name:
+        parser.error(f"--model {args.model!r}: expected segmentation=NAME, e.g. segmentation=fcn_resnet101")
+    if args.demo and args.weights:
+        parser.error("--demo brings its own weights: leave --weights out, or --demo")
+    values = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{**values, "model": name}), args
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
+
+
+def check_machine(settings: Settings) -> list[preflight.Finding]:
+    """All findings about this machine, before anything heavy is imported."""
+    ports = ((settings.http_port, "http"), (settings.grpc_port, "grpc"), (settings.metrics_port, "metrics"))
+    findings = [preflight.check_python(), preflight.check_glibc(), preflight.check_libpython()]
+    findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
+    findings.append(preflight.check_shm(settings.max_media_bytes))
+    return findings
+
+
+def build_pipeline(settings: Settings) -> Pipeline:
+    """Load the model and make its pipeline. Raises ModelUnavailable where the model cannot be had."""
+    import torch
+
+    from model_inference import Model, demo_spec, torchvision_spec
+    from pipelines.decode import Limits
+    from pipelines.engine import Engine
+    from pipelines.pipeline import Pipeline, StagePool, Stages
+    from pipelines.postprocess import Postprocessor
+    from pipelines.preprocess import Preprocessor
+    from pipelines.telemetry import Telemetry
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelUnavailable("no CUDA device is usable", hint="check nvidia-smi, or use --device cpu")
+    spec = demo_spec() if settings.demo else torchvision_spec(settings.model, settings.weights)
+    if settings.weights == "random":
+        log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
+    log.info("loading %s (%s) on %s", spec.name, spec.source, device)
+    engine = Engine(Model(spec, device))
+    chunk = settings.chunk_frames
+
+    def make_stages() -> Stages:
+        return Stages(
+            preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=chunk),
+            postprocess=Postprocessor(device=device, max_frames=chunk, classes=len(spec.labels)),
+        )
+
+    limits = Limits(
+        max_media_bytes=settings.max_media_bytes, max_frames=settings.max_frames, chunk_frames=chunk
+    )
+    return Pipeline(engine, StagePool(make_stages, settings.workers), limits, Telemetry())
+
+
+def check_example(pipeline: Pipeline) -> None:
+    """One small picture through every stage, as a warm-up and as a proof before anything listens."""
+    from pipelines.contract import Options
+    from pipelines.encode import png
+
+    import numpy as np
+
+    picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
+    for _ in pipeline.run(picture, Options(overlay="jpeg")):
+        continue
+
+
+class Service:
+    """A running server: started, watched and stopped; its files lie in one folder that it removes."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        # Triton, its stubs and PyTriton leave files in the temp folder when killed: give them one of ours.
+        self.folder = Path(tempfile.mkdtemp(prefix="trivid-"))
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
+        os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
+        atexit.register(self.remove_files)
+        self.endpoints = self._endpoints()
+        self._triton: Triton | None = None
+        self._children: dict[int, str] = {}
+
+    def start(self) -> None:
+        """Start Triton and wait until every endpoint is ready.
+
+        PyTriton's second stub of a model may connect a moment before the first listens, and the start
+        fails; that is no fault of the settings, so it is tried again.
+        """
+        for attempt in range(1, START_ATTEMPTS + 1):
+            self._triton = self._make_triton(attempt)
+            try:
+                self._triton.run()
+                self._children = watchdog.children(os.getpid())
+                if all(self._ready(endpoint.name) for endpoint in self.endpoints):
+                    return
+            except (RuntimeError, OSError, TimeoutError) as error:
+                log.warning("start %d of %d failed: %s", attempt, START_ATTEMPTS, error)
+            self._triton.stop()
+        raise ModelUnavailable("Triton did not start", hint="its messages stand above")
+
+    def watch(self, stop: threading.Event) -> str:
+        """Block until asked to stop (answers "") or until the server is dead (answers why)."""
+        canary_at = time.monotonic() + CANARY_PERIOD_S
+        while not stop.wait(WATCH_PERIOD_S):
+            if lost := watchdog.lost(self._children):
+                return f"process {lost[0]} ({self._children[lost[0]]}) died"
+            if time.monotonic() > canary_at:
+                if fault := self._canary():
+                    return f"the canary request failed: {fault}"
+                canary_at = time.monotonic() + CANARY_PERIOD_S
+        return ""
+
+    def stop(self) -> None:
+        """Accept no more, finish what is in flight, end all processes."""
+        if self._triton is not None:
+            self._triton.stop()
+        self.kill()
+
+    def kill(self) -> None:
+        """End what is left of the children at once, and remove what they left behind."""
+        watchdog.kill_all(watchdog.children(os.getpid()))
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for leftover in preflight.SHM.glob(f"pytrtion{os.getpid()}-*"):
+            leftover.unlink(missing_ok=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What the `status` endpoint says of this server."""
+        pipeline, spec = self.pipeline, self.pipeline.spec
+        return {
+            "version": VERSION,
+            "device": pipeline.device,
+            "max_media_bytes": pipeline.limits.max_media_bytes,
+            "max_frames": pipeline.limits.max_frames,
+            "models": {spec.task: {"name": spec.name, "source": spec.source, "labels": list(spec.labels)}},
+            "batch_sizes": {str(size): count for size, count in sorted(pipeline.engine.batch_sizes.items())},
+        }
+
+    def _endpoints(self) -> list[Endpoint]:
+        from pipelines.endpoints import status_endpoint
+        from pipelines.services import segmentation_endpoints
+
+        limit = preflight.answer_limit_bytes(self.settings.max_media_bytes)
+        endpoints = segmentation_endpoints(self.pipeline, limit)
+        return [*endpoints, status_endpoint(self.describe, self.pipeline.telemetry)]
+
+    def _make_triton(self, attempt: int) -> Triton:
+        from pytriton.triton import Triton, TritonConfig
+
+        settings = self.settings
+        triton = Triton(
+            config=TritonConfig(
+                http_address=settings.host,
+                http_port=settings.http_port,
+                http_header_forward_pattern="(?i)trivid-.*",
+                grpc_address=settings.host,
+                grpc_port=settings.grpc_port,
+                metrics_address=settings.host,
+                metrics_port=settings.metrics_port,
+                exit_timeout_secs=DRAIN_S,
+            ),
+            workspace=self.folder / f"triton{attempt}",
+        )
+        for endpoint in self.endpoints:
+            self._bind(triton, endpoint)
+        return triton
+
+    def _bind(self, triton: Triton, endpoint: Endpoint) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+
+        from pipelines.endpoints import Stream, Unary
+
+        pool = ThreadPoolExecutor(self.settings.workers, thread_name_prefix=endpoint.name)
+        tensors = {
+            role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
+            for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))
+        }
+        if endpoint.stream:
+            config = ModelConfig(batching=False, decoupled=True)
+            triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
+            return
+        config = ModelConfig(max_batch_size=endpoint.batch, batcher=DynamicBatcher())
+        instances = UNARY_INSTANCES if endpoint.name == self.pipeline.spec.task else 1
+        triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
+
+    def _ready(self, name: str) -> bool:
+        return self._get(f"/v2/models/{name}/ready") == http.client.OK
+
+    def _canary(self) -> str:
+        body = {"inputs": [{"name": "query", "shape": [1, 1], "datatype": "BYTES", "data": ["canary"]}]}
+        try:
+            status = self._get("/v2/models/status/infer", json.dumps(body))
+        except OSError as error:
+            return str(error)
+        return "" if status == http.client.OK else f"HTTP {status}"
+
+    def _get(self, path: str, body: str | None = None) -> int:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        connection = http.client.HTTPConnection(host, self.settings.http_port, timeout=CANARY_TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("GET" if body is None else "POST", path, body)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+
+
+def serve(service: Service) -> int:
+    """Start, tell where, wait for a signal or a death, stop. A second signal stops at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if stop.is_set():
+            service.kill()
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    service.start()
+    settings = service.settings
+    log.info(
+        "ready: http://%s:%d grpc://%s:%d",
+        settings.host,
+        settings.http_port,
+        settings.host,
+        settings.grpc_port,
+    )
+    if fault := service.watch(stop):
+        log.error("%s: the server cannot go on and ends; start it again", fault)
+        service.kill()
+        os._exit(EXIT_DEAD)
+    log.info("stopping: finishing what is in flight")
+    service.stop()
+    return 0
+
+
+def _return_memory_early() -> None:
+    """Let glibc give large blocks back when freed: its arenas would keep chunks of frames for each thread."""
+    m_mmap_threshold, m_arena_max = -3, -8
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(m_mmap_threshold, 1 << 20)
+    libc.mallopt(m_arena_max, 2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings, flags = parse_args(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
+    findings = check_machine(settings)
+    problems = [finding.problem for finding in findings if finding.problem]
+    if flags.check:
+        for finding in findings:
+            print(
+                f"{'wrong' if finding.problem else 'ok':6}{finding.name}: {finding.problem or finding.detail}"
+            )
+        return EXIT_SETTINGS if problems else 0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        return EXIT_SETTINGS
+    _return_memory_early()
+    try:
+        pipeline = build_pipeline(settings)
+        check_example(pipeline)
+        if flags.dry_run:
+            print(f"ok: {pipeline.spec.name} answered on {pipeline.device}")
+            return 0
+        return serve(Service(settings, pipeline))
+    except TrividError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_MODEL
+
+
+if __name__ == "__main__":
+    sys.exit(main())
