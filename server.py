@@ -10,7 +10,6 @@ Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextlib
 import ctypes
@@ -25,12 +24,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
+from pipelines.settings import Settings, parse_args
 
 if TYPE_CHECKING:
     from pytriton.triton import Triton
@@ -50,100 +49,13 @@ UNARY_INSTANCES = 2
 log = logging.getLogger("trivid")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the command line sets."""
-
-    demo: bool
-    model: str
-    weights: str
-    device: str
-    host: str
-    http_port: int
-    grpc_port: int
-    metrics_port: int
-    max_media_mb: int
-    max_frames: int
-    chunk_frames: int
-    workers: int
-
-    @property
-    def max_media_bytes(self) -> int:
-        return self.max_media_mb << 20
-
-
-def parse_args(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
-    """The settings of a command line, and the flags that are none (`check`, `dry_run`)."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--demo", action="store_true", help="serve the embedded demo model (drawn shapes)")
-    add(
-        "--model",
-        default="segmentation=fcn_resnet101",
-        metavar="TASK=NAME",
-        help="a torchvision model by name",
-    )
-    add(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="a .safetensors or .pth state dict, or 'random' for noise",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where models run (auto: a GPU if any)",
-    )
-    add("--host", default="127.0.0.1", help="address to listen on; keep it private, put a proxy in front")
-    add("--http-port", type=_port, default=8000)
-    add("--grpc-port", type=_port, default=8001)
-    add("--metrics-port", type=_port, default=8002, help="Prometheus metrics of Triton")
-    add("--max-media-mb", type=_positive, default=64, help="largest medium of a request, in MiB")
-    add(
-        "--max-frames",
-        type=_positive,
-        default=300,
-        help="most frames of a unary request; streams have no limit",
-    )
-    add("--chunk-frames", type=_positive, default=16, help="frames decoded and answered at once")
-    add("--workers", type=_positive, default=os.cpu_count() or 1, help="media worked on at once")
-    add("--check", action="store_true", help="check the machine and exit")
-    add("--dry-run", action="store_true", help="push a picture through every stage and exit")
-    args = parser.parse_args(argv)
-    if len({args.http_port, args.grpc_port, args.metrics_port}) < 3:
-        parser.error("--http-port, --grpc-port and --metrics-port must differ")
-    task, _, name = args.model.partition("=")
-    if task != "segmentation" or not name:
-        parser.error(f"--model {args.model!r}: expected segmentation=NAME, e.g. segmentation=fcn_resnet101")
-    if args.demo and args.weights:
-        parser.error("--demo brings its own weights: leave --weights out, or --demo")
-    values = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
-    return Settings(**{**values, "model": name}), args
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
-    return int(text)
-
-
 def check_machine(settings: Settings) -> list[preflight.Finding]:
     """All findings about this machine, before anything heavy is imported."""
     ports = ((settings.http_port, "http"), (settings.grpc_port, "grpc"), (settings.metrics_port, "metrics"))
     findings = [preflight.check_python(), preflight.check_glibc(), preflight.check_libpython()]
     findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
     findings.append(preflight.check_shm(settings.max_media_bytes))
+    findings.append(preflight.check_nvdec(settings.device))
     return findings
 
 
@@ -185,10 +97,10 @@ def build_pipeline(settings: Settings) -> Pipeline:
 
 def check_example(pipeline: Pipeline) -> None:
     """One small picture through every stage, as a warm-up and as a proof before anything listens."""
+    import numpy as np
+
     from pipelines.contract import Options
     from pipelines.encode import png
-
-    import numpy as np
 
     picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
     for _ in pipeline.run(picture, Options(overlay="jpeg")):
@@ -377,12 +289,12 @@ def _return_memory_early() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings, flags = parse_args(sys.argv[1:] if argv is None else argv)
+    settings = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
     findings = check_machine(settings)
     problems = [finding.problem for finding in findings if finding.problem]
-    if flags.check:
+    if settings.check:
         for finding in findings:
             print(
                 f"{'wrong' if finding.problem else 'ok':6}{finding.name}: {finding.problem or finding.detail}"
@@ -396,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pipeline = build_pipeline(settings)
         check_example(pipeline)
-        if flags.dry_run:
+        if settings.dry_run:
             print(f"ok: {pipeline.spec.name} answered on {pipeline.device}")
             return 0
         return serve(Service(settings, pipeline))

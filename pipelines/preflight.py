@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,9 +133,9 @@ def check_shm(max_media_bytes: int) -> Finding:
 
 
 def check_nvdec(device: str) -> Finding:
-    """On a GPU: NVIDIA's decoding library must load."""
-    if device == "cpu":
-        return Finding(name="nvdec", detail="not needed: device is cpu")
+    """Where a GPU is asked for, NVIDIA's decoding library must load."""
+    if device != "cuda":
+        return Finding(name="nvdec", detail=f"not looked for: --device is {device}")
     try:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:
@@ -145,8 +145,3 @@ def check_nvdec(device: str) -> Finding:
             "on a host install the NVIDIA driver; or run with --device cpu",
         )
     return Finding(name="nvdec", detail="libnvcuvid.so.1 loads")
-
-
-def run_checks(checks: Sequence[Callable[[], Finding]]) -> list[Finding]:
-    """The findings of all checks, in order."""
-    return [check() for check in checks]

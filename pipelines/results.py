@@ -102,11 +102,13 @@ class SegmentationAnswer:
         """The inverse of `to_columns`; padding beyond `count` is dropped."""
         count = int(columns["count"][0])
         texts = {name: bytes(columns[name][0]) for name in ("decoder", "decoder_reason", "video")}
+        names = tuple(bytes(name).decode() for name in columns["class_names"])
         return cls(
             frame_index=columns["frame_index"][:count],
             pts_s=columns["pts_s"][:count],
-            class_names=tuple(bytes(name).decode() for name in columns["class_names"]),
-            class_pixels=columns["class_pixels"][:count],
+            class_names=names,
+            # A row of no frames is padded to one of one class.
+            class_pixels=columns["class_pixels"][:count] if count else np.empty((0, len(names)), np.int64),
             height_px=int(columns["size"][0]),
             width_px=int(columns["size"][1]),
             mask=_texts(columns["mask"][:count]),

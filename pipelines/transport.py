@@ -7,7 +7,7 @@ tasks or the form of tensors on the wire. `connect` picks the protocol by the UR
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
@@ -105,7 +105,7 @@ class Transport(Protocol):
 
     def infer(self, call: Call) -> dict[str, Tensor]: ...
 
-    def stream(self, call: Call) -> Iterator[dict[str, Tensor]]: ...
+    def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]: ...
 
     def check_ready(self, model: str, timeout_s: float) -> None:
         """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
@@ -150,7 +150,7 @@ class Watchdog:
 
 def late(address: Address, timeout_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"no answer from {address} within {timeout_s:g} s",
+        f"no answer from {address} within {timeout_s:.3g} s",
         hint="raise the timeout, or stream: its timeout is for each answer",
     )
 

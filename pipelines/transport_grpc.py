@@ -7,7 +7,7 @@ an answer, whereas a call on the stub is pulled, so a slow reader holds the serv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -58,7 +58,7 @@ class GrpcTransport:
         reply = self._unary(self._stub.ModelInfer, request, call.timeout_s)
         return read_columns(call.columns, _tensors(reply))
 
-    def stream(self, call: Call) -> Iterator[dict[str, Tensor]]:
+    def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator cancels the call."""
         # The request stream ends after the one request, so the server ends its own after the last answer.
         replies = self._stub.ModelStreamInfer(iter([_request(call, (1,))]), metadata=self._metadata)

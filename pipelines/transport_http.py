@@ -11,7 +11,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ class HttpTransport:
             headers, body = exchange.guard(lambda: _read_whole(exchange.send(request)))
         return read_columns(call.columns, _binary_tensors(headers.get(HEADER_LENGTH), body))
 
-    def stream(self, call: Call) -> Iterator[dict[str, Tensor]]:
+    def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator closes the connection."""
         body = {**wire_parameters(call.parameters), "base64": True}
         body[call.input_name] = base64.b64encode(call.data).decode()

@@ -208,9 +208,9 @@ def encode(target: Path | IO[bytes], frames: Iterable[Pixels], crf: int) -> None
 
 def decode(source: Path | IO[bytes]) -> Iterator[Pixels]:
     """The frames of a clip in presentation order, uint8 RGB `(H, W, 3)`."""
-    with av.open(source) as container:
+    with av.open(source, "r") as container:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def draw_clip(

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from model_inference import DEMO_LABELS, DEMO_WEIGHTS, DemoSegmenter, Model, demo_spec  # noqa: E402
 from shapes import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, decode, draw_clip  # noqa: E402
+
+from model_inference import DEMO_LABELS, DEMO_WEIGHTS, DemoSegmenter, Model, demo_spec  # noqa: E402
 
 CLIP_CRF = 26
 CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 400, 6, 25
@@ -143,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model, or draw a clip with its truth.")
     parser.add_argument("--draw", type=Path, metavar="FILE.mp4", help="draw a clip instead of training")
     parser.add_argument("--seed", type=int, default=2026, help="of the clip (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of the clip (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of the clip (default: %(default)s)"
+    )
     parser.add_argument("--truth", type=Path, metavar="FILE.npz", help="write its masks (uint8, N×H×W) too")
     parser.add_argument("--evaluate-only", action="store_true", help="measure the weights in assets/")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ Every picture carries its number in its top row (`read_number`), so that a test 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -17,7 +18,16 @@ from PIL import Image
 
 Picture = npt.NDArray[np.uint8]
 TICKS_PER_S = 90_000
-MATRICES = {"rgb": 0, "bt709": 1, "unspecified": 2, "fcc": 4, "bt601": 6, "smpte240m": 7, "ycgco": 8, "bt2020": 9}
+MATRICES = {
+    "rgb": 0,
+    "bt709": 1,
+    "unspecified": 2,
+    "fcc": 4,
+    "bt601": 6,
+    "smpte240m": 7,
+    "ycgco": 8,
+    "bt2020": 9,
+}
 NUMBER_BITS = 8
 # FFmpeg would write the wall clock and its own version otherwise; the bytes should be the same on every run.
 BITEXACT = {"fflags": "+bitexact"}
@@ -76,11 +86,13 @@ def clip(
     Args:
         codec, container, pix_fmt: FFmpeg's names (`libvpx-vp9`, `webm`, `matroska`, `mpegts`, `h264`, …).
         pts: presentation times in seconds, one a frame; evenly at `rate` without it. `start_s` is added.
+            AVI, raw streams, MPEG-2 and MPEG-4 part 2 round them to frames of `rate`.
         rotation: degrees counter-clockwise that a player turns the stored picture by.
         matrix: a key of MATRICES, tagged in the stream; None leaves it untagged.
         picture_format: FFmpeg's pixel format of `pictures`; the same as `pix_fmt` encodes them untouched.
         options: for the encoder. mux_options: for the container (`movflags`, …).
     """
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     images = list(pictures) if pictures is not None else [picture(i, width, height) for i in range(frames)]
     times = pts if pts is not None else [i / rate for i in range(len(images))]
     sink = io.BytesIO()
@@ -88,7 +100,8 @@ def clip(
         stream: Any = target.add_stream(codec, rate=rate, options=_encoder_options(codec, options))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         context = stream.codec_context
-        context.time_base = Fraction(1, TICKS_PER_S if container not in ("avi", "h264", "hevc") else rate)
+        constant_rate = container in ("avi", "h264", "hevc") or codec in ("mpeg4", "mpeg2video")
+        context.time_base = Fraction(1, rate if constant_rate else TICKS_PER_S)
         context.gop_size, context.max_b_frames, context.thread_count = gop, bframes, 1
         _tag_colours(context, matrix, full_range)
         if rotation or hflip:

@@ -1,0 +1,294 @@
+"""Client of Trivid: videos and images in, typed answers out. Needs numpy, and tritonclient[grpc] for gRPC.
+
+    from client import Client
+
+    with Client("grpc://127.0.0.1:8001", timeout_s=60) as client:
+        for answer in client.segment_stream("clip.mp4", stride=5):
+            print(answer.pts_s, answer.class_names, answer.class_pixels)
+
+As a program: `python client.py --help`. It exits with 0 if all is well, 1 if some media failed, 2 at wrong
+usage, 3 if the server cannot be reached or is not ready, 130 at Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from pipelines.contract import OPTION_FIELDS, OPTION_TYPES
+from pipelines.dump import Dump, Summary, frame_lines
+from pipelines.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
+from pipelines.remote import DEFAULT_URL, Client, ModelInfo, ServerInfo
+from pipelines.results import SegmentationAnswer
+
+__all__ = ["Client", "ModelInfo", "SegmentationAnswer", "ServerInfo", "main"]
+
+OK, SOME_FAILED, WRONG_USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXAMPLES = """\
+examples:
+  what is in a video, one line a file             client.py --video-paths clip.mp4
+  every frame as JSON, five a second of 25        client.py --video-paths clip.mp4 --stride 5 --json | jq .
+  pictures, masks and JSON lines into out/        client.py --image-paths photos/ --dump-images --output out
+  a film with the people coloured                 client.py --video-paths a.mp4 --overlay mp4 --class-name person
+                                                      --output out
+  what the server serves, over HTTP               client.py --url http://host:8000 --info
+
+exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage or missing file,
+3 server not reachable or not ready, 130 interrupted
+"""
+
+FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
+OPTIONS = tuple(name for name in OPTION_FIELDS if name != "base64")
+SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".ts",
+    ".m2ts",
+    ".mpg",
+    ".mpeg",
+    ".flv",
+) + (".ogv", ".h264", ".264", ".h265", ".265", ".hevc")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="client.py",
+        description="Send videos and images to a Trivid server and say what is in them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--video-paths", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of media")
+    add("--image-paths", nargs="+", type=Path, default=[], metavar="PATH", help="images, or folders of media")
+    add("--task", choices=["segmentation"], default="segmentation", help="what to do (default: %(default)s)")
+    add("--url", default=DEFAULT_URL, help="grpc://, grpcs://, http:// or https:// (default: %(default)s)")
+    add("--token", default="", help="access token (default: the variable TRIVID_TOKEN)")
+    add(
+        "--timeout", type=float, default=60.0, metavar="S", help="bound of each answer (default: %(default)s)"
+    )
+    add("--info", action="store_true", help="print what the server says of itself, as JSON")
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="an answer per chunk, any length; or all in one answer (default: stream videos)",
+    )
+    files = parser.add_argument_group("output")
+    files.add_argument("--json", action="store_true", help="a JSON object for each frame on stdout")
+    files.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for files (default: out, if needed)"
+    )
+    files.add_argument("--dump-images", action="store_true", help="save pictures and masks of every frame")
+    files.add_argument("--originals", action="store_true", help="save the frames without colours too")
+    options = parser.add_argument_group("options of the request, judged by the server")
+    for name in OPTIONS:
+        text = str(OPTION_FIELDS[name].metadata["help"]).replace("%", "%%")
+        options.add_argument(
+            FLAGS.get(name, f"--{name.replace('_', '-')}"), dest=name, metavar=_metavar(name), help=text
+        )
+    return parser
+
+
+def _metavar(name: str) -> str:
+    kind = OPTION_TYPES[name]
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(get_args(kind))}}}"
+    return {int: "N", float: "X"}.get(kind, "NAME")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """One file to send."""
+
+    path: Path
+    is_video: bool
+
+
+def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[Medium]:
+    """The files named, and the media in the folders named. Raises InvalidOptions where there is nothing."""
+    media: list[Medium] = []
+    for path, is_video in [*((path, True) for path in videos), *((path, False) for path in images)]:
+        if not path.exists():
+            raise InvalidOptions(f"{path}: no such file or folder")
+        found = list(_walk(path)) if path.is_dir() else [Medium(path=path, is_video=is_video)]
+        if not found:
+            raise InvalidOptions(f"{path}: no media in this folder", hint="name a file to send it as it is")
+        media.extend(found)
+    return media
+
+
+def _walk(folder: Path) -> Iterator[Medium]:
+    for path in sorted(folder.rglob("*")):
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES and path.is_file():
+            yield Medium(path=path, is_video=suffix in VIDEO_SUFFIXES)
+
+
+class Screen:
+    """stdout for answers, stderr for errors, and on a terminal a line of progress that makes way for both."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._frames = total, 0, 0
+        self._live, self._start_s = sys.stderr.isatty(), time.monotonic()
+
+    def frames(self, path: Path, count: int) -> None:
+        """Say that `count` more frames of a file are done."""
+        self._frames += count
+        if self._live:
+            filled = 20 * self._done // max(self._total, 1)
+            rate = self._frames / max(time.monotonic() - self._start_s, 1e-9)
+            bar = f"[{'#' * filled}{'.' * (20 - filled)}] {self._done}/{self._total} files"
+            print(
+                f"\r\x1b[K{bar}  {self._frames} frames  {rate:.1f} frames/s  {path.name}"[:120],
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def file_done(self) -> None:
+        self._done += 1
+
+    def say(self, line: str) -> None:
+        self.clear()
+        print(line, flush=True)
+
+    def complain(self, error: Exception, path: Path | None = None) -> None:
+        """One line, whatever is in the message."""
+        self.clear()
+        text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        where = "" if path is None else f"{path}: "
+        print(f"error: {where}{' '.join(text.split())}", file=sys.stderr)
+
+    def clear(self) -> None:
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Run:
+    """One call of the program: every medium is sent, answered, printed and saved in turn."""
+
+    def __init__(self, client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
+        self._client, self._arguments, self._screen = client, arguments, screen
+        given = {name: getattr(arguments, name) for name in OPTIONS}
+        pictures = {"overlay": "jpeg", "mask": "png"} if arguments.dump_images else {"mask": "none"}
+        self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
+        self._folder: Path | None = arguments.output
+        pictures_asked = {self._options.get("overlay", "none"), self._options["mask"]} - {"none", "rle"}
+        if self._folder is None and (pictures_asked or arguments.originals):
+            self._folder = Path("out")
+        self._stems: dict[str, int] = {}
+
+    def media(self, media: Sequence[Medium]) -> int:
+        """Answer all media; returns the exit code."""
+        done = failed = 0
+        for medium in media:
+            try:
+                self._medium(medium)
+                done += 1
+            except (TrividError, OSError) as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                self._screen.complain(error, medium.path)
+                if isinstance(error, ModelUnavailable):
+                    return NO_SERVER
+                if isinstance(error, InvalidOptions) and not done:
+                    return WRONG_USAGE
+                failed += 1
+            self._screen.file_done()
+        return SOME_FAILED if failed else OK
+
+    def _medium(self, medium: Medium) -> None:
+        answers = self._answers(medium, self._options)
+        if self._folder is None:
+            self._show(medium, answers, None)
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        asked = {name: self._options.get(name, "none") for name in ("overlay", "mask")}
+        with Dump(self._folder, self._stem(medium.path), **asked) as dump:
+            self._show(medium, answers, dump)
+            if self._arguments.dump_images and not medium.is_video:
+                shutil.copyfile(medium.path, dump.path(0, f"original{medium.path.suffix.lower()}"))
+            elif self._arguments.originals:
+                plain = {name: value for name, value in self._options.items() if name in SELECTION}
+                for answer in self._answers(
+                    medium, plain | {"overlay": "jpeg", "alpha": "0", "mask": "none"}
+                ):
+                    dump.write_originals(answer)
+
+    def _answers(self, medium: Medium, options: dict[str, str]) -> Iterator[SegmentationAnswer]:
+        stream = medium.is_video if self._arguments.stream is None else self._arguments.stream
+        if stream:
+            return self._client.segment_stream(medium.path, **options)
+        return iter([self._client.segment(medium.path, **options)])
+
+    def _show(self, medium: Medium, answers: Iterator[SegmentationAnswer], dump: Dump | None) -> None:
+        """Print and save answers as they come, and without --json a line for the whole file at the end."""
+        summary = Summary()
+        self._screen.frames(medium.path, 0)
+        for answer in answers:
+            lines = list(frame_lines(str(medium.path), answer, with_mask=self._options["mask"] == "rle"))
+            if dump is not None:
+                dump.write(answer, lines)
+            if self._arguments.json:
+                for line in lines:
+                    self._screen.say(line)
+            summary.add(answer)
+            self._screen.frames(medium.path, len(answer))
+        if not self._arguments.json:
+            self._screen.say(f"{medium.path}: {summary}")
+
+    def _stem(self, path: Path) -> str:
+        """The file's name without suffix, numbered where several files share it."""
+        count = self._stems[path.stem] = self._stems.get(path.stem, 0) + 1
+        return path.stem if count == 1 else f"{path.stem}-{count}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code (argparse exits by itself, with 2, at an unknown flag)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell, in one line
+    screen = Screen(0)
+    try:
+        media = _list_media(arguments.video_paths, arguments.image_paths)
+        if not media and not arguments.info:
+            parser.error("nothing to do: name --video-paths, --image-paths or --info")
+        screen = Screen(len(media))
+        token = arguments.token or os.environ.get("TRIVID_TOKEN", "")
+        with Client(arguments.url, timeout_s=arguments.timeout, token=token) as client:
+            info = client.info()
+            if arguments.info:
+                screen.say(json.dumps(info, indent=2, ensure_ascii=False))
+            code = Run(client, arguments, screen).media(media)
+        screen.clear()
+        return code
+    except TrividError as error:
+        screen.complain(error)
+        if isinstance(error, ModelUnavailable | DeadlineExceeded):
+            return NO_SERVER
+        return WRONG_USAGE if isinstance(error, InvalidOptions) else SOME_FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout has left
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        screen.clear()
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no protocol, files or terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypedDict
+
+from pipelines import errors
+from pipelines.contract import Column, Scalar, Tensor
+from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, ModelUnavailable, TooLarge
+from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
+from pipelines.transport import Call, broken_off, connect
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+MODELS = ("segmentation", "segmentation_stream")
+STATUS_COLUMNS = (
+    Column(name="status", dtype=object, dims=(1,), help="the server's description as JSON"),
+    Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON"),
+)
+READY_POLL_S = 0.2
+
+Media = bytes | str | os.PathLike[str]
+
+
+class ModelInfo(TypedDict):
+    """A served model: its name, where its weights are from, its classes with the background first."""
+
+    name: str
+    source: str
+    labels: list[str]
+
+
+class ServerInfo(TypedDict):
+    """What a server says of itself; `decoders` counts the media that each decoder has read."""
+
+    version: str
+    device: str
+    max_media_bytes: int
+    max_frames: int
+    models: dict[str, ModelInfo]
+    decoders: dict[str, int]
+
+
+class Client:
+    """A connection to one server; every call raises an error of `pipelines.errors`, and ends in time.
+
+    Args:
+        url: `grpc://host:8001`, `http://host:8000`, or `grpcs://` and `https://` with TLS.
+        timeout_s: bound of each call; of a stream, bound of the wait for each answer.
+        token: sent as `Authorization: Bearer`.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 60.0, token: str = "") -> None:
+        if not timeout_s > 0:
+            raise InvalidOptions(f"timeout_s={timeout_s:g} is not above 0")
+        self._transport = connect(url, token)
+        self._timeout_s = timeout_s
+        self._max_media_bytes: int | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def segment(self, media: Media, **options: Scalar) -> SegmentationAnswer:
+        """The answer for an image or a short video, in one piece; `options` are fields of `contract.Options`."""
+        call = self._call("segmentation", media, options)
+        return _answer(self._transport.infer(call))
+
+    def segment_stream(self, media: Media, **options: Scalar) -> Iterator[SegmentationAnswer]:
+        """The answers for a medium of any length as they come; closing the iterator ends the call."""
+        return self._answers(self._call("segmentation_stream", media, options))
+
+    def info(self) -> ServerInfo:
+        """What the server says of itself now."""
+        return self._info(self._timeout_s)
+
+    def ready(self) -> bool:
+        """Whether the server can be reached and its models are ready."""
+        try:
+            self._check_ready(self._timeout_s)
+        except (ModelUnavailable, DeadlineExceeded):
+            return False
+        return True
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Return as soon as the server is ready. Raises ModelUnavailable after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._check_ready(min(self._timeout_s, deadline - time.monotonic()))
+            except (ModelUnavailable, DeadlineExceeded) as error:
+                if time.monotonic() + READY_POLL_S >= deadline:
+                    raise ModelUnavailable(f"not ready in {timeout_s:g} s: {error}") from None
+                time.sleep(READY_POLL_S)
+
+    def _check_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        for model in MODELS:
+            self._transport.check_ready(model, deadline - time.monotonic())
+
+    def _info(self, timeout_s: float) -> ServerInfo:
+        call = Call(model="status", input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
+        columns = self._transport.infer(call)
+        _raise_error(columns)
+        info: ServerInfo = json.loads(columns["status"][0])
+        missing = ServerInfo.__annotations__.keys() - info.keys()
+        if missing:
+            raise InternalError(f"the server's status lacks {', '.join(sorted(missing))}")
+        self._max_media_bytes = info["max_media_bytes"]
+        return info
+
+    def _call(self, model: str, media: Media, options: Mapping[str, Scalar]) -> Call:
+        """The request for a medium; the time that asking for the server's limit takes is part of the call's."""
+        if "base64" in options:
+            raise InvalidOptions("base64 is not for callers", hint="media are bytes or a path")
+        deadline = time.monotonic() + self._timeout_s
+        limit = self._max_media_bytes or self._info(self._timeout_s)["max_media_bytes"]
+        size = len(media) if isinstance(media, bytes) else Path(media).stat().st_size
+        if size > limit:
+            raise TooLarge(f"media of {size} bytes, the server takes {limit}", hint="send a shorter medium")
+        return Call(
+            model=model,
+            input_name="media",
+            data=media if isinstance(media, bytes) else Path(media).read_bytes(),
+            columns=SEGMENTATION_COLUMNS,
+            timeout_s=deadline - time.monotonic() if model == "segmentation" else self._timeout_s,
+            parameters=options,
+        )
+
+    def _answers(self, call: Call) -> Iterator[SegmentationAnswer]:
+        final = False
+        with contextlib.closing(self._transport.stream(call)) as rows:
+            for columns in rows:
+                answer = _answer(columns)
+                final = answer.final
+                yield answer
+        if not final:
+            raise broken_off(self._transport.address)
+
+
+def _answer(columns: Mapping[str, Tensor]) -> SegmentationAnswer:
+    _raise_error(columns)
+    return SegmentationAnswer.from_columns(columns)
+
+
+def _raise_error(columns: Mapping[str, Tensor]) -> None:
+    """Raise what the `error` column says, if it says anything."""
+    if text := bytes(columns["error"][0]):
+        raise errors.from_json(text)

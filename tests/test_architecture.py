@@ -1,0 +1,138 @@
+"""The house: imports point downwards, importing does nothing, the client is light, files stay readable."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOUNS = {"contract", "errors", "results", "frames", "rle", "wire"}
+CLIENT_SIDE = {"client", "transport", "transport_grpc", "transport_http"}
+# A module may import those of a lower floor, and those of its own floor that stand before it.
+FLOORS: list[list[str]] = [
+    ["errors", "contract", "frames", "rle", "results", "wire"],
+    [
+        "telemetry",
+        "preflight",
+        "watchdog",
+        "settings",
+        "model_inference",
+        "transport_http",
+        "transport_grpc",
+        "transport",
+    ],
+    ["preprocess", "postprocess", "encode", "pyav_decode", "images", "nvdec", "decode", "engine"],
+    ["tasks.segmentation", "tasks"],
+    ["pipeline"],
+    ["endpoints", "services"],
+    ["server", "client"],
+]
+ORDER = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
+HOME_OF = {
+    "nvidia": {"nvdec", "preprocess", "postprocess"},
+    "pytriton": {"server"},
+    "av": {"decode", "pyav_decode", "nvdec", "encode"},
+    "PIL": {"decode", "images", "encode", "client"},
+    "tritonclient": {"transport_grpc"},
+}
+
+
+def sources() -> dict[str, Path]:
+    files = {
+        path.stem: path for path in (ROOT / "server.py", ROOT / "client.py", ROOT / "model_inference.py")
+    }
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "pipelines").with_suffix("").parts).removesuffix(".__init__")
+        files[name] = path
+    files.pop("__init__", None)
+    return files
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its head or within a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "pipelines":
+            found |= {f"pipelines.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_imports_point_downwards(name: str) -> None:
+    assert name in ORDER, f"{name} has no place in the house: give it one in FLOORS"
+    own = {imported.removeprefix("pipelines.") for imported in imports(sources()[name])}
+    upwards = {imported for imported in own if imported in ORDER and ORDER[imported] >= ORDER[name]}
+    assert not upwards
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_each_library_has_its_home(name: str) -> None:
+    used = {imported.split(".")[0] for imported in imports(sources()[name])}
+    strangers = {library for library, homes in HOME_OF.items() if library in used and name not in homes}
+    assert not strangers
+
+
+def test_the_client_imports_nouns_and_transport_alone() -> None:
+    for name in CLIENT_SIDE:
+        own = {
+            one.removeprefix("pipelines.") for one in imports(sources()[name]) if one.startswith("pipelines.")
+        }
+        assert own <= NOUNS | CLIENT_SIDE, name
+
+
+PROBE = """
+import sys, socket, pathlib, os
+def forbid(event, args):
+    if event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.putenv"):
+        raise RuntimeError(f"{event} at import: {args}")
+    if event == "open" and isinstance(args[1], str) and ("w" in args[1] or "a" in args[1]) and "__pycache__" not in str(args[0]):
+        raise RuntimeError(f"writes at import: {args}")
+"""
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_importing_touches_nothing(name: str) -> None:
+    """Libraries are imported first, since they may do as they like; then ours, watched by an audit hook."""
+    module = name if sources()[name].parent == ROOT else f"pipelines.{name}"
+    foreign = sorted(
+        {one for source in sources().values() for one in imports(source)}
+        & {"av", "numpy", "torch", "PIL", "nvidia.dali", "grpc", "tritonclient.grpc", "torch.nn"}
+    )
+    light = [one for one in foreign if one == "numpy" or one in imports(sources()[name])]
+    code = "\n".join(
+        [
+            *(f"import {one}" for one in light),
+            PROBE,
+            "sys.addaudithook(forbid)",
+            f"import {module}",
+            "torch = sys.modules.get('torch')",
+            "assert torch is None or not torch.cuda.is_initialized()",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_client_is_light() -> None:
+    code = "import client, sys; print([m for m in ('torch', 'nvidia.dali', 'av', 'PIL') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").rglob("*.py")), ids=lambda path: path.name)
+def test_files_stay_readable(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, "split it"
+    assert text.startswith('"""'), "says what it owns"

@@ -1,0 +1,126 @@
+"""The frame batcher: shared batches, order, owners, and faults that stay with their owner."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_inference import Model, ModelSpec, Preprocessing
+from pipelines.engine import Engine
+from pipelines.errors import InternalError, ModelUnavailable
+
+
+class Gate(nn.Module):
+    """Answers each frame's mean; waits at a gate, so that a test decides what queues up meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.open.set()
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        assert self.open.wait(10)
+        if (pixels_nchw < 0).any():
+            raise RuntimeError("negative pixels")
+        return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def make_engine(gate: Gate, max_batch: int = 8) -> Engine:
+    spec = ModelSpec(
+        name="toy",
+        task="segmentation",
+        build=lambda: gate,
+        source="test",
+        labels=("a",),
+        preprocessing=Preprocessing(resize_px=None),
+        max_batch=max_batch,
+    )
+    return Engine(Model(spec, "cpu"), max_wait_ms=1)
+
+
+def read(logits: Tensor) -> list[float]:
+    return [float(value) for value in logits.flatten()]
+
+
+def values(future: Future[list[list[float]]]) -> list[float]:
+    return [value for part in future.result(timeout=10) for value in part]
+
+
+def frames(*numbers: float, size: int = 4) -> Tensor:
+    return torch.stack([torch.full((3, size, size), float(number)) for number in numbers])
+
+
+def test_frames_of_many_streams_share_batches_and_come_back_in_order() -> None:
+    gate = Gate()
+    engine = make_engine(gate)
+    gate.open.clear()
+    first = engine.submit(frames(0), read)
+    streams = {
+        number: engine.submit(frames(*(number + k / 16 for k in range(5))), read) for number in range(1, 9)
+    }
+    gate.open.set()
+    assert values(first) == [0]
+    for number, future in streams.items():
+        assert values(future) == [number + k / 16 for k in range(5)]
+    engine.close()
+    assert engine.batch_sizes[8] >= 4
+    assert max(engine.batch_sizes) == 8
+
+
+def test_a_chunk_larger_than_a_batch_is_split_and_joined() -> None:
+    engine = make_engine(Gate(), max_batch=4)
+    numbers = [k / 32 for k in range(11)]
+    assert values(engine.submit(frames(*numbers), read)) == numbers
+    engine.close()
+    assert sum(size * count for size, count in engine.batch_sizes.items()) == 11
+
+
+def test_frames_of_other_sizes_never_meet() -> None:
+    gate = Gate()
+    engine = make_engine(gate)
+    gate.open.clear()
+    futures = [engine.submit(frames(k, size=4 + k % 2), read) for k in range(6)]
+    gate.open.set()
+    assert [values(future) for future in futures] == [[k] for k in range(6)]
+    engine.close()
+
+
+def test_a_fault_of_the_model_fails_its_batch_and_the_engine_goes_on() -> None:
+    engine = make_engine(Gate())
+    with pytest.raises(InternalError, match="negative pixels"):
+        engine.submit(frames(-1), read).result(timeout=10)
+    assert values(engine.submit(frames(2), read)) == [2]
+    engine.close()
+
+
+def test_a_fault_of_one_reader_leaves_its_batch_mates_alone() -> None:
+    gate = Gate()
+    engine = make_engine(gate)
+
+    def fail(_logits: Tensor) -> list[float]:
+        raise ValueError("mine alone")
+
+    gate.open.clear()
+    good, bad, last = (
+        engine.submit(frames(1), read),
+        engine.submit(frames(2), fail),
+        engine.submit(frames(3), read),
+    )
+    gate.open.set()
+    assert (values(good), values(last)) == ([1], [3])
+    with pytest.raises(ValueError, match="mine alone"):
+        bad.result(timeout=10)
+    engine.close()
+
+
+def test_closing_finishes_what_is_queued_and_refuses_more() -> None:
+    engine = make_engine(Gate())
+    future = engine.submit(frames(1, 2, 3), read)
+    engine.close()
+    assert values(future) == [1, 2, 3]
+    with pytest.raises(ModelUnavailable, match="closed"):
+        engine.submit(frames(1), read)
