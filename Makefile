@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export UV_SYSTEM_CERTS ?= 1
 export UV_NATIVE_TLS ?= true
 
-.PHONY: install demo test lint test-gpu openapi clean
+.PHONY: install demo test lint test-gpu reference clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml uv.lock
@@ -32,8 +32,8 @@ test: lint
 test-gpu: $(STAMP)
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m gpu
 
-openapi: $(STAMP)
-	$(BIN)/python scripts/openapi.py
+reference: $(STAMP)
+	$(BIN)/python scripts/reference.py
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -52,18 +52,9 @@ SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".ts",
-    ".m2ts",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-) + (".ogv", ".h264", ".264", ".h265", ".265", ".hevc")
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".ogv"),
+    *(".h264", ".264", ".h265", ".265", ".hevc"),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,7 +126,7 @@ def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[Medium]:
 def _walk(folder: Path) -> Iterator[Medium]:
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
-        if suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES and path.is_file():
+        if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and path.is_file():
             yield Medium(path=path, is_video=suffix in VIDEO_SUFFIXES)
 
 

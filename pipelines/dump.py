@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from pipelines.errors import InternalError
 from pipelines.results import SegmentationAnswer
 
 # What a frame's bytes are saved as; raw ones get the head of a Netpbm file, which any viewer reads.
@@ -28,8 +29,15 @@ def frame_lines(file: str, answer: SegmentationAnswer, *, with_mask: bool = Fals
             "decoder": answer.decoder,
         }
         if with_mask and answer.mask:
-            line["mask"] = json.loads(answer.mask[row])
+            line["mask"] = _run_lengths(answer.mask[row])
         yield json.dumps(line, ensure_ascii=False)
+
+
+def _run_lengths(mask: bytes) -> Any:
+    try:
+        return json.loads(mask)
+    except ValueError:
+        raise InternalError(f"the mask is no JSON: {mask[:20]!r}") from None
 
 
 class Dump:

@@ -113,6 +113,7 @@ class Pipeline:
                 frames, fault = None, error
             if frames is None:
                 break
+            self.telemetry.count("chunks", "decoded")
             in_flight.append((frames, self._submit(frames, job)))
             if len(in_flight) == CHUNKS_IN_FLIGHT:
                 yield self._finish(job, *in_flight.popleft(), final=False)

@@ -15,7 +15,7 @@ from pipelines import errors
 from pipelines.contract import Column, Scalar, Tensor
 from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, ModelUnavailable, TooLarge
 from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
-from pipelines.transport import Call, broken_off, connect
+from pipelines.transport import Call, Transport, broken_off, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 MODELS = ("segmentation", "segmentation_stream")
@@ -59,7 +59,7 @@ class Client:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 60.0, token: str = "") -> None:
         if not timeout_s > 0:
             raise InvalidOptions(f"timeout_s={timeout_s:g} is not above 0")
-        self._transport = connect(url, token)
+        self._transport = _connect(url, token)
         self._timeout_s = timeout_s
         self._max_media_bytes: int | None = None
 
@@ -114,11 +114,12 @@ class Client:
     def _info(self, timeout_s: float) -> ServerInfo:
         call = Call(model="status", input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
         columns = self._transport.infer(call)
-        _raise_error(columns)
-        info: ServerInfo = json.loads(columns["status"][0])
-        missing = ServerInfo.__annotations__.keys() - info.keys()
-        if missing:
-            raise InternalError(f"the server's status lacks {', '.join(sorted(missing))}")
+        with _reading():
+            _raise_error(columns)
+            info: ServerInfo = json.loads(columns["status"][0])
+            info.setdefault("decoders", {})  # a server that has read nothing yet counts nothing
+            if missing := ServerInfo.__annotations__.keys() - info.keys():
+                raise ValueError(f"the status lacks {', '.join(sorted(missing))}")
         self._max_media_bytes = info["max_media_bytes"]
         return info
 
@@ -151,9 +152,33 @@ class Client:
             raise broken_off(self._transport.address)
 
 
+def _connect(url: str, token: str) -> Transport:
+    """The transport for a URL's scheme; nothing is sent yet."""
+    address = parse_address(url)
+    if address.scheme.startswith("grpc"):
+        from pipelines.transport_grpc import GrpcTransport  # HTTP alone needs no grpc
+
+        return GrpcTransport(address, token)
+    from pipelines.transport_http import HttpTransport
+
+    return HttpTransport(address, token)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """An answer that is not as agreed is a fault of the program, not of the caller's."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InternalError(
+            f"the answer cannot be read: {error!r}", hint="are client and server of the same version?"
+        ) from None
+
+
 def _answer(columns: Mapping[str, Tensor]) -> SegmentationAnswer:
-    _raise_error(columns)
-    return SegmentationAnswer.from_columns(columns)
+    with _reading():
+        _raise_error(columns)
+        return SegmentationAnswer.from_columns(columns)
 
 
 def _raise_error(columns: Mapping[str, Tensor]) -> None:

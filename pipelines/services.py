@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from pipelines.contract import COMMON_COLUMNS, Column, Options, Tensor, text_column
+from pipelines.contract import COMMON_COLUMNS, Column, Options, Scalar, Tensor, text_column
 from pipelines.decode import open_media
 from pipelines.endpoints import Endpoint, Row
 from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
@@ -24,63 +24,16 @@ SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder", "base64")
 ERROR = COMMON_COLUMNS[-1]
 
 
-def segmentation_endpoints(pipeline: Pipeline, max_answer_bytes: int) -> list[Endpoint]:
-    """All endpoints of design: `segmentation`, its stream, the bare stages, and `ResNet101`."""
-    common: dict[str, Any] = {"telemetry": pipeline.telemetry, "max_answer_bytes": max_answer_bytes}
-    media = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
-    end_to_end = _EndToEnd(pipeline, max_answer_bytes)
-    stages = _BareStages(pipeline)
-    return [
-        Endpoint(
-            name="segmentation",
-            inputs=(media,),
-            outputs=Segmentation.columns,
-            answer=end_to_end.unary,
-            allowed=Segmentation.options,
-            **common,
-        ),
-        Endpoint(
-            name="segmentation_stream",
-            inputs=(media,),
-            outputs=Segmentation.columns,
-            answer=end_to_end.stream,
-            allowed=Segmentation.options,
-            stream=True,
-            **common,
-        ),
-        Endpoint(
-            name="dali_preprocess",
-            inputs=(media,),
-            outputs=PREPROCESSED,
-            answer=stages.preprocess,
-            allowed=SELECTION,
-            **common,
-        ),
-        Endpoint(
-            name="torch_segmentation",
-            inputs=(PIXELS,),
-            outputs=(LOGITS, ERROR),
-            answer=stages.infer,
-            **common,
-        ),
-        Endpoint(
-            name="dali_postprocess",
-            inputs=(FRAME, PROBABILITY),
-            outputs=(SEGMENTED, CLASS_MASK, ERROR),
-            answer=stages.postprocess,
-            allowed=("score_threshold", "style", "alpha"),
-            preset={"style": "extract"},
-            **common,
-        ),
-        Endpoint(
-            name="ResNet101",
-            inputs=(Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video"),),
-            outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
-            answer=end_to_end.example,
-            allowed=("class_name", "class_id", "score_threshold", "max_frames"),
-            **common,
-        ),
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointFacts:
+    """What an endpoint looks like from outside."""
+
+    help: str
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+    allowed: tuple[str, ...] = ()
+    preset: Mapping[str, Scalar] = field(default_factory=dict)
+    stream: bool = False
 
 
 PIXELS = Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels")
@@ -101,6 +54,73 @@ PREPROCESSED = (
     Column(name="pts_s", dtype=np.float64, dims=("N",), help="its presentation time in seconds"),
     *COMMON_COLUMNS,
 )
+MEDIA = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
+VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video")
+
+ENDPOINT_TABLE: dict[str, EndpointFacts] = {
+    "segmentation": EndpointFacts(
+        help="a clip or an image, end to end, in one answer",
+        inputs=(MEDIA,),
+        outputs=Segmentation.columns,
+        allowed=Segmentation.options,
+    ),
+    "segmentation_stream": EndpointFacts(
+        help="a medium of any length, an answer per chunk of frames",
+        inputs=(MEDIA,),
+        outputs=Segmentation.columns,
+        allowed=Segmentation.options,
+        stream=True,
+    ),
+    "dali_preprocess": EndpointFacts(
+        help="decoding and the model's preprocessing alone",
+        inputs=(MEDIA,),
+        outputs=PREPROCESSED,
+        allowed=SELECTION,
+    ),
+    "torch_segmentation": EndpointFacts(
+        help="the model alone: a row is a frame of model pixels", inputs=(PIXELS,), outputs=(LOGITS, ERROR)
+    ),
+    "dali_postprocess": EndpointFacts(
+        help="the postprocessing of one class alone: a row is a frame",
+        inputs=(FRAME, PROBABILITY),
+        outputs=(SEGMENTED, CLASS_MASK, ERROR),
+        allowed=("score_threshold", "style", "alpha"),
+        preset={"style": "extract"},
+    ),
+    "ResNet101": EndpointFacts(
+        help="the contract of PyTriton's DALI example: raw frames, and the same with one class alone",
+        inputs=(VIDEO,),
+        outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
+        allowed=("class_name", "class_id", "score_threshold", "max_frames"),
+    ),
+}
+
+
+def segmentation_endpoints(pipeline: Pipeline, max_answer_bytes: int) -> list[Endpoint]:
+    """The endpoints of ENDPOINT_TABLE over one pipeline."""
+    end_to_end, bare = _EndToEnd(pipeline, max_answer_bytes), _BareStages(pipeline)
+    answers: dict[str, Callable[[Row, Options], Iterator[Row]]] = {
+        "segmentation": end_to_end.unary,
+        "segmentation_stream": end_to_end.stream,
+        "dali_preprocess": bare.preprocess,
+        "torch_segmentation": bare.infer,
+        "dali_postprocess": bare.postprocess,
+        "ResNet101": end_to_end.example,
+    }
+    return [
+        Endpoint(
+            name=name,
+            inputs=facts.inputs,
+            outputs=facts.outputs,
+            answer=answers[name],
+            telemetry=pipeline.telemetry,
+            max_answer_bytes=max_answer_bytes,
+            allowed=facts.allowed,
+            preset=facts.preset,
+            stream=facts.stream,
+        )
+        for name, facts in ENDPOINT_TABLE.items()
+    ]
 
 
 class _EndToEnd:

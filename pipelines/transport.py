@@ -1,7 +1,7 @@
 """How a request travels to the server and its answer back: what gRPC and HTTP have in common.
 
 Owns addresses, deadlines and the table from a transport's failures to typed errors. Knows nothing of media,
-tasks or the form of tensors on the wire. `connect` picks the protocol by the URL's scheme.
+tasks or the form of tensors on the wire.
 """
 
 from __future__ import annotations
@@ -113,18 +113,6 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-def connect(url: str, token: str = "") -> Transport:
-    """The transport for a URL; nothing is sent yet. `token` goes along as `Authorization: Bearer`."""
-    address = parse_address(url)
-    if address.scheme.startswith("grpc"):
-        from pipelines.transport_grpc import GrpcTransport  # HTTP alone needs no grpc
-
-        return GrpcTransport(address, token)
-    from pipelines.transport_http import HttpTransport
-
-    return HttpTransport(address, token)
-
-
 class Watchdog:
     """Calls `cut` unless the `with` block ends in time; neither protocol bounds a peer that only trickles."""
 
@@ -151,7 +139,7 @@ class Watchdog:
 def late(address: Address, timeout_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"no answer from {address} within {timeout_s:.3g} s",
-        hint="raise the timeout, or stream: its timeout is for each answer",
+        hint="raise the timeout; a stream's is for each answer alone",
     )
 
 
@@ -160,7 +148,9 @@ def unreachable(address: Address, cause: object) -> ModelUnavailable:
 
 
 def broken_off(address: Address) -> ModelUnavailable:
-    return ModelUnavailable(f"{address} broke off the answer", hint="did the server stop?")
+    return ModelUnavailable(
+        f"{address} broke off the answer", hint="did it stop, or is this the port of the other protocol?"
+    )
 
 
 def no_access(address: Address) -> ModelUnavailable:

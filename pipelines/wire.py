@@ -6,7 +6,6 @@ numpy only; knows no connection. Whatever does not fit its column is an Internal
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,11 +100,11 @@ def read_columns(columns: Sequence[Column], tensors: Mapping[str, Tensor]) -> di
 def read_json(columns: Sequence[Column], event: Mapping[str, Any]) -> dict[str, Tensor]:
     """An event's flat lists (a scalar where there is one element) in the shapes of their columns."""
     flat = {column.name: _flat(column, event[column.name]) for column in columns if column.name in event}
-    sizes = {
-        column.dims[0]: flat[column.name].size
-        for column in columns
-        if len(column.dims) == 1 and column.name in flat
-    }
+    sizes: dict[str | int, int] = {}
+    for column in columns:
+        if len(column.dims) == 1 and column.name in flat:
+            # A column without elements is padded to one, so the longest tells.
+            sizes[column.dims[0]] = max(sizes.get(column.dims[0], 1), flat[column.name].size)
     return {
         column.name: _shaped(column, flat[column.name], sizes) for column in columns if column.name in flat
     }
@@ -113,20 +112,24 @@ def read_json(columns: Sequence[Column], event: Mapping[str, Any]) -> dict[str, 
 
 def _flat(column: Column, value: Any) -> Tensor:
     values = value if isinstance(value, list) else [value]
-    if column.dtype is not object:
-        return np.array(values, dtype=column.dtype)
-    flat = np.empty(len(values), dtype=object)
     try:
-        flat[:] = [base64.b64decode(text) if column.binary else text.encode() for text in values]
-    except (AttributeError, binascii.Error) as error:
-        raise InternalError(f"the answer's {column.name!r} is not in base64: {error}") from None
+        if column.dtype is not object:
+            return np.array(values, dtype=column.dtype).reshape(len(values))
+        flat = np.empty(len(values), dtype=object)
+        flat[:] = [
+            base64.b64decode(text, validate=True) if column.binary else text.encode() for text in values
+        ]
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InternalError(f"the answer's {column.name!r} cannot be read: {error}") from None
     return flat
 
 
 def _shaped(column: Column, flat: Tensor, sizes: Mapping[str | int, int]) -> Tensor:
+    if len(column.dims) == 1:
+        return flat
     shape = [dim if isinstance(dim, int) else sizes.get(dim, 1) for dim in column.dims]
     if flat.size == math.prod(shape):
         return flat.reshape(shape)
     if flat.size == 1:
-        return empty_value(column)  # the padding of a column without elements
+        return empty_value(column)
     raise InternalError(f"the answer's {column.name!r} has {flat.size} elements, not {shape}")

@@ -143,7 +143,7 @@ def make_weights() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model, or draw a clip with its truth.")
     parser.add_argument("--draw", type=Path, metavar="FILE.mp4", help="draw a clip instead of training")
-    parser.add_argument("--seed", type=int, default=2026, help="of the clip (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=2027, help="of the clip (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="length of the clip (default: %(default)s)"
     )

@@ -1,0 +1,239 @@
+"""The endpoints as strangers call them: stock tritonclient, PyTriton's client, curl, plain HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from pytriton.client import ModelClient
+
+import media
+from conftest import Server
+from model_inference import DEMO_LABELS, demo_spec
+from pipelines import rle
+from pipelines.errors import from_json
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def infer_grpc(server: Server, model: str, inputs: Tensors, **parameters: str | int | bool) -> Tensors:
+    """One request by the stock gRPC client; arrays as they are, rows first."""
+    types = {"u": "UINT8", "f": "FP32", "O": "BYTES"}
+    tensors = []
+    for name, value in inputs.items():
+        tensor = triton_grpc.InferInput(name, list(value.shape), types[value.dtype.kind])
+        tensors.append(tensor.set_data_from_numpy(value))
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        result = client.infer(model, tensors, parameters=parameters, client_timeout=60)
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def column(*values: bytes) -> npt.NDArray[Any]:
+    rows = np.empty((len(values), 1), dtype=object)
+    rows[:, 0] = values
+    return rows
+
+
+def error_code(answer: Tensors, row: int = 0) -> str:
+    text = bytes(answer["error"][row].flat[0])
+    return from_json(text).code if text else ""
+
+
+def masks(answer: Tensors, row: int = 0) -> npt.NDArray[np.uint8]:
+    size = tuple(int(side) for side in answer["size"][row])
+    return np.stack([rle.decode(bytes(text), (size[0], size[1])) for text in answer["mask"][row]])
+
+
+@pytest.fixture(scope="module")
+def demo_media() -> bytes:
+    return (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+
+
+def test_stock_clients_agree_over_both_protocols(server: Server, demo_media: bytes) -> None:
+    options: dict[str, Any] = {"max_frames": 5, "overlay": "jpeg", "stride": 7}
+    over_grpc = infer_grpc(server, "segmentation", {"media": column(demo_media)}, **options)
+    tensor = triton_http.InferInput("media", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(column(demo_media))
+    with triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=60) as client:
+        result = client.infer("segmentation", [tensor], parameters=options)
+        for name, value in over_grpc.items():
+            np.testing.assert_array_equal(result.as_numpy(name), value, err_msg=name)
+    assert over_grpc["frame_index"][0].tolist() == [0, 7, 14, 21, 28]
+    assert [bytes(name).decode() for name in over_grpc["class_names"][0]] == list(DEMO_LABELS)
+    assert all(bytes(picture).startswith(b"\xff\xd8") for picture in over_grpc["overlay"][0])
+
+
+def test_pytritons_own_client_sends_ragged_images_in_one_request(server: Server) -> None:
+    sizes = [(33 + 3 * k, 40 + 2 * k) for k in range(8)]
+    pictures = [media.image("png", width=width, height=height) for height, width in sizes]
+    with ModelClient(
+        f"grpc://127.0.0.1:{server.grpc_port}", "segmentation", inference_timeout_s=60
+    ) as client:
+        answer = client.infer_batch(media=column(*pictures))
+    assert [tuple(size) for size in answer["size"]] == sizes
+    assert answer["count"].flatten().tolist() == [1] * 8
+
+
+def test_curl_posts_a_file_and_sets_options_by_headers(server: Server, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("no curl on this machine")
+    picture = tmp_path / "a.png"
+    picture.write_bytes(media.image("png", width=64, height=48))
+    command = ["curl", "-sS", "--max-time", "60", "--data-binary", f"@{picture}"]
+    headers = ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: 0"]
+    for header in [*headers, "Trivid-Mask: none", "Trivid-Class-Name: star"]:
+        command += ["-H", header]
+    done = subprocess.run(
+        [*command, f"{server.http_url}/v2/models/segmentation/infer"], capture_output=True, check=True
+    )
+    outputs = {output["name"]: output.get("data") for output in json.loads(done.stdout)["outputs"]}
+    assert outputs["error"] == [""]
+    assert outputs["count"] == [1]
+    assert outputs["size"] == [48, 64]
+    assert outputs["mask"] == [""]
+    assert json.loads(done.stdout)["model_name"] == "segmentation"
+
+
+def test_generate_stream_sends_server_sent_events(server: Server, demo_media: bytes) -> None:
+    body = {"media": base64.b64encode(demo_media).decode(), "base64": True, "max_frames": 40, "mask": "png"}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/segmentation_stream/generate_stream", json.dumps(body).encode()
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        lines = [line for line in response.read().decode().split("\n") if line.startswith("data:")]
+    events = [json.loads(line.removeprefix("data:")) for line in lines]
+    assert [event["error"] for event in events] == [""] * 3
+    assert [event["final"] for event in events] == [0, 0, 1]
+    assert [index for event in events for index in event["frame_index"]] == list(range(40))
+    assert base64.b64decode(events[0]["mask"][0]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_seed_examples_contract(server: Server, protocol: str) -> None:
+    videos = [media.clip(frames=33, width=64, height=48), media.clip(frames=40, width=64, height=48)]
+    size = max(map(len, videos))
+    rows = np.stack([np.frombuffer(video.ljust(size, b"\0"), np.uint8) for video in videos])
+    port = server.grpc_port if protocol == "grpc" else server.http_port
+    with ModelClient(f"{protocol}://127.0.0.1:{port}", "ResNet101", inference_timeout_s=60) as client:
+        answer = client.infer_batch(video=rows)
+    assert answer["original"].shape == answer["segmented"].shape == (2, 40, 48, 64, 3)
+    assert answer["original"].dtype == np.uint8
+    assert not answer["original"][0, 33:].any()
+    kept = answer["segmented"].any(axis=-1)
+    np.testing.assert_array_equal(answer["segmented"][kept], answer["original"][kept])
+    assert error_code(answer) == ""
+
+
+def test_the_bare_stages_chained_give_the_end_to_end_answer(server: Server, demo_media: bytes) -> None:
+    options: dict[str, Any] = {"max_frames": 2, "start_s": 1}
+    whole = infer_grpc(server, "segmentation", {"media": column(demo_media)}, mask="rle", **options)
+    prepared = infer_grpc(server, "dali_preprocess", {"media": column(demo_media)}, **options)
+    assert prepared["pixels"].dtype == np.float32
+    np.testing.assert_array_equal(prepared["frame_index"], whole["frame_index"])
+    logits = infer_grpc(server, "torch_segmentation", {"pixels": prepared["pixels"][0]})["logits"]
+    assert logits.shape[:2] == (2, len(DEMO_LABELS))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shape = DEMO_LABELS.index("circle")
+    probability = (exponentials / exponentials.sum(axis=1, keepdims=True))[:, shape].astype(np.float32)
+    frames = infer_grpc(
+        server,
+        "segmentation",
+        {"media": column(demo_media)},
+        overlay="raw",
+        alpha="0",
+        mask="none",
+        **options,
+    )
+    height, width = whole["size"][0]
+    pixels = np.stack(
+        [np.frombuffer(bytes(raw), np.uint8).reshape(height, width, 3) for raw in frames["overlay"][0]]
+    )
+    post = infer_grpc(server, "dali_postprocess", {"frame": pixels, "probability": probability})
+    alone = infer_grpc(server, "segmentation", {"media": column(demo_media)}, class_name="circle", **options)
+    agree = (masks(alone) > 0) == (post["mask"] > 0)
+    assert agree.mean() > 0.9999
+    np.testing.assert_array_equal(post["segmented"][post["mask"] > 0], pixels[post["mask"] > 0])
+    assert not post["segmented"][post["mask"] == 0].any()
+    assert prepared["pixels"].shape[3] == demo_spec().preprocessing.resize_px
+
+
+def test_one_corrupt_video_among_eight_good_ones(server: Server, demo_media: bytes) -> None:
+    """The good ones answer as alone, bit by bit; the bad one gets its own error."""
+    media_of = [demo_media] * 4 + [media.clip(frames=20 + k, width=64 + 2 * k, height=48) for k in range(4)]
+    alone = [infer_grpc(server, "segmentation", {"media": column(one)}, max_frames=40) for one in media_of]
+    bad = demo_media[: len(demo_media) // 3]
+    with ThreadPoolExecutor(9) as pool:
+        jobs = [
+            pool.submit(infer_grpc, server, "segmentation", {"media": column(one)}, max_frames=40)
+            for one in [*media_of[:4], bad, *media_of[4:]]
+        ]
+        answers = [job.result(timeout=100) for job in jobs]
+    broken = answers.pop(4)
+    assert error_code(broken) == "invalid_media"
+    for together, lone in zip(answers, alone, strict=True):
+        assert error_code(together) == ""
+        for name, value in lone.items():
+            np.testing.assert_array_equal(together[name], value, err_msg=name)
+
+
+def test_a_corrupt_row_leaves_the_other_rows_of_its_request_alone(server: Server) -> None:
+    pictures = [media.image("jpeg", width=64, height=48) for _ in range(16)]
+    clean = infer_grpc(server, "segmentation", {"media": column(*pictures)})
+    pictures[5] = b"no picture"
+    mixed = infer_grpc(server, "segmentation", {"media": column(*pictures)})
+    assert [error_code(mixed, row) for row in range(16)] == [
+        "" if row != 5 else "invalid_media" for row in range(16)
+    ]
+    for name, value in clean.items():
+        others = [row for row in range(16) if row != 5]
+        np.testing.assert_array_equal(mixed[name][others], value[others], err_msg=name)
+
+
+def test_wrong_options_of_the_bare_stages_are_errors_too(server: Server, demo_media: bytes) -> None:
+    answer = infer_grpc(server, "dali_preprocess", {"media": column(demo_media)}, overlay="jpeg")
+    assert error_code(answer) == "invalid_options"
+    answer = infer_grpc(server, "torch_segmentation", {"pixels": np.zeros((1, 3, 64, 64), np.float32)}, x=1)
+    assert error_code(answer) == "invalid_options"
+    answer = infer_grpc(server, "ResNet101", {"video": np.zeros((1, 100), np.uint8)})
+    assert error_code(answer) == "invalid_media"
+
+
+def test_raw_pixels_beyond_the_answer_limit_are_refused(server: Server) -> None:
+    big = media.clip(frames=300, width=1280, height=720, codec="mpeg4")
+    answer = infer_grpc(server, "segmentation", {"media": column(big)}, overlay="raw", mask="none")
+    assert error_code(answer) == "too_large"
+
+
+def test_status_tells_model_limits_and_counters(server: Server) -> None:
+    answer = infer_grpc(server, "status", {"query": column(b"")})
+    status = json.loads(bytes(answer["status"][0, 0]))
+    assert status["models"]["segmentation"]["labels"] == list(DEMO_LABELS)
+    assert status["max_media_bytes"] == 64 << 20
+    assert status["device"] == "cpu"
+    assert status["decoders"]["pyav"] > 0
+    assert status["frames"]["answered"] > 0
+
+
+def test_every_endpoint_is_ready_and_nothing_else_is_served(server: Server) -> None:
+    names = [
+        "segmentation",
+        "segmentation_stream",
+        "dali_preprocess",
+        "torch_segmentation",
+        "dali_postprocess",
+    ]
+    for name in [*names, "ResNet101", "status"]:
+        assert server.get(f"/v2/models/{name}/ready")[0] == 200, name
+    assert server.get("/v2/models/other/ready")[0] != 200
+    assert server.get("/v2/repository/index")[0] != 200

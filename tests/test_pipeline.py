@@ -1,0 +1,134 @@
+"""Pipeline.run in process, with the demo model: chunks, order, faults after good frames, stages that are lent."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import media
+from model_inference import DEMO_LABELS, Model, demo_spec
+from pipelines.contract import Options
+from pipelines.decode import Limits
+from pipelines.engine import Engine
+from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.pipeline import Pipeline, StagePool, Stages
+from pipelines.postprocess import Postprocessor
+from pipelines.preprocess import Preprocessor
+from pipelines.results import SegmentationAnswer
+from pipelines.telemetry import Telemetry
+
+CHUNK = 4
+
+
+def make_stages() -> Stages:
+    return Stages(
+        preprocess=Preprocessor(demo_spec().preprocessing, device="cpu", max_frames=CHUNK),
+        postprocess=Postprocessor(device="cpu", max_frames=CHUNK, classes=len(DEMO_LABELS)),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Pipeline]:
+    engine = Engine(Model(demo_spec(), "cpu"))
+    limits = Limits(chunk_frames=CHUNK)
+    yield Pipeline(engine, StagePool(make_stages, 2), limits, Telemetry())
+    engine.close()
+
+
+def test_answers_come_in_chunks_in_order_and_the_last_is_final(pipeline: Pipeline) -> None:
+    answers = list(pipeline.run(media.clip(frames=10, rate=5), Options()))
+    assert [len(answer) for answer in answers] == [4, 4, 2]
+    assert [answer.final for answer in answers] == [False, False, True]
+    whole = SegmentationAnswer.concatenate(answers)
+    assert whole.frame_index.tolist() == list(range(10))
+    np.testing.assert_allclose(whole.pts_s, np.arange(10) / 5, atol=1e-4)
+    assert (whole.class_pixels.sum(axis=1) == 64 * 48).all()
+    assert whole.decoder == "pyav"
+    assert whole.decoder_reason
+
+
+def test_the_first_answer_comes_before_the_tenth_chunk_is_decoded(pipeline: Pipeline) -> None:
+    before = pipeline.telemetry.snapshot().get("chunks", {}).get("decoded", 0)
+    answers = pipeline.run(media.clip(frames=20 * CHUNK), Options(mask="none"))
+    assert len(next(answers)) == CHUNK
+    assert pipeline.telemetry.snapshot()["chunks"]["decoded"] - before < 10
+    assert sum(1 for _ in answers) == 19
+
+
+@pytest.mark.parametrize(("start_s", "expected"), [(0.0, 10), (100.0, 0)])
+def test_a_selection_of_nothing_is_an_answer_of_no_frames(
+    pipeline: Pipeline, start_s: float, expected: int
+) -> None:
+    answers = list(pipeline.run(media.clip(frames=10), Options(start_s=start_s)))
+    assert sum(map(len, answers)) == expected
+    assert answers[-1].final
+    assert answers[-1].class_names == DEMO_LABELS
+
+
+def test_good_frames_are_answered_before_the_fault_is_raised(pipeline: Pipeline) -> None:
+    whole = media.clip(frames=60, width=320, height=240)
+    answers: list[SegmentationAnswer] = []
+    with pytest.raises(InvalidMedia):
+        answers.extend(pipeline.run(media.truncated(whole), Options(mask="none")))
+    for answer in pipeline.run(media.truncated(whole), Options(mask="none", max_frames=8)):
+        answers.append(answer)
+    assert sum(map(len, answers)) >= 8
+
+
+def test_limits_hold_for_a_run_and_may_be_lifted(pipeline: Pipeline) -> None:
+    clip = media.clip(frames=12)
+    limits = Limits(chunk_frames=CHUNK, max_frames=8)
+    with pytest.raises(TooLarge, match="8"):
+        list(pipeline.run(clip, Options(), limits))
+    assert sum(map(len, pipeline.run(clip, Options(max_frames=8), limits))) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(class_name="cat"), "unknown class_name 'cat'.*background, circle, square"),
+        (Options(class_id=5), "class_id=5 is out of range 0 to 4"),
+    ],
+)
+def test_unknown_classes_list_what_there_is(pipeline: Pipeline, options: Options, message: str) -> None:
+    with pytest.raises(InvalidOptions, match=message):
+        next(pipeline.run(media.image("png"), options))
+
+
+def test_abandoning_a_stream_frees_its_stages(pipeline: Pipeline) -> None:
+    for _ in range(5):
+        answers = pipeline.run(media.clip(frames=20), Options())
+        next(answers)
+        answers.close()  # type: ignore[attr-defined]
+    assert len(list(pipeline.run(media.image("png"), Options()))) == 1
+
+
+def test_streams_side_by_side_answer_as_alone(pipeline: Pipeline) -> None:
+    clips = [media.clip(frames=6 + k, width=64 + 16 * k, height=48) for k in range(4)]
+    alone = [SegmentationAnswer.concatenate(list(pipeline.run(clip, Options()))) for clip in clips]
+    together: dict[int, SegmentationAnswer] = {}
+
+    def run(number: int) -> None:
+        together[number] = SegmentationAnswer.concatenate(list(pipeline.run(clips[number], Options())))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for number, answer in enumerate(alone):
+        assert together[number].mask == answer.mask
+        np.testing.assert_array_equal(together[number].class_pixels, answer.class_pixels)
+
+
+def test_a_fresh_drawing_is_segmented(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Chunks of the bundled clip: each class of the drawing is found somewhere."""
+    clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+    parts = itertools.islice(pipeline.run(clip, Options(stride=10)), 4)
+    found = SegmentationAnswer.concatenate(list(parts)).class_pixels.sum(axis=0)
+    assert (found > 0).all()
