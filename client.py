@@ -276,6 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout has left
         return SOME_FAILED
+    except OSError as error:
+        screen.complain(error, Path(str(error.filename or "")))
+        return WRONG_USAGE
     except KeyboardInterrupt:
         screen.clear()
         return INTERRUPTED

@@ -121,6 +121,7 @@ class Service:
         self.endpoints = self._endpoints()
         self._triton: Triton | None = None
         self._children: dict[int, str] = {}
+        self._stub_folders: list[Path] = []
 
     def start(self) -> None:
         """Start Triton and wait until every endpoint is ready.
@@ -133,6 +134,7 @@ class Service:
             try:
                 self._triton.run()
                 self._children = watchdog.children(os.getpid())
+                self._stub_folders = watchdog.stub_folders(self._children)
                 if all(self._ready(endpoint.name) for endpoint in self.endpoints):
                     return
             except (RuntimeError, OSError, TimeoutError) as error:
@@ -164,7 +166,8 @@ class Service:
         self.remove_files()
 
     def remove_files(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, *self._stub_folders):
+            shutil.rmtree(folder, ignore_errors=True)
         for leftover in preflight.SHM.glob(f"pytrtion{os.getpid()}-*"):
             leftover.unlink(missing_ok=True)
 

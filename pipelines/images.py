@@ -102,7 +102,9 @@ def _open(media: bytes, limits: Limits) -> Image.Image:
             f"starts like a {name} image but is not readable as one", hint="check the upload"
         ) from None
     except FAULTS as error:
-        raise InvalidMedia(f"the header of the {name} image is broken: {error}") from None
+        raise InvalidMedia(
+            f"the header of the {name} image is broken: {error}", hint="check the upload"
+        ) from None
     return image
 
 
@@ -127,6 +129,7 @@ def _describe(image: Image.Image) -> MediaInfo:
         width_px=width_px,
         height_px=height_px,
         rotation_deg=orientation.rotation_deg,
+        mirrored=orientation.mirrored,
     )
 
 
@@ -138,7 +141,9 @@ def _read_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the image is too large: {error}", hint="scale it down") from None
     except FAULTS as error:
-        raise InvalidMedia(f"the {image.format} image cannot be decoded: {error}") from None
+        raise InvalidMedia(
+            f"the {image.format} image cannot be decoded: {error}", hint="check the upload"
+        ) from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -65,6 +65,7 @@ class MediaInfo:
         container, codec, pixel_format: the names that FFmpeg or Pillow use.
         width_px, height_px: of the upright frame.
         rotation_deg: how far the stored picture is turned counter-clockwise to stand upright: 0, 90, 180, 270.
+        mirrored: whether it is mirrored too.
         matrix, colour_range, transfer: of the stored colours; frames keep their transfer (HDR is not mapped).
         fps, duration_s: as the container claims; None where it does not.
     """
@@ -76,6 +77,7 @@ class MediaInfo:
     width_px: int
     height_px: int
     rotation_deg: int = 0
+    mirrored: bool = False
     matrix: str = "rgb"
     colour_range: str = "full"
     transfer: str = "unspecified"
@@ -96,6 +98,10 @@ class Orientation(NamedTuple):
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0
+
+    @property
+    def mirrored(self) -> bool:
+        return sum(self) % 2 == 1
 
     def size(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Width and height of the upright picture."""

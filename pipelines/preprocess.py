@@ -1,4 +1,4 @@
-"""Frames of any size → the model's pixels, with DALI. Owns torchvision's arithmetic of sizes and the running of graphs.
+"""Frames of any size → the model's pixels, with DALI. Owns torchvision's arithmetic of sizes.
 
 Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
 halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.
@@ -6,30 +6,27 @@ halves the work, and it gives torchvision's pixels to one level of 255. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali import fn
+from nvidia.dali.types import DALIDataType, DALIInterpType
 from torch import Tensor
 
 from model_inference import Preprocessing
-from pipelines.errors import InternalError, InvalidMedia, TooLarge, UnsupportedMedia
-from pipelines.frames import Geometry, PixelArray, to_numpy
+from pipelines.errors import InvalidMedia, ModelUnavailable, TooLarge, UnsupportedMedia
+from pipelines.frames import Geometry, PixelArray
+from pipelines.graph import Graph, as_samples, number_input, picture_input, runs
 
 # A frame of 1:15 at a shorter side of 520; beyond it one frame fills the memory of a GPU in the model.
 MAX_MODEL_PIXELS = 4 << 20
-# Frames go through a graph in groups of about this many pixels: 16 of 1280x720, 2 of 3840x2160.
-MAX_RUN_PIXELS = 16 << 20
-# One stream alone is prepared almost twice as fast by two threads; more would only fight with other streams.
-THREADS = 2
 INTERPOLATIONS = {
-    "nearest": types.INTERP_NN,
-    "bilinear": types.INTERP_LINEAR,
-    "bicubic": types.INTERP_CUBIC,
+    "nearest": DALIInterpType.INTERP_NN,
+    "bilinear": DALIInterpType.INTERP_LINEAR,
+    "bicubic": DALIInterpType.INTERP_CUBIC,
 }
 
 
@@ -116,94 +113,22 @@ def prepare_frames(
     """
     if isinstance(window, Geometry):
         window = Window.of(window, preprocessing)
-    resized = fn.resize(
+    resized: Any = fn.resize(
         frames,
         size=window.size,
         roi_start=window.start,
         roi_end=window.end,
         interp_type=INTERPOLATIONS[preprocessing.interpolation],
         antialias=preprocessing.antialias,
-        dtype=types.UINT8,
+        dtype=DALIDataType.UINT8,
     )
     return fn.crop_mirror_normalize(
         resized,
         mean=[255 * mean for mean in preprocessing.mean],
         std=[255 * std for std in preprocessing.std],
-        dtype=types.FLOAT,
+        dtype=DALIDataType.FLOAT,
         output_layout=layout,
     )
-
-
-class Graph:
-    """A DALI pipeline as a function: built on first use, by one thread at a time, anew after any error.
-
-    The default executor with a queue of one is the setting that never answers with another call's output.
-
-    Args:
-        define: makes the graph's output nodes for the DALI device (`"cpu"`, `"gpu"`) of pixels.
-        device: torch's name of the device.
-        max_samples: most samples in one call.
-    """
-
-    def __init__(self, define: Callable[[str], Sequence[Any]], *, device: str, max_samples: int) -> None:
-        self._define = define
-        self._device = torch.device(device)
-        self._max_samples = max_samples
-        self._pipeline: Pipeline | None = None
-
-    def __call__(self, **inputs: Sequence[Any]) -> list[Tensor]:
-        """Samples of equal size by the name of their input → one tensor `(N, …)` for each output, not copied.
-
-        Raises:
-            InternalError: DALI failed; the next call starts with a new pipeline.
-        """
-        pipeline, self._pipeline = self._pipeline or self._build(), None
-        stream = [torch.cuda.current_stream(self._device)] if self._device.type == "cuda" else []
-        try:
-            for name, samples in inputs.items():
-                pipeline.feed_input(name, samples)
-            outputs = [torch.from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
-        except RuntimeError as error:
-            reason = " ".join(str(error).split("\n\nStacktrace")[0].split())
-            raise InternalError(f"DALI failed: {reason}") from error
-        self._pipeline = pipeline
-        return outputs
-
-    def _build(self) -> Pipeline:
-        on_gpu = self._device.type == "cuda"
-        pipeline = Pipeline(
-            batch_size=self._max_samples,
-            num_threads=THREADS,
-            device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=1,
-        )
-        with pipeline:
-            pipeline.set_outputs(*self._define("gpu" if on_gpu else "cpu"))
-        pipeline.build()
-        return pipeline
-
-
-def picture_input(name: str, device: str, dtype: Any = types.UINT8) -> Any:
-    """A graph's input of HWC pictures; on the CPU without a copy, since a call ends before its inputs go."""
-    return fn.external_source(name=name, device=device, dtype=dtype, layout="HWC", no_copy=device == "cpu")
-
-
-def number_input(name: str, ndim: int = 1) -> Any:
-    """A graph's input of float32 numbers, `ndim` 1 for pairs; DALI takes arguments of operators from the CPU."""
-    return fn.external_source(name=name, dtype=types.FLOAT, ndim=ndim)
-
-
-def runs(frames: int, pixels_each: int, max_frames: int) -> Iterator[slice]:
-    """Split frames into groups of at most `max_frames` and about MAX_RUN_PIXELS, so that memory stays bounded."""
-    step = max(1, min(max_frames, MAX_RUN_PIXELS // pixels_each))
-    return (slice(start, start + step) for start in range(0, frames, step))
-
-
-def as_samples(pixels: PixelArray, device: str) -> list[Any]:
-    """N pictures as DALI takes them: contiguous, on the host or already on the GPU of the graph."""
-    if device != "cpu" and getattr(pixels, "is_cuda", False):
-        return list(pixels.contiguous())  # type: ignore[attr-defined]
-    return list(np.ascontiguousarray(to_numpy(pixels)))
 
 
 class Preprocessor:
@@ -212,9 +137,15 @@ class Preprocessor:
     Args:
         device: where the work is done and the result lies, `"cpu"` or `"cuda"`.
         max_frames: most frames in one run; more are prepared in several.
+
+    Raises:
+        ModelUnavailable: DALI cannot prepare pixels as this model wants them.
     """
 
     def __init__(self, preprocessing: Preprocessing, *, device: str, max_frames: int) -> None:
+        if preprocessing.interpolation == "bicubic" and not preprocessing.antialias:
+            # torchvision's kernel is another one then (a = -0.75): up to 12 of 255 off.
+            raise ModelUnavailable("bicubic interpolation without antialias is not supported")
         self._preprocessing = preprocessing
         self._device = device
         self._max_frames = max_frames

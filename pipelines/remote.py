@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
@@ -79,8 +79,8 @@ class Client:
         call = self._call("segmentation", media, options)
         return _answer(self._transport.infer(call))
 
-    def segment_stream(self, media: Media, **options: Scalar) -> Iterator[SegmentationAnswer]:
-        """The answers for a medium of any length as they come; closing the iterator ends the call."""
+    def segment_stream(self, media: Media, **options: Scalar) -> Generator[SegmentationAnswer, None, None]:
+        """The answers for a medium of any length as they come; closing the generator ends the call."""
         return self._answers(self._call("segmentation_stream", media, options))
 
     def info(self) -> ServerInfo:
@@ -141,7 +141,7 @@ class Client:
             parameters=options,
         )
 
-    def _answers(self, call: Call) -> Iterator[SegmentationAnswer]:
+    def _answers(self, call: Call) -> Generator[SegmentationAnswer, None, None]:
         final = False
         with contextlib.closing(self._transport.stream(call)) as rows:
             for columns in rows:

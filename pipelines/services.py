@@ -217,7 +217,8 @@ class _BareStages:
             class_id=1,
             threshold=0.5 if options.score_threshold < 0 else options.score_threshold,
         )
-        whole = dataclasses.replace(self._pipeline.preprocessing, resize_px=probability.shape, crop_px=None)
+        size = (probability.shape[0], probability.shape[1])
+        whole = dataclasses.replace(self._pipeline.preprocessing, resize_px=size, crop_px=None)
         shape = geometry(whole, frame.shape[0], frame.shape[1])
         style = RenderStyle(style=options.style, alpha=options.alpha)
         with self._pipeline.stages.lend() as stages:

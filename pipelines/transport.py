@@ -157,6 +157,11 @@ def no_access(address: Address) -> ModelUnavailable:
     return ModelUnavailable(f"{address} refuses access", hint="send its token, or another one")
 
 
+def no_trust(address: Address, cause: object) -> ModelUnavailable:
+    hint = "the variable SSL_CERT_FILE names a file of authorities to trust"
+    return ModelUnavailable(f"no TLS with {address}: {_one_line(str(cause))}", hint=hint)
+
+
 def body_too_large(address: Address) -> TooLarge:
     return TooLarge(f"the request is larger than {address} takes", hint="send a shorter medium")
 

@@ -6,8 +6,10 @@ an answer, whereas a call on the stub is pulled, so a slow reader holds the serv
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -23,6 +25,7 @@ from pipelines.transport import (
     broken_off,
     late,
     no_access,
+    no_trust,
     server_error,
     unreachable,
 )
@@ -46,7 +49,7 @@ class GrpcTransport:
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = (
-            grpc.secure_channel(address.netloc, grpc.ssl_channel_credentials(), CHANNEL_OPTIONS)
+            grpc.secure_channel(address.netloc, _credentials(), CHANNEL_OPTIONS)
             if address.secure
             else grpc.insecure_channel(address.netloc, CHANNEL_OPTIONS)
         )
@@ -114,16 +117,23 @@ class GrpcTransport:
             return no_access(self.address)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message" in details:
             return body_too_large(self.address)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return ModelUnavailable(f"{self.address} does not serve this: {details}")
         if code is grpc.StatusCode.CANCELLED:
             return Cancelled("the call was cancelled")
         typed = server_error(details)
         if code is grpc.StatusCode.UNAVAILABLE and not _said_by_triton(typed):
-            return (
-                broken_off(self.address)
-                if "closed" in details.lower()
-                else unreachable(self.address, details)
-            )
+            lowered = details.lower()
+            if "handshake" in lowered:
+                return no_trust(self.address, details)
+            return broken_off(self.address) if "closed" in lowered else unreachable(self.address, details)
         return typed
+
+
+def _credentials() -> Any:
+    """Trust as the rest of Python does: gRPC alone would not look at SSL_CERT_FILE."""
+    authorities = os.environ.get("SSL_CERT_FILE")
+    return grpc.ssl_channel_credentials(Path(authorities).read_bytes() if authorities else None)
 
 
 def _said_by_triton(error: TrividError) -> bool:

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipelines.contract import Tensor
-from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded, TrividError
+from pipelines.errors import (
+    BY_CODE,
+    DeadlineExceeded,
+    InternalError,
+    ModelUnavailable,
+    Overloaded,
+    TrividError,
+    from_json,
+)
 from pipelines.transport import (
     Address,
     Call,
@@ -25,6 +33,7 @@ from pipelines.transport import (
     broken_off,
     late,
     no_access,
+    no_trust,
     server_error,
     unreachable,
 )
@@ -159,6 +168,8 @@ class _Exchange:
             return unreachable(self._address, "what listens there speaks no HTTP")
         if self._connected:
             return broken_off(self._address)
+        if isinstance(error, ssl.SSLError):
+            return no_trust(self._address, error.reason)
         return unreachable(self._address, getattr(error, "strerror", None) or error)
 
 
@@ -167,11 +178,15 @@ def _read_whole(response: http.client.HTTPResponse) -> tuple[http.client.HTTPMes
 
 
 def _status_error(address: Address, status: int, body: bytes) -> TrividError:
-    """The typed error of an HTTP status and Triton's `{"error": …}`, or a proxy's page."""
+    """The typed error of an HTTP status, and of Triton's `{"error": …}`, the front's JSON or a proxy's page."""
     try:
-        message = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        message = ""
+        told = json.loads(body)
+    except ValueError:
+        told = None
+    fields: dict[str, Any] = told if isinstance(told, dict) else {}
+    message = str(fields.get("error", ""))
+    if fields.get("code") in BY_CODE and "message" in fields:
+        return from_json(body)
     if status in (401, 403):
         return no_access(address)
     if status == 413:

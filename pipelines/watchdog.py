@@ -43,6 +43,18 @@ def _stat(pid: int) -> tuple[int, str, str] | None:
     return int(parent), name, state
 
 
+def stub_folders(pids: Iterable[int]) -> list[Path]:
+    """Folders from which Triton's Python stubs run; a stub that is killed leaves its own behind."""
+    folders = []
+    for pid in pids:
+        try:
+            words = (PROC / str(pid) / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        folders += [Path(word).parent.parent for word in words if word.endswith("/1/model.py")]
+    return folders
+
+
 def lost(expected: Iterable[int]) -> list[int]:
     """Those of the expected processes that are gone or dead."""
     return [pid for pid in expected if (found := _stat(pid)) is None or found[2] == "Z"]

@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One shape and its motion: straight on, bouncing where its centre meets the frame's border; turning.
+    """One shape and its motion: straight on, bouncing before half of it has left the frame; turning.
 
     Attributes:
         radius_px: of the circle around the shape.
@@ -49,8 +49,9 @@ class Shape:
 
     def place(self, time_s: float) -> tuple[float, float, float]:
         """Centre x, centre y (pixels) and angle (radians) at `time_s`."""
+        margin = self.radius_px / 2
         x, y = (
-            _bounce(start + speed * time_s, float(length))
+            margin + _bounce(start + speed * time_s, length - 2 * margin)
             for start, speed, length in zip(
                 self.start_px, self.velocity_px_s, (WIDTH_PX, HEIGHT_PX), strict=True
             )
@@ -144,8 +145,8 @@ def _star_distance(x: Floats, y: Floats, radius: float) -> Floats:
 
 
 def _shapes(rng: np.random.Generator, background: Floats) -> list[Shape]:
-    """Each class once and up to three more, in random order, in colours that stand apart."""
-    classes = [CIRCLE, SQUARE, TRIANGLE, STAR, *rng.integers(CIRCLE, STAR + 1, rng.integers(0, 4))]
+    """Each class once and up to two more, in random order, in colours that stand apart."""
+    classes = [CIRCLE, SQUARE, TRIANGLE, STAR, *rng.integers(CIRCLE, STAR + 1, rng.integers(0, 3))]
     taken = [background]
     shapes = []
     for class_id in rng.permutation(classes):
@@ -154,7 +155,7 @@ def _shapes(rng: np.random.Generator, background: Floats) -> list[Shape]:
         shapes.append(
             Shape(
                 class_id=int(class_id),
-                radius_px=REACH[int(class_id)] * rng.uniform(38, 72),
+                radius_px=REACH[int(class_id)] * rng.uniform(42, 72),
                 start_px=(rng.uniform(0, WIDTH_PX), rng.uniform(0, HEIGHT_PX)),
                 velocity_px_s=(speed_px_s * np.cos(heading), speed_px_s * np.sin(heading)),
                 angle_rad=rng.uniform(0, 2 * np.pi),
@@ -168,7 +169,7 @@ def _shapes(rng: np.random.Generator, background: Floats) -> list[Shape]:
 
 def _colour_apart(rng: np.random.Generator, taken: list[Floats]) -> Floats:
     """Of a few random colours, the one furthest from all that are in use."""
-    candidates = rng.uniform(10, 245, (12, 3)).astype(np.float32)
+    candidates = rng.uniform(10, 245, (24, 3)).astype(np.float32)
     gaps = np.abs(candidates[:, None] - np.stack(taken)).max(-1).min(-1)
     return np.asarray(candidates[gaps.argmax()], np.float32)
 

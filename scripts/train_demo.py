@@ -23,9 +23,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from shapes import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, decode, draw_clip  # noqa: E402
-
 from model_inference import DEMO_LABELS, DEMO_WEIGHTS, DemoSegmenter, Model, demo_spec  # noqa: E402
+from shapes import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, decode, draw_clip  # noqa: E402
 
 CLIP_CRF = 26
 CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 400, 6, 25

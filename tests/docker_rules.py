@@ -161,5 +161,7 @@ def _lint_last_stage(steps: Sequence[Instruction]) -> list[str]:
     ]
     if users and "RUN" in names[names.index("USER") :]:
         faults.append("RUN after USER")
+    plain = [step.rest for step in steps if step.name == "COPY" and not step.rest.startswith("--")]
+    faults += [f"unreadable after a umask of 077: {rest.split()[0]}" for rest in plain]
     commands = [step for step in steps if step.name in ("ENTRYPOINT", "CMD", "HEALTHCHECK")]
     return faults + [f"{step.name} in shell form" for step in commands if not is_exec_form(step.rest)]

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,14 +62,14 @@ class Seen:
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has left is what many tests are about."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
 
 class StubServer:
     """Answers `status`, and by path what `replies` holds; anything else is 404."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[Seen] = []
         self.replies: dict[str, Reply | Callable[[Seen], Reply]] = {
             "/v2/models/status/infer": binary(STATUS_COLUMNS, {"status": text_column(json.dumps(STATUS))})
@@ -88,7 +89,9 @@ class StubServer:
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'' if tls is None else 's'}://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
 
     def segment(self, reply: Reply | Callable[[Seen], Reply]) -> None:
         self.replies["/v2/models/segmentation/infer"] = reply

@@ -11,33 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOUNS = {"contract", "errors", "results", "frames", "rle", "wire"}
-CLIENT_SIDE = {"client", "transport", "transport_grpc", "transport_http"}
-# A module may import those of a lower floor, and those of its own floor that stand before it.
-FLOORS: list[list[str]] = [
-    ["errors", "contract", "frames", "rle", "results", "wire"],
-    [
-        "telemetry",
-        "preflight",
-        "watchdog",
-        "settings",
-        "model_inference",
-        "transport_http",
-        "transport_grpc",
-        "transport",
-    ],
-    ["preprocess", "postprocess", "encode", "pyav_decode", "images", "nvdec", "decode", "engine"],
-    ["tasks.segmentation", "tasks"],
-    ["pipeline"],
-    ["endpoints", "services"],
-    ["server", "client"],
-]
-ORDER = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
+CLIENT_SIDE = {"client", "remote", "dump", "transport", "transport_grpc", "transport_http"}
+# From the ground up: a module imports only what stands before it.
+HOUSE = (
+    ("errors", "contract", "frames", "rle", "results", "wire"),
+    ("transport", "transport_http", "transport_grpc", "remote", "dump"),
+    ("telemetry", "preflight", "watchdog", "settings", "model_inference"),
+    ("preprocess", "postprocess", "encode", "engine"),
+    ("medium", "images", "containers", "pyav_decode", "nvdec", "decode"),
+    ("tasks.segmentation", "tasks", "pipeline", "endpoints", "services"),
+    ("client", "server"),
+)
+ORDER = {name: place for place, name in enumerate(name for floor in HOUSE for name in floor)}
 HOME_OF = {
-    "nvidia": {"nvdec", "preprocess", "postprocess"},
+    "nvidia": {"nvdec", "preprocess", "postprocess", "rendering"},
     "pytriton": {"server"},
-    "av": {"decode", "pyav_decode", "nvdec", "encode"},
-    "PIL": {"decode", "images", "encode", "client"},
+    "av": {"pyav_decode", "containers", "nvdec", "encode", "decode"},
+    "PIL": {"images", "encode"},
     "tritonclient": {"transport_grpc"},
+    "grpc": {"transport_grpc"},
 }
 
 
@@ -67,7 +59,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_imports_point_downwards(name: str) -> None:
-    assert name in ORDER, f"{name} has no place in the house: give it one in FLOORS"
+    assert name in ORDER, f"{name} has no place in the house: give it one in HOUSE"
     own = {imported.removeprefix("pipelines.") for imported in imports(sources()[name])}
     upwards = {imported for imported in own if imported in ORDER and ORDER[imported] >= ORDER[name]}
     assert not upwards
@@ -89,36 +81,32 @@ def test_the_client_imports_nouns_and_transport_alone() -> None:
 
 
 PROBE = """
-import sys, socket, pathlib, os
+import sys
 def forbid(event, args):
     if event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.putenv"):
         raise RuntimeError(f"{event} at import: {args}")
-    if event == "open" and isinstance(args[1], str) and ("w" in args[1] or "a" in args[1]) and "__pycache__" not in str(args[0]):
+    if event == "open" and isinstance(args[1], str) and set("wa") & set(args[1]) and "__pycache__" not in str(args[0]):
         raise RuntimeError(f"writes at import: {args}")
 """
+LIBRARIES = "numpy torch torch.utils.dlpack av PIL.Image nvidia.dali nvidia.dali.fn nvidia.dali.pipeline safetensors grpc"
 
 
-@pytest.mark.parametrize("name", sorted(sources()))
-def test_importing_touches_nothing(name: str) -> None:
-    """Libraries are imported first, since they may do as they like; then ours, watched by an audit hook."""
-    module = name if sources()[name].parent == ROOT else f"pipelines.{name}"
-    foreign = sorted(
-        {one for source in sources().values() for one in imports(source)}
-        & {"av", "numpy", "torch", "PIL", "nvidia.dali", "grpc", "tritonclient.grpc", "torch.nn"}
-    )
-    light = [one for one in foreign if one == "numpy" or one in imports(sources()[name])]
+def test_importing_touches_no_device_file_or_network() -> None:
+    """Libraries are imported first, since they may do as they like; then all of ours, watched by an audit hook."""
+    modules = [
+        name if path.parent == ROOT else f"pipelines.{name}" for name, path in sorted(sources().items())
+    ]
     code = "\n".join(
         [
-            *(f"import {one}" for one in light),
+            *(f"import {library}" for library in [*LIBRARIES.split(), "tritonclient.grpc"]),
             PROBE,
             "sys.addaudithook(forbid)",
-            f"import {module}",
-            "torch = sys.modules.get('torch')",
-            "assert torch is None or not torch.cuda.is_initialized()",
+            *(f"import {module}" for module in modules),
+            "assert not torch.cuda.is_initialized()",
         ]
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stub_server import Reply, StubServer, answer, event, talker, unary
 
 from client import Client
 from pipelines.contract import text_column
@@ -27,6 +26,7 @@ from pipelines.errors import (
 from pipelines.transport import Call, parse_address, server_error
 from pipelines.transport_grpc import GrpcTransport
 from pipelines.transport_http import HttpTransport
+from stub_server import Reply, StubServer, answer, event, talker, unary
 
 ROOT = Path(__file__).parent.parent
 SHORT_S = 0.05
@@ -154,6 +154,7 @@ GONE.pop("size")
     ("reply", "expected", "message"),
     [
         (Reply(status=413, body=PAGE), TooLarge, "larger"),
+        (Reply(status=413, body=TooLarge("over 9 MiB").to_json()), TooLarge, "^over 9 MiB$"),
         (Reply(status=401), ModelUnavailable, "refuses access"),
         (Reply(status=403), ModelUnavailable, "token"),
         (Reply(status=404, body=b'{"error": "Request for unknown model"}'), ModelUnavailable, "unknown"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stub_server import Reply, StubServer, answer, event, talker, unary
 
 import client as program
 from pipelines.contract import text_column
 from pipelines.errors import InvalidMedia, InvalidOptions
+from stub_server import Reply, StubServer, answer, event, talker, unary
 
 ROOT = Path(__file__).parent.parent
 BROKEN = {"error": text_column(InvalidMedia("no video", hint="send one").to_json())}
@@ -188,3 +190,21 @@ def info(self):
 client.Client.info = info
 sys.exit(client.main(sys.argv[1:]))
 """
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server's certificate is checked, and SSL_CERT_FILE adds an authority."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl for a certificate")
+    pem = tmp_path / "both.pem"
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    key = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(pem), "-out", str(pem)]
+    make = ["openssl", "req", "-x509", *key, *name]
+    subprocess.run(make, check=True, timeout=60, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with StubServer(context) as stub:
+        assert program.main(["--url", stub.url, "--info"]) == 3
+        assert "error: no TLS with https://127.0.0.1" in capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+        assert program.main(["--url", stub.url, "--info"]) == 0

@@ -14,10 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from docker_rules import COMPOSE_SCHEMA, instructions, lint
-from front_rig import TOKEN, WAIT_S, run_front, running_upstream
 
 from conftest import ROOT, free_ports
+from docker_rules import COMPOSE_SCHEMA, instructions, lint
+from front_rig import TOKEN, WAIT_S, run_front, running_upstream
 from pipelines.errors import BY_CODE, from_json
 from pipelines.settings import parse_args
 
@@ -48,8 +48,8 @@ def test_dockerfile_keeps_the_rules() -> None:
         ("PYTHON=3.11.13-slim-bookworm", "PYTHON=latest", "not pinned: python:latest"),
         ("slim-bookworm", "slim-bullseye", "glibc too old: python:3.11.13-slim-bullseye"),
         ("uv:0.13.9", "uv", "not pinned: ghcr.io/astral-sh/uv"),
-        ("COPY assets", "ADD assets", "ADD: use COPY"),
-        ("COPY assets assets", "COPY . .", "COPY . takes everything"),
+        ("COPY pyproject.toml", "ADD pyproject.toml", "ADD: use COPY"),
+        ("COPY --chmod=u=rwX,go=rX assets assets", "COPY . .", "COPY . takes everything"),
         ("USER 10001:10001", "USER root", "user root: want uid:gid, not root"),
         ("USER 10001:10001", "", "no USER"),
         ("EXPOSE 8000 8001", "RUN true", "no EXPOSE"),
@@ -62,6 +62,7 @@ def test_dockerfile_keeps_the_rules() -> None:
             "code before dependencies",
         ),
         ("HOME=/tmp", "TRIVID_TOKEN=x", "secret in the image"),
+        ("COPY --chmod=u=rwX,go=rX assets", "COPY assets", "unreadable after a umask of 077: assets"),
     ],
 )
 def test_the_rules_find_faults(old: str, new: str, expected: str) -> None:
@@ -72,7 +73,7 @@ def test_the_rules_find_faults(old: str, new: str, expected: str) -> None:
 def copied() -> list[str]:
     """What the Dockerfile takes from the project."""
     steps = [step for step in instructions(DOCKERFILE) if step.name == "COPY" and "--from" not in step.rest]
-    return [source for step in steps for source in step.rest.split()[:-1]]
+    return [source for step in steps for source in step.rest.split()[:-1] if not source.startswith("--")]
 
 
 def test_the_image_gets_what_it_copies() -> None:

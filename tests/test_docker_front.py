@@ -8,6 +8,8 @@ from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 import pytest
+
+from conftest import free_ports
 from front_rig import (
     SERVICE,
     TOKEN,
@@ -21,8 +23,6 @@ from front_rig import (
     self_signed,
     upstream_env,
 )
-
-from conftest import free_ports
 from pipelines.errors import ModelUnavailable
 from pipelines.transport import Transport, parse_address
 from pipelines.transport_grpc import GrpcTransport
@@ -74,9 +74,11 @@ def lone_front(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> 
 )
 def test_passes(front: Front, upstream: Upstream, method: str, path: str, seen: str) -> None:
     body = b"\x00media\x00" if method == "POST" else None
-    status, _, answer = front.ask(method, path, body=body)
+    status, _, answer = front.ask(method, path, body=body, headers={"Trivid-Max-Frames": "3"})
     assert (status, answer) == (200, {"path": seen, "bytes": len(body or b"")})
-    assert "authorization" not in upstream.requests[-1][2]
+    headers = upstream.requests[-1][2]
+    assert headers["trivid-max-frames"] == "3"
+    assert "authorization" not in headers
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def run_server(*flags: str, env: dict[str, str] | None = None) -> subprocess.Com
 
 def leftovers() -> set[str]:
     """What this project's servers may leave: files of Triton's in /dev/shm and folders in the temp folder."""
-    shm = {str(path) for path in Path("/dev/shm").iterdir()}
-    return shm | {str(path) for path in Path(tempfile.gettempdir()).glob("trivid-*")}
+    temporary = Path(tempfile.gettempdir())
+    places = (Path("/dev/shm").iterdir(), temporary.glob("trivid-*"), temporary.glob("folder*"))
+    return {str(path) for place in places for path in place}
 
 
 def test_check_lists_what_it_looked_at() -> None:

@@ -1,0 +1,97 @@
+"""Bytes → FrameBatch chunks: picks the decoder and says why. The front door of all decoding.
+
+Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as the CPU would, else to PyAV;
+`Medium.decoder_reason` says in words what decided it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.contract import Options
+from pipelines.errors import InvalidMedia, UnsupportedMedia
+from pipelines.images import image_format, open_image, probe_image
+from pipelines.medium import Limits, MediaInfo, Medium
+from pipelines.pyav_decode import Video
+
+if TYPE_CHECKING:
+    from model_inference import Preprocessing
+
+__all__ = ["Limits", "MediaInfo", "Medium", "open_media", "probe"]
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def probe(media: bytes, limits: Limits) -> MediaInfo:
+    """What a medium is: an image by its header, a video by its header and its first frame.
+
+    Raises:
+        InvalidMedia, UnsupportedMedia, TooLarge: it would not be decoded.
+    """
+    _check(media, limits)
+    if image_format(media):
+        return probe_image(media, limits)
+    video = Video(media, limits)
+    video.close()
+    return video.info
+
+
+def open_media(
+    media: bytes,
+    *,
+    options: Options,
+    limits: Limits,
+    device: str,
+    prepare: Preprocessing | None = None,
+) -> Medium:
+    """Open a medium for one pass over its selected frames; use it in a `with` statement.
+
+    Args:
+        media: the encoded file.
+        options: `start_s`, `end_s`, `stride`, `max_frames` select frames; `decoder` chooses among decoders.
+        device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
+        prepare: lets NVDEC's graph make the model's pixels in passing; other decoders leave it to others.
+
+    Raises:
+        InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by the
+            decoder that the options demand. TooLarge: over a limit. Later faults are raised by `chunks()`.
+    """
+    _check(media, limits)
+    if image_format(media):
+        if options.decoder == "nvdec":
+            raise UnsupportedMedia("NVDEC does not decode images", hint="leave out decoder=nvdec")
+        return open_image(media, options=options, limits=limits)
+    video = Video(media, limits)
+    try:
+        return _route(video, options, device, prepare)
+    except BaseException:
+        video.close()
+        raise
+
+
+def _route(video: Video, options: Options, device: str, prepare: Preprocessing | None) -> Medium:
+    if options.decoder == "cpu":
+        return video.medium(options, "option decoder=cpu")
+    if not device.startswith("cuda"):
+        reason = f"device is {device}"
+    else:
+        # DALI and torch are loaded only where there is a GPU to use.
+        from pipelines.nvdec import frame_times, open_nvdec
+
+        times = frame_times(video, device)
+        if not isinstance(times, str):
+            return open_nvdec(video, times, options=options, device=device, prepare=prepare)
+        reason = times
+    if options.decoder == "nvdec":
+        raise UnsupportedMedia(
+            f"NVDEC cannot decode this medium: {reason}", hint="leave out decoder=nvdec, or use decoder=cpu"
+        )
+    return video.medium(options, reason)
+
+
+def _check(media: bytes, limits: Limits) -> None:
+    limits.check_bytes(media)
+    if not media:
+        raise InvalidMedia("the medium is empty (0 bytes)", hint="send the file's bytes")
+    if media[4:8] == b"ftyp" and media[8:12] in HEIF_BRANDS:
+        raise UnsupportedMedia("HEIF images are not served", hint="convert it to JPEG, PNG or AVIF")

@@ -1,0 +1,279 @@
+"""Video by PyAV (FFmpeg) on the CPU: bytes → frames with the medium's own times, upright, RGB.
+
+Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
+believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
+counted from the medium's first, so frames before `start_s` are decoded and dropped. Interlaced frames and
+anamorphic pixels are given as stored; so are the transfer curves of HDR media.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from pipelines.containers import declared_bytes, open_container, pick_stream, read_packets
+from pipelines.contract import Options
+from pipelines.errors import InvalidMedia, UnsupportedMedia
+from pipelines.frames import FrameBatch
+from pipelines.medium import Limits, MediaInfo, Medium, Orientation, Selected, in_groups, select
+
+# Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
+BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
+# Matrices of ITU-T H.273 by which swscale converts; untagged is taken for BT.601, as FFmpeg does.
+MATRICES = {
+    1: "bt709",
+    2: "unspecified",
+    4: "fcc",
+    5: "bt601",
+    6: "bt601",
+    7: "smpte240m",
+    9: "bt2020-ncl",
+}
+TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
+LIMITED_RANGE, FULL_RANGE = 1, 2
+# swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
+FULL_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+MAX_THREADS = 4
+FALLBACK_FPS = 25.0
+LAST_ENTRIES = 1000
+
+
+class Video:
+    """An opened video whose first frame is decoded, so that `info` is what the pixels are.
+
+    Raises:
+        InvalidMedia: unreadable, or without a single frame. UnsupportedMedia: no video stream, a container or
+            codec that is not served. TooLarge: too many pixels.
+    """
+
+    def __init__(self, media: bytes, limits: Limits) -> None:
+        self.media = media
+        self.limits = limits
+        self.container = open_container(media, limits)
+        self._count = 0
+        self._last_s: float | None = None
+        try:
+            self.stream = pick_stream(self.container)
+            self._prepare_decoder()
+            self._frames = self._read()
+            first = next(self._frames, None)
+            if first is None:
+                raise InvalidMedia("the video stream holds no frame", hint="check the upload")
+            self.info = self._describe(first[1])
+            self._check(first[1])
+        except BaseException:
+            self.container.close()
+            raise
+        self._frames = itertools.chain([first], self._frames)
+
+    @property
+    def codec(self) -> str:
+        """The codec's name, whichever of FFmpeg's decoders reads it (`av1`, not `libdav1d`)."""
+        return self.stream.codec.canonical_name
+
+    def medium(self, options: Options, reason: str) -> Medium:
+        """The selected frames in chunks; `reason` says why this decoder reads them."""
+        return Medium(
+            info=self.info,
+            decoder="pyav",
+            decoder_reason=reason,
+            batches=self._batches(options),
+            release=self.close,
+        )
+
+    def close(self) -> None:
+        self._frames = iter(())
+        self.container.close()
+
+    def _prepare_decoder(self) -> None:
+        context = self.stream.codec_context
+        self.limits.check_size(context.width, context.height)
+        context.thread_type = "AUTO"
+        context.thread_count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        # Twice: FFmpeg counts the padding of coded blocks too. What slips through is checked frame by frame.
+        context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
+
+    def _read(self) -> Iterator[tuple[float, VideoFrame]]:
+        """Time in seconds and frame, in presentation order; InvalidMedia behind the last good one."""
+        whole, last_dts = True, None
+        try:
+            for packet in read_packets(self.container, self.stream):
+                # A file that ends within a packet has it flagged; broadcasts flag mere lost packets so.
+                if packet.is_corrupt and self.container.format.name not in BROADCASTS:
+                    whole = False
+                    break
+                last_dts = packet.dts
+                yield from map(self._timed, self._decode(packet))
+            whole = whole and not self.is_cut_off()
+            rest = self.stream.decode(None)
+            yield from map(self._timed, rest if whole else _before_cut(rest, last_dts))
+        except av.FFmpegError as error:
+            raise InvalidMedia(
+                f"cannot be decoded {self._progress()}: {error.strerror}",
+                hint="the file is damaged there; max_frames or end_s can stop before it",
+            ) from None
+        if not whole:
+            claim = f"; it claims {self.stream.frames} frames" if self.stream.frames else ""
+            raise InvalidMedia(f"the file breaks off {self._progress()}{claim}", hint="upload the whole file")
+
+    def _decode(self, packet: Any) -> list[VideoFrame]:
+        try:
+            return self.stream.decode(packet)
+        except av.FFmpegError:
+            if self._count or self.container.format.name not in BROADCASTS:
+                raise
+            return []
+
+    def _timed(self, frame: VideoFrame) -> tuple[float, VideoFrame]:
+        """The frame's own time as ffprobe's best effort: pts, else dts, else one frame after the last."""
+        ticks = frame.pts if frame.pts is not None else frame.dts
+        if ticks is not None and self.stream.time_base is not None:
+            pts_s = float(ticks * self.stream.time_base)
+        elif self._last_s is None:
+            pts_s = 0.0
+        else:
+            pts_s = self._last_s + 1 / (self._fps() or FALLBACK_FPS)
+        self._count, self._last_s = self._count + 1, pts_s
+        return pts_s, frame
+
+    def _progress(self) -> str:
+        if not self._count:
+            return "before its first frame"
+        return f"after frame {self._count - 1} at {self._last_s:.3f} s"
+
+    def _fps(self) -> float | None:
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(rate) if rate else None
+
+    def is_cut_off(self) -> bool:
+        """Whether the container's own index or its outermost length reaches beyond the bytes at hand."""
+        size_bytes = len(self.media)
+        # The index stands in the order of time; frames that a cut takes are its last ones.
+        last = self.stream.index_entries[-LAST_ENTRIES:]
+        if any(entry.pos + entry.size > size_bytes for entry in last):
+            return True
+        return declared_bytes(self.media) > size_bytes
+
+    def _describe(self, frame: VideoFrame) -> MediaInfo:
+        orientation = _orientation(frame)
+        width_px, height_px = orientation.size(frame.width, frame.height)
+        stream, span = self.stream, self.container.duration
+        duration_s = span / av.time_base if span is not None else None
+        if stream.duration is not None and stream.time_base is not None:
+            duration_s = float(stream.duration * stream.time_base)
+        return MediaInfo(
+            kind="video",
+            container=self.container.format.name,
+            codec=self.codec,
+            pixel_format=frame.format.name,
+            width_px=width_px,
+            height_px=height_px,
+            rotation_deg=orientation.rotation_deg,
+            mirrored=orientation.mirrored,
+            matrix="rgb" if _is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
+            colour_range="full" if _is_full_range(frame) else "limited",
+            transfer=TRANSFERS.get(frame.color_trc, str(frame.color_trc)),
+            fps=self._fps(),
+            duration_s=duration_s,
+        )
+
+    def _check(self, frame: VideoFrame) -> None:
+        """Raise unless the frame can be given right: size, colours."""
+        self.limits.check_size(frame.width, frame.height)
+        size = _orientation(frame).size(frame.width, frame.height)
+        if size != (self.info.width_px, self.info.height_px):
+            raise UnsupportedMedia(
+                f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} pixels "
+                f"at {self._last_s:.3f} s",
+                hint="cut the medium where its size changes",
+            )
+        if _has_matrix(frame) and frame.colorspace not in MATRICES:
+            raise UnsupportedMedia(
+                f"colours are coded by matrix {frame.colorspace} of H.273",
+                hint=f"served are: {', '.join(sorted(set(MATRICES.values())))}",
+            )
+
+    def _batches(self, options: Options) -> Generator[FrameBatch, None, None]:
+        size = self.info.width_px, self.info.height_px
+        reformatter = VideoReformatter()
+        for group in in_groups(self._selected(options), self.limits.chunk_length(*size)):
+            pixels_nhwc = np.empty((len(group), size[1], size[0], 3), np.uint8)
+            for place, picked in zip(pixels_nhwc, group, strict=True):
+                place[...] = _rgb(picked.frame, reformatter)
+            yield FrameBatch(
+                pixels_nhwc=pixels_nhwc,
+                pts_s=np.array([picked.pts_s for picked in group]),
+                frame_index=np.array([picked.frame_index for picked in group], np.int64),
+            )
+
+    def _selected(self, options: Options) -> Iterator[Selected[VideoFrame]]:
+        for picked in select(self._frames, options, self.limits):
+            self._check(picked.frame)
+            yield picked
+
+
+def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[VideoFrame]:
+    """Frames that surely have no lost one before them: a lost packet's pts is not before its dts, and its dts
+    is after that of the last packet read."""
+    for frame in frames:
+        if frame.pts is None or last_dts is None or frame.pts > last_dts:
+            return
+        yield frame
+
+
+def _is_rgb(frame: VideoFrame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def _has_matrix(frame: VideoFrame) -> bool:
+    """Whether the pixels are luma and chroma: grey and RGB need no matrix."""
+    return not _is_rgb(frame) and len(frame.format.components) > 2
+
+
+def _is_full_range(frame: VideoFrame) -> bool:
+    if _is_rgb(frame) or frame.format.name.startswith("yuvj"):
+        return True
+    if _has_matrix(frame):
+        return bool(frame.color_range == FULL_RANGE)
+    return bool(frame.color_range != LIMITED_RANGE)
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y w)."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d = struct.unpack_from("5i", bytes(matrix))
+    if a and b:
+        raise UnsupportedMedia(
+            f"frames are to be turned by {frame.rotation} degrees", hint="only multiples of 90 are served"
+        )
+    if b or c:
+        return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return Orientation(flip_x=a < 0, flip_y=d < 0)
+
+
+def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
+    """Upright uint8 RGB `(H, W, 3)`, a view; swscale reads matrix and range from the frame itself."""
+    try:
+        rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+    except av.FFmpegError as error:
+        raise UnsupportedMedia(
+            f"pixels of format {frame.format.name} cannot be converted: {error.strerror}",
+            hint="re-encode it as yuv420p",
+        ) from None
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)  # type: ignore[call-overload]
+    pixels_hwc = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    if not _has_matrix(frame) and not _is_full_range(frame):
+        pixels_hwc = FULL_FROM_LIMITED[pixels_hwc]
+    return _orientation(frame).apply(pixels_hwc)
