@@ -1,20 +1,16 @@
 """Everything between encoded bytes and typed answers; importing this package imports nothing.
 
-In the order of the data:
+In the order of the data, each module knowing only what stands before it:
 
-    contract     Options and the shape of an answer as Triton tensors      (numpy)
-    errors       one tree of errors with stable codes                      (stdlib)
-    results      answers as frozen columns                                 (numpy)
-    frames       FrameBatch, Geometry                                      (numpy)
-    decode       bytes -> FrameBatch chunks: picks a decoder, PyAV, images
-    nvdec        bytes -> FrameBatch chunks on the GPU                     (DALI, NVDEC)
-    preprocess   frames -> model pixels                                    (DALI)
-    engine       chunks of many streams -> one model batch -> split again  (torch)
-    postprocess  scores + frames -> mask, extracted class, overlay         (DALI)
-    encode       pixels -> JPEG, PNG, RLE, H.264                           (PyAV, Pillow)
-    tasks        one file a task: options in, model output read, answer out
-    pipeline     Pipeline.run: the loop over the chunks of one medium
-    endpoints    requests of Triton's form -> Pipeline -> rows of tensors
-    transport    the client's two protocols                                (gRPC, HTTP)
-    preflight, watchdog, telemetry   the process looks after itself
+    errors, contract, frames, rle, results   the nouns: one tree of errors, options, columns, frames, answers
+    wire, transport*, remote, dump           the client's side: two protocols, `Client`, files written
+    telemetry, preflight, watchdog, settings the process looks after itself
+    graph, preprocess                        frames -> model pixels                          (DALI)
+    drawing, postprocess, encode             scores + frames -> masks, pictures, H.264       (DALI, PyAV, Pillow)
+    engine                                   chunks of many streams -> one model batch       (torch)
+    medium, images, containers, pyav_decode, nvdec, decode
+                                             bytes -> chunks of frames         (Pillow, PyAV, NVDEC by DALI)
+    tasks                                    one file a task: options in, model output read, answer out
+    pipeline                                 the loop over the chunks of one medium
+    endpoints, services                      requests of Triton's form -> rows of tensors
 """

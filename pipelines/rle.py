@@ -51,7 +51,7 @@ def decode(text: bytes, size: tuple[int, int]) -> ClassMap:
     for class_id, counts in _read(text):
         if not 0 < class_id < 256:
             raise InternalError(f"a mask holds classes 1 to 255, not {class_id}")
-        if (counts < 0).any() or counts.sum() != pixels.size:
+        if (counts < 0).any() or (counts > pixels.size).any() or counts.sum() != pixels.size:
             raise InternalError(f"run lengths of class {class_id} do not fill a mask of {width}x{height} px")
         pixels[np.repeat(np.arange(len(counts)) % 2 == 1, counts)] = class_id
     return pixels.reshape((height, width), order="F")
@@ -61,6 +61,9 @@ def _read(text: bytes) -> list[tuple[int, npt.NDArray[np.int64]]]:
     """Class and run lengths of each entry."""
     try:
         entries: list[dict[str, Any]] = json.loads(text)
-        return [(int(entry["class_id"]), np.array(entry["counts"], np.int64)) for entry in entries]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InternalError(f"the mask holds no run lengths ({error!r}): {text[:40]!r}") from None
+        pairs = [(int(entry["class_id"]), np.array(entry["counts"], np.int64)) for entry in entries]
+        if any(counts.ndim != 1 for _, counts in pairs):
+            raise ValueError("counts are no list of numbers")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InternalError(f"the mask holds no run lengths ({error}): {text[:40]!r}") from None
+    return pairs

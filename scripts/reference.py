@@ -44,6 +44,8 @@ def tensor_schema(column: Column) -> dict[str, Any]:
 
 
 def operation(name: str, facts: EndpointFacts) -> dict[str, Any]:
+    content: dict[str, Any]
+    answer: dict[str, Any]
     options = {option: option_schema(option) for option in sorted(facts.allowed)}
     if facts.stream:
         properties = {"media": {"type": "string", "format": "byte"}, **options}

@@ -17,14 +17,14 @@ HOUSE = (
     ("errors", "contract", "frames", "rle", "results", "wire"),
     ("transport", "transport_http", "transport_grpc", "remote", "dump"),
     ("telemetry", "preflight", "watchdog", "settings", "model_inference"),
-    ("preprocess", "postprocess", "encode", "engine"),
+    ("graph", "preprocess", "drawing", "postprocess", "encode", "engine"),
     ("medium", "images", "containers", "pyav_decode", "nvdec", "decode"),
     ("tasks.segmentation", "tasks", "pipeline", "endpoints", "services"),
     ("client", "server"),
 )
 ORDER = {name: place for place, name in enumerate(name for floor in HOUSE for name in floor)}
 HOME_OF = {
-    "nvidia": {"nvdec", "preprocess", "postprocess", "rendering"},
+    "nvidia": {"nvdec", "graph", "preprocess", "drawing", "postprocess"},
     "pytriton": {"server"},
     "av": {"pyav_decode", "containers", "nvdec", "encode", "decode"},
     "PIL": {"images", "encode"},

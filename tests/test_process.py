@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -202,20 +203,19 @@ FILM_RATE = 10
 
 def film(seconds: int) -> bytes:
     """H.264 720p of any length: one second encoded once, its packets written again and again."""
-    source = av.open(io.BytesIO(media.clip(frames=FILM_RATE, width=1280, height=720, rate=FILM_RATE)))
+    second = io.BytesIO(media.clip(frames=FILM_RATE, width=1280, height=720, rate=FILM_RATE))
     sink = io.BytesIO()
-    with source, av.open(sink, "w", format="matroska") as target:
+    with av.open(second, "r") as source, av.open(sink, "w", format="matroska") as target:
         template = source.streams.video[0]
         stream = target.add_stream_from_template(template)
+        time_base = Fraction(template.time_base or 0)
         packets = [packet for packet in source.demux(template) if packet.dts is not None]
-        blobs = [(bytes(packet), packet.dts, packet.pts, packet.is_keyframe) for packet in packets]
-        second = round(1 / template.time_base)
-        for number in range(seconds):
-            for data, dts, pts, is_keyframe in blobs:
+        parts = [(bytes(packet), packet.dts or 0, packet.pts or 0, packet.is_keyframe) for packet in packets]
+        for start in (round(number / time_base) for number in range(seconds)):
+            for data, dts, pts, is_keyframe in parts:
                 packet = av.Packet(data)
-                packet.dts, packet.pts = dts + number * second, pts + number * second
-                packet.time_base, packet.stream = template.time_base, stream
-                packet.is_keyframe = is_keyframe
+                packet.dts, packet.pts = dts + start, pts + start
+                packet.time_base, packet.stream, packet.is_keyframe = time_base, stream, is_keyframe
                 target.mux(packet)
     return sink.getvalue()
 
