@@ -210,12 +210,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def demo_spec() -> ModelSpec:
-    """The embedded demo model: tells circles, squares, triangles and stars apart; made by scripts/train_demo.py."""
+    """The embedded demo model, made by scripts/train_demo.py: a toy for trying the server out.
+
+    It finds drawn circles, squares, triangles and stars, each in its own family of colours; colour is what it
+    mostly goes by, so it says nothing of other pictures.
+    """
     return ModelSpec(
         name="demo_segmentation",
         task="segmentation",
         build=_build_demo,
-        source=f"demo model, {DEMO_WEIGHTS.name}: drawn shapes, for trying the server out",
+        source=f"demo model, {DEMO_WEIGHTS.name}: drawn shapes in colours of their own, for trying the server out",
         labels=DEMO_LABELS,
         preprocessing=Preprocessing(resize_px=160, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
         max_batch=16,

@@ -126,21 +126,27 @@ class Service:
     def start(self) -> None:
         """Start Triton and wait until every endpoint is ready.
 
-        PyTriton's second stub of a model may connect a moment before the first listens, and the start
-        fails; that is no fault of the settings, so it is tried again.
+        The second stub of an endpoint may connect to the first in the moment before that one listens, and
+        PyTriton gives up. Nothing is wrong then: `run` again goes on with what is not loaded yet.
         """
+        from tritonclient.utils import InferenceServerException
+
+        self._triton = self._make_triton()
         for attempt in range(1, START_ATTEMPTS + 1):
-            self._triton = self._make_triton(attempt)
             try:
                 self._triton.run()
-                self._children = watchdog.children(os.getpid())
-                self._stub_folders = watchdog.stub_folders(self._children)
-                if all(self._ready(endpoint.name) for endpoint in self.endpoints):
-                    return
-            except (RuntimeError, OSError, TimeoutError) as error:
-                log.warning("start %d of %d failed: %s", attempt, START_ATTEMPTS, error)
-            self._triton.stop()
-        raise ModelUnavailable("Triton did not start", hint="its messages stand above")
+                break
+            except InferenceServerException as error:
+                log.warning(
+                    "start %d of %d failed: %s", attempt, START_ATTEMPTS, error.message().split("\n")[0]
+                )
+                for socket in self.folder.rglob("*-config.sock"):
+                    socket.unlink()
+        self._children = watchdog.children(os.getpid())
+        self._stub_folders = watchdog.stub_folders(self._children)
+        if unready := [endpoint.name for endpoint in self.endpoints if not self._ready(endpoint.name)]:
+            self.stop()
+            raise ModelUnavailable(f"Triton did not start {unready[0]}", hint="its messages stand above")
 
     def watch(self, stop: threading.Event) -> str:
         """Block until asked to stop (answers "") or until the server is dead (answers why)."""
@@ -191,7 +197,7 @@ class Service:
         endpoints = segmentation_endpoints(self.pipeline, limit)
         return [*endpoints, status_endpoint(self.describe, self.pipeline.telemetry)]
 
-    def _make_triton(self, attempt: int) -> Triton:
+    def _make_triton(self) -> Triton:
         from pytriton.triton import Triton, TritonConfig
 
         settings = self.settings
@@ -206,7 +212,7 @@ class Service:
                 metrics_port=settings.metrics_port,
                 exit_timeout_secs=DRAIN_S,
             ),
-            workspace=self.folder / f"triton{attempt}",
+            workspace=self.folder / "triton",
         )
         for endpoint in self.endpoints:
             self._bind(triton, endpoint)

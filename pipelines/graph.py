@@ -45,9 +45,10 @@ class Graph:
         Raises:
             InternalError: DALI failed; the next call starts with a new pipeline.
         """
-        pipeline, self._pipeline = self._pipeline or self._build(), None
-        stream = [torch.cuda.current_stream(self._device)] if self._device.type == "cuda" else []
+        pipeline, self._pipeline = self._pipeline, None
         try:
+            pipeline = pipeline or self._build()
+            stream = [torch.cuda.current_stream(self._device)] if self._device.type == "cuda" else []
             for name, samples in inputs.items():
                 pipeline.feed_input(name, samples)
             outputs = [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]

@@ -18,7 +18,8 @@ from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
 from pipelines.transport import Call, Transport, broken_off, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
-MODELS = ("segmentation", "segmentation_stream")
+# `status` is loaded last: with it, every endpoint is there.
+MODELS = ("segmentation", "segmentation_stream", "status")
 STATUS_COLUMNS = (
     Column(name="status", dtype=object, dims=(1,), help="the server's description as JSON"),
     Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON"),

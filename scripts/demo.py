@@ -138,13 +138,18 @@ def print_table(runs: Sequence[Run]) -> None:
 
 
 def leftovers(before: set[Path]) -> list[Path]:
-    """Files in /dev/shm and the temp folder that were not there before."""
-    return sorted(watched_files() - before)
+    """Files in /dev/shm and the temp folder that were not there before; unknown while another Triton runs here."""
+    names = (path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists())
+    return [] if "tritonserver" in names else sorted(watched_files() - before)
 
 
 def watched_files() -> set[Path]:
-    folders = (Path("/dev/shm"), Path(tempfile.gettempdir()))
-    return {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    """What PyTriton and this project create there."""
+    patterns = {
+        Path("/dev/shm"): ("*",),
+        Path(tempfile.gettempdir()): ("trivid-*", "folder*", "python_env_*"),
+    }
+    return {path for folder, names in patterns.items() for name in names for path in folder.glob(name)}
 
 
 def main() -> int:
