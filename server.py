@@ -129,6 +129,7 @@ class Service:
         The second stub of an endpoint may connect to the first in the moment before that one listens, and
         PyTriton gives up. Nothing is wrong then: `run` again goes on with what is not loaded yet.
         """
+        from pytriton.client.exceptions import PyTritonClientTimeoutError
         from tritonclient.utils import InferenceServerException
 
         self._triton = self._make_triton()
@@ -142,6 +143,9 @@ class Service:
                 )
                 for socket in self.folder.rglob("*-config.sock"):
                     socket.unlink()
+            except PyTritonClientTimeoutError as error:
+                log.error("Triton does not answer: %s", error)
+                break
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
         if unready := [endpoint.name for endpoint in self.endpoints if not self._ready(endpoint.name)]:
@@ -211,6 +215,8 @@ class Service:
                 metrics_address=settings.host,
                 metrics_port=settings.metrics_port,
                 exit_timeout_secs=DRAIN_S,
+                # Else one failed load makes the whole server unready, and it cannot be tried again.
+                strict_readiness=False,
             ),
             workspace=self.folder / "triton",
         )

@@ -13,7 +13,14 @@ from typing import TypedDict
 
 from pipelines import errors
 from pipelines.contract import Column, Scalar, Tensor
-from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, ModelUnavailable, TooLarge
+from pipelines.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidOptions,
+    ModelUnavailable,
+    TooLarge,
+    TrividError,
+)
 from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
 from pipelines.transport import Call, Transport, broken_off, parse_address
 
@@ -146,8 +153,13 @@ class Client:
         final = False
         with contextlib.closing(self._transport.stream(call)) as rows:
             for columns in rows:
-                answer = _answer(columns)
-                final = answer.final
+                try:
+                    answer = _answer(columns)
+                except TrividError:
+                    _drain(rows)
+                    raise
+                if final := answer.final:
+                    _drain(rows)
                 yield answer
         if not final:
             raise broken_off(self._transport.address)
@@ -163,6 +175,16 @@ def _connect(url: str, token: str) -> Transport:
     from pipelines.transport_http import HttpTransport
 
     return HttpTransport(address, token)
+
+
+def _drain(rows: Iterator[object]) -> None:
+    """Wait for the end of a stream whose last answer is here.
+
+    Triton keeps a request in flight for ever if its client leaves just then, and cannot stop in good order.
+    """
+    with contextlib.suppress(TrividError):
+        for _ in rows:
+            continue
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ HOME_OF = {
     "pytriton": {"server"},
     "av": {"pyav_decode", "containers", "nvdec", "encode", "decode"},
     "PIL": {"images", "encode"},
-    "tritonclient": {"transport_grpc"},
+    "tritonclient": {"transport_grpc", "server"},
     "grpc": {"transport_grpc"},
 }
 
