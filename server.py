@@ -296,10 +296,13 @@ def serve(service: Service) -> int:
 
 
 def _return_memory_early() -> None:
-    """Let glibc give large blocks back when freed: its arenas would keep chunks of frames for each thread."""
+    """Let glibc give chunks of frames back when freed, which its arenas would keep for each thread.
+
+    8 MiB: below it are single frames, and mapping each of those anew made decoding 720p a third slower.
+    """
     m_mmap_threshold, m_arena_max = -3, -8
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_threshold, 1 << 20)
+    libc.mallopt(m_mmap_threshold, 8 << 20)
     libc.mallopt(m_arena_max, 2)
 
 

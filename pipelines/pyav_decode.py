@@ -68,6 +68,7 @@ class Video:
             first = next(self._frames, None)
             if first is None:
                 raise InvalidMedia("the video stream holds no frame", hint="check the upload")
+            self.orientation, self._rotation_deg = _orientation(first[1]), first[1].rotation
             self.info = self._describe(first[1])
             self._check(first[1])
         except BaseException:
@@ -164,8 +165,7 @@ class Video:
         return declared_bytes(self.media) > size_bytes
 
     def _describe(self, frame: VideoFrame) -> MediaInfo:
-        orientation = _orientation(frame)
-        width_px, height_px = orientation.size(frame.width, frame.height)
+        width_px, height_px = self.orientation.size(frame.width, frame.height)
         stream, span = self.stream, self.container.duration
         duration_s = span / av.time_base if span is not None else None
         if stream.duration is not None and stream.time_base is not None:
@@ -177,8 +177,8 @@ class Video:
             pixel_format=frame.format.name,
             width_px=width_px,
             height_px=height_px,
-            rotation_deg=orientation.rotation_deg,
-            mirrored=orientation.mirrored,
+            rotation_deg=self.orientation.rotation_deg,
+            mirrored=self.orientation.mirrored,
             matrix="rgb" if _is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
             colour_range="full" if _is_full_range(frame) else "limited",
             transfer=TRANSFERS.get(frame.color_trc, str(frame.color_trc)),
@@ -189,7 +189,12 @@ class Video:
     def _check(self, frame: VideoFrame) -> None:
         """Raise unless the frame can be given right: size, colours."""
         self.limits.check_size(frame.width, frame.height)
-        size = _orientation(frame).size(frame.width, frame.height)
+        size = self.orientation.size(frame.width, frame.height)
+        if frame.rotation != self._rotation_deg:
+            raise UnsupportedMedia(
+                f"frames turn from {self._rotation_deg} to {frame.rotation} degrees at {self._last_s:.3f} s",
+                hint="cut the medium there",
+            )
         if size != (self.info.width_px, self.info.height_px):
             raise UnsupportedMedia(
                 f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} pixels "
@@ -208,7 +213,7 @@ class Video:
         for group in in_groups(self._selected(options), self.limits.chunk_length(*size)):
             pixels_nhwc = np.empty((len(group), size[1], size[0], 3), np.uint8)
             for place, picked in zip(pixels_nhwc, group, strict=True):
-                place[...] = _rgb(picked.frame, reformatter)
+                place[...] = self.orientation.apply(_rgb(picked.frame, reformatter))
             yield FrameBatch(
                 pixels_nhwc=pixels_nhwc,
                 pts_s=np.array([picked.pts_s for picked in group]),
@@ -248,7 +253,11 @@ def _is_full_range(frame: VideoFrame) -> bool:
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
-    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y w)."""
+    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y w).
+
+    To be asked of one frame alone: PyAV ties a frame and its side data into a cycle, and memory would grow by
+    every frame until Python's collector comes by.
+    """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Orientation()
@@ -263,7 +272,7 @@ def _orientation(frame: VideoFrame) -> Orientation:
 
 
 def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """Upright uint8 RGB `(H, W, 3)`, a view; swscale reads matrix and range from the frame itself."""
+    """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame itself."""
     try:
         rgb = reformatter.reformat(frame, format="rgb24", threads=1)
     except av.FFmpegError as error:
@@ -276,4 +285,4 @@ def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uin
     pixels_hwc = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
     if not _has_matrix(frame) and not _is_full_range(frame):
         pixels_hwc = FULL_FROM_LIMITED[pixels_hwc]
-    return _orientation(frame).apply(pixels_hwc)
+    return pixels_hwc
