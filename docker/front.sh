@@ -31,6 +31,8 @@ number() { # name and value: digits only, no octal, no zero
 : "${TRIVID_UPSTREAM_HTTP:=127.0.0.1:8000}" "${TRIVID_UPSTREAM_GRPC:=127.0.0.1:8001}"
 : "${TRIVID_MAX_MEDIA_MB:=64}" "${TRIVID_MAX_STREAM_MB:=1024}" "${TRIVID_TIMEOUT_S:=600}"
 : "${TRIVID_TLS_DIR:=/tls}" "${TRIVID_FRONT_DIR:=/tmp/front}" "${TRIVID_ACCESS_LOG:=/dev/stdout}"
+# nginx takes no format together with its own `off`.
+[ "$TRIVID_ACCESS_LOG" != off ] || TRIVID_ACCESS_LOG=/dev/null
 
 number TRIVID_FRONT_HTTP_PORT "$TRIVID_FRONT_HTTP_PORT"
 number TRIVID_FRONT_GRPC_PORT "$TRIVID_FRONT_GRPC_PORT"
