@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -36,8 +37,8 @@ def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: flo
 class Options:
     """What a request may set; one field is one request parameter of that name."""
 
-    class_name: str = option("", "the class to extract or to highlight alone; all classes if empty")
-    class_id: int = option(-1, "the same by number; -1 for all classes", low=-1)
+    class_name: str = option("", "the class to find alone, or several with commas between; all if empty")
+    class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
     score_threshold: float = option(
         -1.0,
         "a pixel belongs to a class if the probability is above this; -1: 0.5 with one class, 0 with all",
@@ -54,6 +55,10 @@ class Options:
         "what the pictures show: coloured classes, the class alone, or the class made unrecognisable",
     )
     alpha: float = option(0.5, "opacity of the overlay's colours", low=0, high=1)
+    outline_px: int = option(
+        2, "width of the overlay's outlines in source pixels; 0 for none", low=0, high=16
+    )
+    background: str = option("000000", "with extract: the colour of what is left out, as RRGGBB")
     mask: Mask = option("rle", "the class map of a frame: run lengths, PNG or raw bytes")
     decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
@@ -63,6 +68,10 @@ class Options:
             _check_option(name, kind, getattr(self, name))
         if self.end_s <= self.start_s:
             raise InvalidOptions(f"end_s={self.end_s} is not after start_s={self.start_s}")
+        if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
+            raise InvalidOptions(
+                f"option background={self.background!r} is no colour", hint="RRGGBB, e.g. 00ff00"
+            )
         if self.class_name and self.class_id >= 0:
             raise InvalidOptions("class_name and class_id are both set", hint="set one of them")
 

@@ -48,7 +48,7 @@ def block_px(source_hw: tuple[int, int]) -> int:
     return max(MOSAIC_BLOCK_PX, -(-max(source_hw) // MOSAIC_BLOCKS))
 
 
-def define(kind: Kind, style: Style | None, outline_px: int, device: str) -> list[Any]:
+def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool, device: str) -> list[Any]:
     """The outputs of one graph: labels uint8 HW1, all classes or 1 for the one, and the picture of a style."""
     size = number_input("size")
     region = {"roi_start": number_input("start"), "roi_end": number_input("end")}
@@ -62,8 +62,11 @@ def define(kind: Kind, style: Style | None, outline_px: int, device: str) -> lis
         return [labels]
     frames = picture_input("frames", device)
     inside = _to_rgb(_where(labels != _byte(0), 255))
-    if style == "extract":
+    if style == "extract" and not has_backdrop:
         return [labels, frames & inside]
+    if style == "extract":
+        backdrop = _enlarge(picture_input("backdrop", device), size)
+        return [labels, backdrop ^ ((frames ^ backdrop) & inside)]
     if style == "redact":
         return [labels, frames ^ ((frames ^ _mosaic(frames, size)) & inside)]
     # frame * (1 - alpha) + tint, as frame - (frame * alpha - tint): both sides of it are whole bytes, so that

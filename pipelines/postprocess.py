@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.contract import Style
+from pipelines.contract import Options, Style
 from pipelines.drawing import Kind, block_px, define, look_up, palette
 from pipelines.errors import InternalError
 from pipelines.frames import Geometry, PixelArray, to_numpy
@@ -82,18 +82,31 @@ class RenderStyle:
 
     Attributes:
         style: `overlay` colours the classes and outlines them in white; `extract` leaves the classes alone on
-            black; `redact` replaces them by a mosaic. The background (class 0) stays as it is, or black.
+            `background`; `redact` replaces them by a mosaic. Elsewhere (class 0) frames stay.
         alpha: opacity of the overlay's colours; at 0 the frames are left untouched, without outlines.
         outline_px: how far within a class its outline reaches, in source pixels; 0 for none.
+        background: RGB, what `extract` puts where no class is.
     """
 
     style: Style
     alpha: float = 0.5
     outline_px: int = 2
+    background: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1 or not 0 <= self.outline_px <= 16:
             raise ValueError(f"alpha={self.alpha} or outline_px={self.outline_px} is not in 0..1, 0..16")
+
+    @classmethod
+    def of(cls, options: Options) -> RenderStyle:
+        """The style that a request's options ask for."""
+        red, green, blue = bytes.fromhex(options.background)
+        return cls(
+            style=options.style,
+            alpha=options.alpha,
+            outline_px=options.outline_px,
+            background=(red, green, blue),
+        )
 
     @property
     def visible(self) -> bool:
@@ -150,7 +163,7 @@ class Postprocessor:
         self._max_frames = max_frames
         self._classes = classes
         self._palette = palette(classes)
-        self._graphs: dict[tuple[Kind, Style | None, int], Graph] = {}
+        self._graphs: dict[tuple[Kind, Style | None, int, bool], Graph] = {}
 
     def __call__(
         self,
@@ -195,7 +208,9 @@ class Postprocessor:
         self, kind: Kind, style: RenderStyle | None, inputs: dict[str, Any]
     ) -> list[npt.NDArray[np.uint8]]:
         """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`, on the host."""
-        key = (kind, style.style, style.outline_px) if style else (kind, None, 0)
+        key = (
+            (kind, style.style, style.outline_px, any(style.background)) if style else (kind, None, 0, False)
+        )
         if key not in self._graphs:
             graph = partial(define, *key)
             self._graphs[key] = Graph(graph, device=self._device, max_samples=self._max_frames)
@@ -211,7 +226,8 @@ class Postprocessor:
             unit_px = block_px(geometry.source_hw)
             return {"mosaic": [-(-side // unit_px) for side in patch.hw]}
         if style.style == "extract":
-            return {}
+            backdrop = np.array(style.background, np.uint8)
+            return {"backdrop": np.tile(backdrop, (len(values_nhw), 1, 1, 1))} if backdrop.any() else {}
         tints = np.round(style.alpha * self._palette).astype(np.uint8)
         if scores.kind == "one":
             return {"alpha": style.alpha, "tint": np.tile(tints[scores.class_id], (len(values_nhw), 1, 1, 1))}
@@ -238,11 +254,13 @@ def _check(
 
 
 def _canvas(pixels_nhwc: PixelArray | None, style: RenderStyle | None) -> npt.NDArray[np.uint8] | None:
-    """What a style shows where there is no class, on the host: black, or the frames."""
+    """What a style shows where there is no class, on the host: one colour, or the frames."""
     if pixels_nhwc is None or style is None:
         return None
     if style.style == "extract":
-        return np.zeros(tuple(pixels_nhwc.shape), np.uint8)
+        canvas = np.empty(tuple(pixels_nhwc.shape), np.uint8)
+        canvas[:] = style.background
+        return canvas
     return np.array(to_numpy(pixels_nhwc))
 
 

@@ -84,7 +84,7 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
         help="the postprocessing of one class alone: a row is a frame",
         inputs=(FRAME, PROBABILITY),
         outputs=(SEGMENTED, CLASS_MASK, ERROR),
-        allowed=("score_threshold", "style", "alpha"),
+        allowed=("score_threshold", "style", "alpha", "outline_px", "background"),
         preset={"style": "extract"},
     ),
     "ResNet101": EndpointFacts(
@@ -220,7 +220,7 @@ class _BareStages:
         size = (probability.shape[0], probability.shape[1])
         whole = dataclasses.replace(self._pipeline.preprocessing, resize_px=size, crop_px=None)
         shape = geometry(whole, frame.shape[0], frame.shape[1])
-        style = RenderStyle(style=options.style, alpha=options.alpha)
+        style = RenderStyle.of(options)
         with self._pipeline.stages.lend() as stages:
             rendered = stages.postprocess(
                 torch.from_numpy(frame)[None].to(device).numpy(), scores, shape, style

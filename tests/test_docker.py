@@ -153,7 +153,7 @@ def test_servers(name: str) -> None:
     assert (settings.model, settings.max_media_mb, settings.host) == ("fcn_resnet50", 32, "127.0.0.1")
 
 
-def test_health_checks_ask_both_models() -> None:
+def test_health_checks_ask_the_models() -> None:
     (in_image,) = [step.rest for step in instructions(DOCKERFILE) if step.name == "HEALTHCHECK"]
     program = json.loads(in_image[in_image.index("[") :])
     for name in ("gpu", "cpu"):
@@ -164,7 +164,7 @@ def test_health_checks_ask_both_models() -> None:
         env = {"http_proxy": "http://127.0.0.1:1"}
         subprocess.run([sys.executable, "-c", asked], check=True, timeout=WAIT_S, env=env)
         paths = [path for _, path, _, _ in upstream.requests]
-    assert paths == ["/v2/models/segmentation/ready", "/v2/models/segmentation_stream/ready"]
+    assert paths == [f"/v2/models/{name}/ready" for name in ("segmentation", "segmentation_stream", "status")]
     asked = program[-1].replace("8000", str(free_ports(1)[0]))
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, timeout=WAIT_S).returncode == 1
 

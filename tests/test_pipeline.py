@@ -12,7 +12,7 @@ import pytest
 
 import media
 from model_inference import DEMO_LABELS, Model, demo_spec
-from pipelines.contract import Options
+from pipelines.contract import OPTION_FIELDS, Options, Scalar, parse_options
 from pipelines.decode import Limits
 from pipelines.engine import Engine
 from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
@@ -23,6 +23,7 @@ from pipelines.results import SegmentationAnswer
 from pipelines.telemetry import Telemetry
 
 CHUNK = 4
+ALL = tuple(OPTION_FIELDS)
 
 
 def make_stages() -> Stages:
@@ -102,6 +103,18 @@ def test_limits_hold_for_a_run_and_may_be_lifted(pipeline: Pipeline) -> None:
 def test_unknown_classes_list_what_there_is(pipeline: Pipeline, options: Options, message: str) -> None:
     with pytest.raises(InvalidOptions, match=message):
         next(pipeline.run(media.image("png"), options))
+
+
+def test_several_classes_count_where_one_of_them_wins(pipeline: Pipeline) -> None:
+    clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+    options: dict[str, Scalar] = {"stride": 50, "mask": "none"}
+    everything = SegmentationAnswer.concatenate(list(pipeline.run(clip, parse_options(options, allowed=ALL))))
+    options["class_name"] = "star, circle"
+    chosen = SegmentationAnswer.concatenate(list(pipeline.run(clip, parse_options(options, allowed=ALL))))
+    kept = [DEMO_LABELS.index(name) for name in ("circle", "star")]
+    np.testing.assert_array_equal(chosen.class_pixels[:, kept], everything.class_pixels[:, kept])
+    assert not chosen.class_pixels[:, [2, 3]].any()
+    assert (chosen.class_pixels.sum(axis=1) == 640 * 360).all()
 
 
 def test_abandoning_a_stream_frees_its_stages(pipeline: Pipeline) -> None:

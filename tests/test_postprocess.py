@@ -211,6 +211,19 @@ def test_outside_of_the_crop_is_background() -> None:
     assert rendered.class_pixels[0].tolist() == [1600, 0, 0, 0, 1600]
 
 
+@pytest.mark.parametrize("background", [(0, 0, 0), (10, 200, 30)])
+def test_an_extracted_class_stands_on_the_background_asked_for(background: tuple[int, int, int]) -> None:
+    model_hw, source_hw = (24, 40), (73, 121)
+    maps, pixels = blobs(2, model_hw), frames(2, source_hw)
+    style = RenderStyle(style="extract", background=background)
+    rendered = render(pixels, all_classes(maps), whole(model_hw, source_hw), style)
+    inside = nearest(maps, source_hw)[..., None] > 0
+    assert rendered.pixels_nhwc is not None
+    np.testing.assert_array_equal(
+        rendered.pixels_nhwc, np.where(inside, pixels, np.array(background, np.uint8))
+    )
+
+
 def test_the_background_may_be_the_class() -> None:
     """As in the seed's example: the background alone, everything else black."""
     probability = np.zeros((1, 8, 8), np.float32)

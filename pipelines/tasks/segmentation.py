@@ -1,7 +1,7 @@
 """Segmentation: logits (N, K, h, w) → class maps, pixel counts, masks and pictures of the source's size.
 
-Without a class the winner of all K classes counts; with one (`class_name`, `class_id`), the pixels where its
-probability is above `score_threshold`.
+Without a class the winner of all K classes counts, and of several named ones, where one of them wins. With one
+class (`class_name`, `class_id`), the pixels count where its probability is above `score_threshold`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,23 @@ OPTIONS = tuple(Options.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How pixels are decided: all classes (`class_id` None) or one, and above which probability."""
+    """Which classes count, and above which probability: one alone, or the winner among all.
+
+    `class_ids` are those that count where they win; empty for all.
+    """
 
     class_id: int | None
+    class_ids: tuple[int, ...]
     threshold: float
 
     @classmethod
     def of(cls, options: Options, labels: Sequence[str]) -> Decision:
         """The options' decision. Raises InvalidOptions at an unknown class, listing what there is."""
-        class_id = _class_id(options, labels)
+        chosen = _class_ids(options, labels)
+        class_id = chosen[0] if len(chosen) == 1 else None
         default = 0.0 if class_id is None else DEFAULT_CLASS_THRESHOLD
-        return cls(
-            class_id=class_id, threshold=default if options.score_threshold < 0 else options.score_threshold
-        )
+        threshold = default if options.score_threshold < 0 else options.score_threshold
+        return cls(class_id=class_id, class_ids=chosen, threshold=threshold)
 
     def read(self, logits_nkhw: Tensor) -> ClassScores:
         """Logits `(n, K, h, w)` → what postprocessing needs of them; runs on the engine's thread."""
@@ -52,20 +56,28 @@ class Decision:
         if self.threshold > 0:
             probability = torch.exp(best.values - torch.logsumexp(logits_nkhw, dim=1))
             class_map[probability <= self.threshold] = 0
+        if self.class_ids:
+            counts = torch.zeros(logits_nkhw.shape[1], dtype=torch.uint8, device=class_map.device)
+            counts[list(self.class_ids)] = 1
+            class_map *= counts[class_map.int()]
         return ClassScores(class_map_nhw=class_map)
 
 
-def _class_id(options: Options, labels: Sequence[str]) -> int | None:
+def _class_ids(options: Options, labels: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of the classes that the options name; empty if they name none."""
     known = f"this model knows: {', '.join(labels)}"
+    # A label may hold a comma itself.
+    names = [options.class_name] if options.class_name in labels else options.class_name.split(",")
     if options.class_name:
-        if options.class_name not in labels:
-            raise InvalidOptions(f"unknown class_name {options.class_name!r}", hint=known)
-        return labels.index(options.class_name)
+        for name in names:
+            if name.strip() not in labels:
+                raise InvalidOptions(f"unknown class_name {name.strip()!r}", hint=known)
+        return tuple(dict.fromkeys(labels.index(name.strip()) for name in names))
     if options.class_id >= len(labels):
         raise InvalidOptions(
             f"class_id={options.class_id} is out of range 0 to {len(labels) - 1}", hint=known
         )
-    return options.class_id if options.class_id >= 0 else None
+    return (options.class_id,) if options.class_id >= 0 else ()
 
 
 class Segmentation:
@@ -81,7 +93,7 @@ class Segmentation:
         self.read = self._decision.read
         self._style = None
         if options.overlay != "none":
-            self._style = RenderStyle(style=options.style, alpha=options.alpha)
+            self._style = RenderStyle.of(options)
         self._writer: encode.Mp4Writer | None = None
 
     def answer(
