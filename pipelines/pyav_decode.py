@@ -282,7 +282,7 @@ def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uin
         ) from None
     plane = rgb.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)  # type: ignore[call-overload]
-    pixels_hwc = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    pixels_hwc: npt.NDArray[np.uint8] = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
     if not _has_matrix(frame) and not _is_full_range(frame):
-        return FULL_FROM_LIMITED[pixels_hwc]
-    return pixels_hwc.view(np.uint8)
+        pixels_hwc = FULL_FROM_LIMITED[pixels_hwc]
+    return pixels_hwc
