@@ -162,6 +162,8 @@ class Screen:
         """One line, whatever is in the message."""
         self.clear()
         text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and error.filename:
+            path = Path(os.fsdecode(error.filename))
         where = "" if path is None else f"{path}: "
         print(f"error: {where}{' '.join(text.split())}", file=sys.stderr)
 

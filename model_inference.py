@@ -7,6 +7,7 @@ is a loaded spec on one device.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import socket
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -204,6 +205,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelUnavailable(
+            f"{path} is no state dict that can be read without running code from it",
+            hint="save it with torch.save(model.state_dict(), FILE), or as .safetensors",
+        ) from error
     except Exception as error:  # readers raise anything at damaged files; all mean the same here
         raise ModelUnavailable(f"cannot read the weights file {path}: {error}") from error
     return state

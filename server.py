@@ -53,7 +53,8 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
     """All findings about this machine, before anything heavy is imported."""
     ports = ((settings.http_port, "http"), (settings.grpc_port, "grpc"), (settings.metrics_port, "metrics"))
     findings = [preflight.check_python(), preflight.check_glibc(), preflight.check_libpython()]
-    findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
+    if not settings.dry_run:
+        findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
     findings.append(preflight.check_shm(settings.max_media_bytes))
     findings.append(preflight.check_nvdec(settings.device))
     return findings
@@ -290,7 +291,7 @@ def serve(service: Service) -> int:
         log.error("%s: the server cannot go on and ends; start it again", fault)
         service.kill()
         os._exit(EXIT_DEAD)
-    log.info("stopping: finishing what is in flight")
+    log.info("stopping: finishing what is in flight, within %d s", DRAIN_S)
     service.stop()
     return 0
 

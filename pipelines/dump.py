@@ -47,11 +47,15 @@ class Dump:
         """`overlay` and `mask` are the options that were asked for, so what the bytes are."""
         self._folder, self._stem = folder, stem
         self._overlay, self._mask = OVERLAY_NAMES.get(overlay), MASK_NAMES.get(mask)
-        self._lines: IO[str] = (folder / f"{stem}.jsonl").open("w", encoding="utf-8")
+        # Opened with the first answer: a request that fails leaves what an earlier one wrote.
+        self._lines: IO[str] | None = None
         self._film: IO[bytes] | None = None
 
     def write(self, answer: SegmentationAnswer, lines: list[str]) -> None:
         """The frames' JSON lines, and whatever pictures the answer holds."""
+        if self._lines is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self._folder / f"{self._stem}.jsonl").open("w", encoding="utf-8")
         self._lines.writelines(f"{line}\n" for line in lines)
         self._pictures(answer, answer.overlay, self._overlay)
         self._pictures(answer, answer.mask, self._mask)
@@ -82,7 +86,8 @@ class Dump:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._film is not None:
             self._film.close()
 
@@ -100,10 +105,14 @@ class Summary:
             self._pixels[name] = self._pixels.get(name, 0) + int(count)
 
     def __str__(self) -> str:
+        if not self._frames:
+            return "0 frames: the options select none"
         total = max(sum(self._pixels.values()), 1)
         _background, *classes = self._pixels.items() or [("", 0)]
         largest = sorted((item for item in classes if item[1]), key=lambda item: -item[1])[:5]
         shares = (
-            ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in largest) or "background only"
+            ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in largest)
+            or "nothing but background"
         )
-        return f"{self._frames} frames, {shares} ({self._decoder})"
+        noun = "frame" if self._frames == 1 else "frames"
+        return f"{self._frames} {noun}, {shares} ({self._decoder})"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 MAX_MESSAGE_MB = 2047
+DEFAULT_MODEL = "segmentation=fcn_resnet101"
+_SHOWN = "(default: %(default)s)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +49,11 @@ def parse_args(argv: Sequence[str], manual: str) -> Settings:
         parser.error(
             f"--max-media-mb {args.max_media_mb}: a message of Triton's holds at most {MAX_MESSAGE_MB}"
         )
-    task, _, name = args.model.partition("=")
+    if args.demo and args.model:
+        parser.error("--demo brings its own model: leave --model out, or --demo")
+    task, _, name = (args.model or DEFAULT_MODEL).partition("=")
     if task != "segmentation" or not name:
-        parser.error(f"--model {args.model!r}: expected segmentation=NAME, e.g. segmentation=fcn_resnet101")
+        parser.error(f"--model {args.model!r}: expected segmentation=NAME, e.g. {DEFAULT_MODEL}")
     if args.demo and args.weights:
         parser.error("--demo brings its own weights: leave --weights out, or --demo")
     values = {one.name: getattr(args, one.name) for one in fields(Settings)}
@@ -57,38 +61,31 @@ def parse_args(argv: Sequence[str], manual: str) -> Settings:
 
 
 def _add_flags(add: Callable[..., argparse.Action]) -> None:
+    """All flags; `_SHOWN` appends the default to a help text."""
     add("--demo", action="store_true", help="serve the embedded demo model (drawn shapes)")
-    add(
-        "--model",
-        default="segmentation=fcn_resnet101",
-        metavar="TASK=NAME",
-        help="a torchvision model by name",
-    )
+    add("--model", metavar="TASK=NAME", help=f"a torchvision model by name (default: {DEFAULT_MODEL})")
     add(
         "--weights",
         default="",
         metavar="FILE",
         help="a .safetensors or .pth state dict, or 'random' for noise",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where models run (auto: a GPU if any)",
-    )
-    add("--host", default="127.0.0.1", help="address to listen on; keep it private, put a proxy in front")
-    add("--http-port", type=_port, default=8000)
-    add("--grpc-port", type=_port, default=8001)
-    add("--metrics-port", type=_port, default=8002, help="Prometheus metrics of Triton")
-    add("--max-media-mb", type=_positive, default=64, help="largest medium of a request, in MiB")
-    add(
-        "--max-frames",
-        type=_positive,
-        default=300,
-        help="most frames of a unary request; streams have no limit",
-    )
-    add("--chunk-frames", type=_positive, default=16, help="frames decoded and answered at once")
-    add("--workers", type=_positive, default=os.cpu_count() or 1, help="media worked on at once")
+    devices = ("auto", "cpu", "cuda")
+    add("--device", choices=devices, default="auto", help=f"where models run; auto is a GPU if any {_SHOWN}")
+    add("--host", default="127.0.0.1", help=f"address to listen on; keep it private, behind a proxy {_SHOWN}")
+    for name, port, what in (
+        ("http", 8000, "HTTP"),
+        ("grpc", 8001, "gRPC"),
+        ("metrics", 8002, "Triton's metrics"),
+    ):
+        add(f"--{name}-port", type=_port, default=port, metavar="PORT", help=f"port of {what} {_SHOWN}")
+    for name, number, what in (
+        ("max-media-mb", 64, "largest medium of a request, in MiB"),
+        ("max-frames", 300, "most frames of one answer; streams have no limit"),
+        ("chunk-frames", 16, "frames decoded and answered at once"),
+        ("workers", os.cpu_count() or 1, "media worked on at once"),
+    ):
+        add(f"--{name}", type=_positive, default=number, metavar="N", help=f"{what} {_SHOWN}")
     add("--check", action="store_true", help="check the machine and exit")
     add("--dry-run", action="store_true", help="push a picture through every stage and exit")
 

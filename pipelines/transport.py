@@ -31,7 +31,7 @@ MESSAGE_LENGTH_LIMIT = 400
 ERRORS_BY_TEXT: tuple[tuple[str, type[TrividError], str], ...] = (
     ("maximum queue size", Overloaded, "try again later"),
     ("timeout expired", DeadlineExceeded, "the request waited too long in the server's queue"),
-    ("unknown model", ModelUnavailable, "does this server have that endpoint?"),
+    ("unknown model", ModelUnavailable, "is the server starting or stopping, or has it no such endpoint?"),
     ("not ready", ModelUnavailable, "is the server still starting?"),
     ("not healthy", ModelUnavailable, "the server has to be started again"),
 )

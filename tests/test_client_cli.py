@@ -89,7 +89,7 @@ def test_a_folder_is_walked_and_one_failure_spoils_no_other(
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         f"{media}/a.mp4: 4 frames, cat 25.0 % (stub)",
-        f"{media}/b.JPG: 1 frames, cat 16.7 % (stub)",
+        f"{media}/b.JPG: 1 frame, cat 16.7 % (stub)",
         f"{media}/sub/c.mkv: 4 frames, cat 25.0 % (stub)",
     ]
     assert err == f"error: {media}/bad.png: no video (send one)\n"  # and no progress into a pipe

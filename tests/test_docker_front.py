@@ -62,7 +62,7 @@ def lone_front(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> 
     [
         ("GET", "/v2", "/v2"),
         ("GET", "/v2/health/live", "/v2/health/live"),
-        ("GET", "/v2/health/ready", "/v2/health/ready"),
+        ("GET", "/v2/health/ready", "/v2/models/status/ready"),
         ("GET", "/v2/models/segmentation", "/v2/models/segmentation"),
         ("GET", "/v2/models/segmentation/ready", "/v2/models/segmentation/ready"),
         ("GET", "/v2/models/ResNet101/versions/1/ready", "/v2/models/ResNet101/versions/1/ready"),

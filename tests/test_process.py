@@ -70,7 +70,7 @@ def test_a_taken_port_is_refused_by_name() -> None:
     [
         (["--model", "segmentation=fcn_resnet999"], 3, "no segmentation model 'fcn_resnet999'"),
         (["--weights", "/no/such/file.pth"], 3, "no weights file /no/such/file.pth"),
-        (["--weights", __file__], 3, "cannot read the weights file"),
+        (["--weights", __file__], 3, "is no state dict"),
         (["--max-media-mb", "0"], 2, "not a positive whole number"),
     ],
 )
