@@ -24,12 +24,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
 from pipelines.settings import Settings, parse_args
+from pipelines.stub_mends import mend_stub_files
 
 if TYPE_CHECKING:
     from pytriton.triton import Triton
@@ -39,11 +41,11 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
-START_ATTEMPTS = 3
 WATCH_PERIOD_S = 1.0
 CANARY_PERIOD_S = 15.0
 CANARY_TIMEOUT_S = 60.0
 DRAIN_S = 30
+FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
 
 log = logging.getLogger("trivid")
@@ -115,7 +117,8 @@ class Service:
         self.settings = settings
         self.pipeline = pipeline
         # Triton, its stubs and PyTriton leave files in the temp folder when killed: give them one of ours.
-        self.folder = Path(tempfile.mkdtemp(prefix="trivid-"))
+        watchdog.remove_orphans(Path(tempfile.gettempdir()), FOLDER_PREFIX)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
         atexit.register(self.remove_files)
@@ -125,33 +128,20 @@ class Service:
         self._stub_folders: list[Path] = []
 
     def start(self) -> None:
-        """Start Triton and wait until every endpoint is ready.
-
-        The second stub of an endpoint may connect to the first in the moment before that one listens, and
-        PyTriton gives up. Nothing is wrong then: `run` again goes on with what is not loaded yet.
-        """
+        """Start Triton and wait until every endpoint is ready."""
         from pytriton.client.exceptions import PyTritonClientTimeoutError
         from tritonclient.utils import InferenceServerException
 
         self._triton = self._make_triton()
-        for attempt in range(1, START_ATTEMPTS + 1):
-            try:
-                self._triton.run()
-                break
-            except InferenceServerException as error:
-                log.warning(
-                    "start %d of %d failed: %s", attempt, START_ATTEMPTS, error.message().split("\n")[0]
-                )
-                for socket in self.folder.rglob("*-config.sock"):
-                    socket.unlink()
-            except PyTritonClientTimeoutError as error:
-                log.error("Triton does not answer: %s", error)
-                break
+        try:
+            self._triton.run()
+        except (InferenceServerException, PyTritonClientTimeoutError) as error:
+            log.error("Triton did not start: %s", error)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
         if unready := [endpoint.name for endpoint in self.endpoints if not self._ready(endpoint.name)]:
             self.stop()
-            raise ModelUnavailable(f"Triton did not start {unready[0]}", hint="its messages stand above")
+            raise ModelUnavailable(f"Triton did not load {unready[0]}", hint="its messages stand above")
 
     def watch(self, stop: threading.Event) -> str:
         """Block until asked to stop (answers "") or until the server is dead (answers why)."""
@@ -173,7 +163,10 @@ class Service:
 
     def kill(self) -> None:
         """End what is left of the children at once, and remove what they left behind."""
+        blocks = watchdog.shared_blocks([os.getpid(), *self._children])
         watchdog.kill_all(watchdog.children(os.getpid()))
+        for block in blocks:
+            block.unlink(missing_ok=True)
         self.remove_files()
 
     def remove_files(self) -> None:
@@ -200,6 +193,8 @@ class Service:
 
         limit = preflight.answer_limit_bytes(self.settings.max_media_bytes)
         endpoints = segmentation_endpoints(self.pipeline, limit)
+        if self.settings.endpoints == "media":
+            endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
         return [*endpoints, status_endpoint(self.describe, self.pipeline.telemetry)]
 
     def _make_triton(self) -> Triton:
@@ -210,19 +205,20 @@ class Service:
             config=TritonConfig(
                 http_address=settings.host,
                 http_port=settings.http_port,
-                http_header_forward_pattern="(?i)trivid-.*",
+                http_header_forward_pattern="(?i)^trivid-.*",
                 grpc_address=settings.host,
                 grpc_port=settings.grpc_port,
                 metrics_address=settings.host,
                 metrics_port=settings.metrics_port,
                 exit_timeout_secs=DRAIN_S,
-                # Else one failed load makes the whole server unready, and it cannot be tried again.
-                strict_readiness=False,
             ),
             workspace=self.folder / "triton",
         )
         for endpoint in self.endpoints:
             self._bind(triton, endpoint)
+        for model in triton._model_manager.models:
+            files = model.get_proxy_model_files()
+            model.get_proxy_model_files = partial(mend_stub_files, files)
         return triton
 
     def _bind(self, triton: Triton, endpoint: Endpoint) -> None:

@@ -4,7 +4,8 @@ In the order of the data, each module knowing only what stands before it:
 
     errors, contract, frames, rle, results   the nouns: one tree of errors, options, columns, frames, answers
     wire, transport*, remote, dump           the client's side: two protocols, `Client`, files written
-    telemetry, preflight, watchdog, settings the process looks after itself
+    telemetry, preflight, watchdog, settings, stub_mends
+                                             the process looks after itself
     graph, preprocess                        frames -> model pixels                          (DALI)
     drawing, postprocess, encode             scores + frames -> masks, pictures, H.264       (DALI, PyAV, Pillow)
     engine                                   chunks of many streams -> one model batch       (torch)

@@ -211,6 +211,24 @@ def _stack(column: Column, values: Sequence[Tensor | None]) -> Tensor:
     return stacked
 
 
+def nbytes(value: Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return sum(map(len, value.flat)) if value.dtype == object else value.nbytes
+
+
+def stacked_bytes(columns: Sequence[Column], rows: Sequence[Mapping[str, Tensor]]) -> int:
+    """What `to_tensors` of these rows would take, padding included, without making it."""
+    total = 0
+    for column in columns:
+        values = [row[column.name] for row in rows if column.name in row]
+        if column.dtype is object:
+            total += sum(map(nbytes, values))
+        elif values:
+            shape = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+            total += len(rows) * math.prod(shape) * np.dtype(column.dtype).itemsize
+    return total
+
+
 def text_column(text: str | bytes) -> Tensor:
     """One BYTES element, shape `(1,)`."""
     return np.array([text.encode() if isinstance(text, str) else text], dtype=object)

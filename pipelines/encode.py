@@ -13,13 +13,14 @@ import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from pipelines.errors import InternalError
+from pipelines.errors import InternalError, UnsupportedMedia
 from pipelines.frames import PixelArray, to_numpy
 
 JPEG_QUALITY = 90
 # Class maps are flat; more effort makes them slower, hardly smaller.
 PNG_EFFORT = 1
 TICKS_PER_S = 90_000
+MAX_JPEG_SIDE_PX, MAX_H264_SIDE_PX = 65_500, 16_384
 KEYFRAME_EVERY = 48
 # x264 only weighs its bits by this; the frames keep their own times.
 NOMINAL_FPS = 30
@@ -29,8 +30,18 @@ MOVFLAGS = "frag_keyframe+empty_moov+default_base_moof+frag_discont+delay_moov"
 X264 = {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "2"}
 
 
+def check_side(height_px: int, width_px: int, limit_px: int, form: str) -> None:
+    """Raise UnsupportedMedia where a form of picture cannot be that large."""
+    if max(height_px, width_px) > limit_px:
+        raise UnsupportedMedia(
+            f"{form} holds no picture of {width_px}x{height_px} px, its sides end at {limit_px}",
+            hint="ask for another overlay, or scale the medium down",
+        )
+
+
 def jpeg(pixels_hwc: PixelArray, quality: int = JPEG_QUALITY) -> bytes:
     """A picture uint8 RGB `(H, W, 3)`, numpy or CUDA, as JPEG."""
+    check_side(pixels_hwc.shape[0], pixels_hwc.shape[1], MAX_JPEG_SIDE_PX, "JPEG")
     target = io.BytesIO()
     Image.fromarray(to_numpy(pixels_hwc)).save(target, "JPEG", quality=quality)
     return target.getvalue()
@@ -69,6 +80,7 @@ class Mp4Writer:
     """
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
+        check_side(height_px, width_px, MAX_H264_SIDE_PX, "H.264")
         self._hw = (height_px, width_px)
         self._sink = _Sink()
         self._container = av.open(

@@ -19,8 +19,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines.contract import Column, Options, Scalar, Tensor, parse_options, text_column, to_tensors
-from pipelines.errors import InternalError, InvalidMedia, TooLarge, TrividError
+from pipelines.contract import (
+    Column,
+    Options,
+    Scalar,
+    Tensor,
+    nbytes,
+    parse_options,
+    stacked_bytes,
+    text_column,
+    to_tensors,
+)
+from pipelines.errors import InternalError, InvalidMedia, Overloaded, TooLarge, TrividError
 from pipelines.telemetry import Telemetry
 
 log = logging.getLogger("trivid")
@@ -77,7 +87,7 @@ class Endpoint:
                 self._check_size(row)
                 yield self._to_base64(row) if options.base64 else row
         except Exception as error:  # noqa: BLE001 - the request border: one request's fault stays its own
-            yield self._error_row(error)
+            yield self.error_row(error)
 
     def _options(self, parameters: Mapping[str, Scalar]) -> Options:
         """Options from parameters; those from HTTP headers carry a prefix and dashes."""
@@ -90,18 +100,22 @@ class Endpoint:
         return np.array(value if index is None else value[index])
 
     def _check_size(self, row: Row) -> None:
-        size = sum(_nbytes(value) for value in row.values())
+        size = sum(map(nbytes, row.values()))
         if size > self.max_answer_bytes:
-            raise TooLarge(
-                f"the answer has {size >> 20} MiB, over the server's limit of {self.max_answer_bytes >> 20} MiB",
-                hint="ask for fewer frames (max_frames, stride), for jpeg, mp4 or rle instead of raw, or stream",
-            )
+            raise self.refusal(size)
+
+    def refusal(self, size_bytes: int) -> TooLarge:
+        """The error for an answer that has no room in /dev/shm."""
+        return TooLarge(
+            f"the answer has {size_bytes >> 20} MiB or more, the server's limit is {self.max_answer_bytes >> 20}",
+            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or stream",
+        )
 
     def _to_base64(self, row: Row) -> Row:
         binary = {column.name for column in self.outputs if column.binary}
         return {name: _base64(value) if name in binary else value for name, value in row.items()}
 
-    def _error_row(self, error: Exception) -> Row:
+    def error_row(self, error: Exception) -> Row:
         if not isinstance(error, TrividError):
             log.exception("%s failed", self.name)
             error = InternalError(
@@ -116,10 +130,6 @@ def _option_name(parameter: str) -> str:
     if lowered.startswith(HEADER_PREFIX):
         return lowered.removeprefix(HEADER_PREFIX).replace("-", "_")
     return parameter
-
-
-def _nbytes(value: Tensor) -> int:
-    return sum(map(len, value.flat)) if value.dtype == object else value.nbytes
 
 
 def _base64(value: Tensor) -> Tensor:
@@ -157,7 +167,29 @@ class Unary:
             for index in range(count)
         ]
         rows = iter([job.result() for job in jobs])
-        return [to_tensors(self.endpoint.outputs, [next(rows) for _ in range(count)]) for count in counts]
+        return self._stack([[next(rows) for _ in range(count)] for count in counts])
+
+    def _stack(self, answers: list[list[Row]]) -> Rows:
+        """Rows of each request → tensors, as long as all of them, padding included, have room in /dev/shm."""
+        outputs, limit = self.endpoint.outputs, self.endpoint.max_answer_bytes
+        stacked: Rows = []
+        room = limit
+        for rows in answers:
+            size = stacked_bytes(outputs, rows)
+            if size > room:
+                error = (
+                    self.endpoint.refusal(size)
+                    if size > limit
+                    else Overloaded(
+                        f"no room for an answer of {size >> 20} MiB beside those of other requests",
+                        hint="try again in a moment",
+                    )
+                )
+                stacked.append(to_tensors(outputs, [self.endpoint.error_row(error) for _ in rows]))
+                continue
+            room -= size
+            stacked.append(to_tensors(outputs, rows))
+        return stacked
 
     def _one(self, request: TritonRequest, index: int) -> Row:
         return next(self.endpoint.rows(request, index))

@@ -109,17 +109,26 @@ class Engine:
     def _forward(self, slices: list[tuple[_Work[Any], Tensor]]) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
         works = [work for work, _ in slices]
-        batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
-        self.batch_sizes[len(batch)] += 1
+        shape = tuple(slices[0][1].shape[1:])
         try:
+            batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
+            self.batch_sizes[len(batch)] += 1
             logits = torch.split(self.model(batch), [len(pixels) for _, pixels in slices])
-        except RuntimeError as error:
-            self._fail(works, InternalError(f"the model failed on a batch of {tuple(batch.shape)}: {error}"))
+        except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            self._fail(works, InternalError(f"the model failed on frames of {shape}: {error}"))
             return
         for work, own in zip(works, logits, strict=True):
             try:
                 work.parts.append(work.read(own))
-            except (RuntimeError, ValueError, TrividError) as error:
+            except (
+                ArithmeticError,
+                LookupError,
+                MemoryError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+                TrividError,
+            ) as error:
                 self._fail([work], error)
             if not work.left and not work.future.done():
                 work.future.set_result(work.parts)

@@ -13,7 +13,7 @@ from pipelines.contract import COMMON_COLUMNS, Column, Options, Scalar, Tensor, 
 from pipelines.decode import open_media
 from pipelines.endpoints import Endpoint, Row
 from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
-from pipelines.frames import FrameBatch, to_numpy
+from pipelines.frames import to_numpy
 from pipelines.pipeline import Pipeline
 from pipelines.postprocess import ClassScores, RenderStyle
 from pipelines.preprocess import geometry
@@ -98,7 +98,7 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
 
 def segmentation_endpoints(pipeline: Pipeline, max_answer_bytes: int) -> list[Endpoint]:
     """The endpoints of ENDPOINT_TABLE over one pipeline."""
-    end_to_end, bare = _EndToEnd(pipeline, max_answer_bytes), _BareStages(pipeline)
+    end_to_end, bare = _EndToEnd(pipeline, max_answer_bytes), _BareStages(pipeline, max_answer_bytes)
     answers: dict[str, Callable[[Row, Options], Iterator[Row]]] = {
         "segmentation": end_to_end.unary,
         "segmentation_stream": end_to_end.stream,
@@ -136,8 +136,7 @@ class _EndToEnd:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options):
             parts.append(part)
             size += part.nbytes
-            if size > self._max_answer_bytes:
-                raise self._too_large(part)
+            _check_size(size, self._max_answer_bytes, part.frame_index[-1] if len(part) else 0)
         yield SegmentationAnswer.concatenate(parts).to_columns()
 
     def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
@@ -157,18 +156,19 @@ class _EndToEnd:
             originals.append(to_numpy(frames.pixels_nhwc))
             segmented.append(np.frombuffer(b"".join(answer.overlay), np.uint8).reshape(originals[-1].shape))
             size += 2 * answer.nbytes
-            if size > self._max_answer_bytes:
-                raise self._too_large(answer)
+            _check_size(size, self._max_answer_bytes, answer.frame_index[-1])
         yield {
             "original": np.concatenate(originals),
             "segmented": np.concatenate(segmented),
             "error": text_column(""),
         }
 
-    def _too_large(self, answer: SegmentationAnswer) -> TooLarge:
-        return TooLarge(
-            f"the answer passes the server's limit of {self._max_answer_bytes >> 20} MiB "
-            f"at frame {answer.frame_index[-1]}",
+
+def _check_size(size_bytes: int, limit_bytes: int, frame_index: int) -> None:
+    """Raise TooLarge as soon as an answer that is being gathered passes the limit."""
+    if size_bytes > limit_bytes:
+        raise TooLarge(
+            f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {frame_index}",
             hint="use segmentation_stream, max_frames or stride, or jpeg, mp4 or rle instead of raw",
         )
 
@@ -176,27 +176,33 @@ class _EndToEnd:
 class _BareStages:
     """One stage of the chain at a time, for clients that bring their own other stages."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
         self._pipeline = pipeline
+        self._max_answer_bytes = max_answer_bytes
 
     def preprocess(self, inputs: Row, options: Options) -> Iterator[Row]:
-        chunks: list[FrameBatch] = []
-        pixels: list[Tensor] = []
         pipeline = self._pipeline
+        numbers: list[Tensor] = []
+        times: list[Tensor] = []
+        pixels: list[Tensor] = []
         with open_media(
             bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
         ) as medium:
             for frames in medium.chunks():
                 with pipeline.stages.lend() as stages:
                     pixels.append(stages.preprocess(frames.pixels_nhwc).cpu().numpy())
-                chunks.append(frames)
-        if not chunks:
+                numbers.append(frames.frame_index)
+                times.append(frames.pts_s)
+                _check_size(
+                    sum(part.nbytes for part in pixels), self._max_answer_bytes, frames.frame_index[-1]
+                )
+        if not numbers:
             raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
         yield {
             "pixels": np.concatenate(pixels),
-            "frame_index": np.concatenate([chunk.frame_index for chunk in chunks]),
-            "pts_s": np.concatenate([chunk.pts_s for chunk in chunks]),
-            "count": np.array([sum(map(len, chunks))], np.int64),
+            "frame_index": np.concatenate(numbers),
+            "pts_s": np.concatenate(times),
+            "count": np.array([sum(map(len, numbers))], np.int64),
             "decoder": text_column(medium.decoder),
             "decoder_reason": text_column(medium.decoder_reason),
             "final": np.array([1], np.uint8),

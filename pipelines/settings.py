@@ -28,6 +28,7 @@ class Settings:
     max_frames: int
     chunk_frames: int
     workers: int
+    endpoints: str
     check: bool
     dry_run: bool
 
@@ -86,6 +87,8 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         ("workers", os.cpu_count() or 1, "media worked on at once"),
     ):
         add(f"--{name}", type=_positive, default=number, metavar="N", help=f"{what} {_SHOWN}")
+    what = "media: those that take media alone; all: those of bare tensors too"
+    add("--endpoints", choices=("all", "media"), default="all", help=f"{what} {_SHOWN}")
     add("--check", action="store_true", help="check the machine and exit")
     add("--dry-run", action="store_true", help="push a picture through every stage and exit")
 

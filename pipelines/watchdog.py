@@ -7,6 +7,7 @@ ids of Triton's children and looks whether all are still alive; the server adds 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,6 +54,30 @@ def stub_folders(pids: Iterable[int]) -> list[Path]:
             continue
         folders += [Path(word).parent.parent for word in words if word.endswith("/1/model.py")]
     return folders
+
+
+def shared_blocks(pids: Iterable[int]) -> set[Path]:
+    """Blocks of Python's shared memory that the processes have mapped; nobody removes those of a killed one."""
+    blocks = set()
+    for pid in pids:
+        try:
+            lines = (PROC / str(pid) / "maps").read_text().splitlines()
+        except OSError:
+            continue
+        blocks |= {
+            Path(line.split(maxsplit=5)[5])
+            for line in lines
+            if "/dev/shm/psm_" in line and "deleted" not in line
+        }
+    return blocks
+
+
+def remove_orphans(parent: Path, prefix: str) -> None:
+    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could."""
+    for folder in parent.glob(f"{prefix}*-*"):
+        owner = folder.name.removeprefix(prefix).split("-")[0]
+        if owner.isdigit() and not (PROC / owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def lost(expected: Iterable[int]) -> list[int]:

@@ -16,7 +16,7 @@ CLIENT_SIDE = {"client", "remote", "dump", "transport", "transport_grpc", "trans
 HOUSE = (
     ("errors", "contract", "frames", "rle", "results", "wire"),
     ("transport", "transport_http", "transport_grpc", "remote", "dump"),
-    ("telemetry", "preflight", "watchdog", "settings", "model_inference"),
+    ("telemetry", "preflight", "watchdog", "settings", "stub_mends", "model_inference"),
     ("graph", "preprocess", "drawing", "postprocess", "encode", "engine"),
     ("medium", "images", "containers", "pyav_decode", "nvdec", "decode"),
     ("tasks.segmentation", "tasks", "pipeline", "endpoints", "services"),

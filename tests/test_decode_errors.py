@@ -249,3 +249,12 @@ def test_media_helpers_are_deterministic() -> None:
     assert mutated(b"abcdef" * 10, 3) == mutated(b"abcdef" * 10, 3)
     assert media.picture(5).tobytes() == media.picture(5).tobytes()
     assert read_number(media.picture(173)) == 173
+
+
+def test_a_table_of_more_samples_than_bytes_is_refused_before_it_is_read() -> None:
+    clip = media.clip(frames=4)
+    place = clip.index(b"stsz") + 8
+    for size, count in ((1000, 80_000_000), (0, 80_000_000)):
+        lie = clip[:place] + struct.pack(">II", size, count) + clip[place + 8 :]
+        with pytest.raises(InvalidMedia, match="claims 80000000 samples"):
+            probe(lie, Limits())

@@ -265,6 +265,34 @@ def test_raw_pixels_beyond_the_answer_limit_are_refused(server: Server) -> None:
     assert error_code(answer) == "too_large"
 
 
+def test_rows_that_fit_alone_but_not_together_are_refused(server: Server) -> None:
+    """Rows are padded to the largest: a large picture beside a small one of many frames."""
+    large = media.image("png", width=2600, height=2000)
+    long = media.clip(frames=200, width=32, height=32)
+    size = max(len(large), len(long))
+    rows = np.stack([np.frombuffer(one.ljust(size, b"\0"), np.uint8) for one in (large, long)])
+    answer = infer_grpc(server, "ResNet101", {"video": rows})
+    assert [error_code(answer, row) for row in range(2)] == ["too_large"] * 2
+    assert error_code(infer_grpc(server, "ResNet101", {"video": rows[1:]})) == ""
+
+
+def test_an_option_that_is_no_text_fails_alone(server: Server) -> None:
+    """PyTriton reads the options of a whole batch at once; those of good neighbours must not suffer."""
+    picture = media.image("png", width=64, height=48)
+
+    def ask(number: int) -> bytes:
+        head = b'{"class_name": "\xff", ' if number % 5 == 0 else b"{"
+        body = head + b'"base64": true, "media": "' + base64.b64encode(picture) + b'"}'
+        request = urllib.request.Request(f"{server.http_url}/v2/models/segmentation/generate", body)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return bytes(response.read())
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = [json.loads(answer) for answer in pool.map(ask, range(30))]
+    codes = [json.loads(answer["error"])["code"] if answer["error"] else "" for answer in answers]
+    assert codes == ["" if number % 5 else "invalid_options" for number in range(30)]
+
+
 def test_status_tells_model_limits_and_counters(server: Server) -> None:
     answer = infer_grpc(server, "status", {"query": column(b"")})
     status = json.loads(bytes(answer["status"][0, 0]))

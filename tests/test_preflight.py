@@ -68,6 +68,17 @@ def test_wrong_settings_end_with_2(argv: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
+def test_folders_of_dead_owners_are_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(timeout=10)
+    for name in (f"trivid-{gone.pid}-x", f"trivid-{os.getpid()}-y", "trivid-z", "other"):
+        (tmp_path / name).mkdir()
+    watchdog.remove_orphans(tmp_path, "trivid-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["other", f"trivid-{os.getpid()}-y", "trivid-z"]
+    )
+
+
 def test_the_watchdog_sees_children_and_their_death() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

@@ -111,10 +111,12 @@ def test_a_torchvision_model_serves_with_weights_of_ones_own(tmp_path: Path) -> 
 def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -> None:
     before = leftovers()
     env = {name: os.environ[name] for name in ("HOME", "PATH", "SSL_CERT_FILE") if name in os.environ}
-    server = start_server(tmp_path, "--demo", "--device", "cpu", env=env)
+    server = start_server(tmp_path, "--demo", "--device", "cpu", "--endpoints", "media", env=env)
     answers: list[SegmentationAnswer] = []
     try:
         server.wait_ready()
+        assert server.get("/v2/models/dali_preprocess/ready")[0] == 200
+        assert server.get("/v2/models/torch_segmentation/ready")[0] != 200
         clip = media.clip(frames=200, width=640, height=360)
 
         def ask() -> None:

@@ -1,0 +1,73 @@
+"""Mends of the two files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
+
+Both faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
+fails the requests of all others in its batch, and the second stub of an endpoint may connect to the first in the
+moment before that one listens, which fails the start. Knows no PyTriton; stdlib only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.errors import InternalError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mend:
+    """One expression of a file and what stands for it: a call of a function that is added at the file's end."""
+
+    file: str
+    expression: str
+    instead: str
+    function: str
+
+
+MENDS = (
+    Mend(
+        file="model.py",
+        expression="json.loads(triton_request.parameters())",
+        instead="_read_parameters(triton_request)",
+        function="""
+def _read_parameters(request):
+    try:
+        return json.loads(request.parameters())
+    except UnicodeDecodeError:
+        return {"(not UTF-8)": ""}
+""",
+    ),
+    Mend(
+        file="communication.py",
+        expression="sock.connect(socket_path.as_posix())",
+        instead="_connect_patiently(sock, socket_path.as_posix(), should_stop_before_s)",
+        function="""
+def _connect_patiently(sock, path, deadline):
+    while True:
+        try:
+            return sock.connect(path)
+        except ConnectionRefusedError:
+            if time.time() >= deadline:
+                raise
+            time.sleep(0.002)
+""",
+    ),
+)
+
+
+def mend_stub_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files (name, ending in `/model.py` and so on → text) with all mends made.
+
+    Raises:
+        InternalError: a file is not the one that the mends were made for.
+    """
+    mended = dict(files)
+    for mend in MENDS:
+        names = [name for name in mended if name.endswith(f"/{mend.file}")]
+        text = mended[names[0]].decode() if names else ""
+        if text.count(mend.expression) != 1:
+            raise InternalError(
+                f"PyTriton's {mend.file} is another than expected: {text.count(mend.expression)} times "
+                f"{mend.expression!r}",
+                hint="install the locked version of nvidia-pytriton (uv sync --locked)",
+            )
+        mended[names[0]] = (text.replace(mend.expression, mend.instead) + "\n" + mend.function).encode()
+    return mended
