@@ -4,7 +4,7 @@
     python scripts/train_demo.py --evaluate-only     the IoU of the weights in assets/, on fresh clips
     python scripts/train_demo.py --draw clip.mp4 --seed 7 [--seconds 5] [--truth clip.npz]
 
-Same machine and versions, same weights: everything is seeded. About six minutes on two cores.
+Same machine and versions, same weights: everything is seeded. About four minutes on two cores.
 """
 
 from __future__ import annotations

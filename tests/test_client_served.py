@@ -139,7 +139,9 @@ def test_an_image(client: Client, stream: bool) -> None:
         (b"plain text, no video", {}, (InvalidMedia, UnsupportedMedia), "."),
         (b"\x00" * 1000, {}, (InvalidMedia, UnsupportedMedia), "."),
         (media.audio_only(), {}, (InvalidMedia, UnsupportedMedia), "."),
+        (media.png_of_claimed_size(60_000, 60_000), {}, TooLarge, "3600000000 pixels"),
         (None, {"colour": "red"}, InvalidOptions, "colour"),
+        (None, {"stride": "often"}, InvalidOptions, "stride='often'.*expected int"),
         (None, {"stride": 0}, InvalidOptions, "stride=0"),
         (None, {"alpha": 1.5}, InvalidOptions, r"alpha=1\.5"),
         (None, {"class_name": "unicorn"}, InvalidOptions, "unicorn"),
@@ -159,6 +161,13 @@ def test_errors_are_the_servers_own(
     given = clip if sent is None else sent
     with pytest.raises(raises, match=message):
         joined(client.segment_stream(given, **options)) if stream else client.segment(given, **options)
+
+
+def test_more_frames_than_one_answer_takes(client: Client) -> None:
+    long = media.clip(frames=301, width=32, height=32)
+    with pytest.raises(TooLarge, match=r"300 frames.*stream"):
+        client.segment(long)
+    assert len(joined(client.segment_stream(long, mask="none"))) == 301
 
 
 def test_too_large_a_medium_stays_here(client: Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import media
-from media import audio_only, clip, image, mutated, read_number, truncated
+from media import audio_only, clip, image, mutated, png_of_claimed_size, read_number, truncated
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media, probe
 from pipelines.errors import InvalidMedia, TooLarge, TrividError, UnsupportedMedia
@@ -40,14 +39,6 @@ def read_until_error(
 
 def lossless(**arguments: Any) -> bytes:
     return clip(codec="ffv1", container="matroska", pix_fmt="yuv444p", frames=2, **arguments)
-
-
-def png_of_claimed_size(width: int, height: int) -> bytes:
-    """A few bytes that claim to be a picture of any size."""
-    data = bytearray(image("png"))
-    data[16:24] = struct.pack(">II", width, height)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    return bytes(data)
 
 
 def bmp_of_claimed_size(width: int, height: int) -> bytes:

@@ -114,6 +114,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
     server = start_server(tmp_path, "--demo", "--device", "cpu", "--endpoints", "media", env=env)
     answers: list[SegmentationAnswer] = []
     try:
+        assert codes_until_ready(server) == {"model_unavailable"}
         server.wait_ready()
         assert server.get("/v2/models/dali_preprocess/ready")[0] == 200
         assert server.get("/v2/models/torch_segmentation/ready")[0] != 200
@@ -177,6 +178,20 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     assert watchdog.lost(family) == list(family)
     assert leftovers() <= before
     assert "Traceback" not in server.output()
+
+
+def codes_until_ready(server: Server) -> set[str]:
+    """What clients of both protocols are told while the server starts."""
+    codes = set()
+    while "ready: " not in server.output() and server.process.poll() is None:
+        for url in (server.http_url, server.grpc_url):
+            try:
+                with Client(url, timeout_s=5) as client:
+                    client.segment(media.image("png"), mask="none")
+            except TrividError as error:
+                codes.add(error.code)
+        time.sleep(0.3)
+    return codes
 
 
 def test_a_server_that_is_gone_is_model_unavailable_over_both_protocols(tmp_path: Path) -> None:
