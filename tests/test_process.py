@@ -118,7 +118,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
         server.wait_ready()
         assert server.get("/v2/models/dali_preprocess/ready")[0] == 200
         assert server.get("/v2/models/torch_segmentation/ready")[0] != 200
-        clip = media.clip(frames=200, width=640, height=360)
+        clip = media.clip(frames=290, width=640, height=360)
 
         def ask() -> None:
             with Client(server.grpc_url, timeout_s=60) as client:
@@ -126,14 +126,14 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
 
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(1.0)
+        time.sleep(0.5)
         family = watchdog.children(server.process.pid)
         assert not answers, "the request must still be in flight"
     finally:
         code = server.stop()
     asking.join(timeout=30)
     assert code == 0, server.output()
-    assert [len(answer) for answer in answers] == [200]
+    assert [len(answer) for answer in answers] == [290]
     assert watchdog.lost(family) == list(family)
     assert leftovers() <= before
     assert "Traceback" not in server.output()
