@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str], manual: str) -> Settings:
 
 
 def _add_flags(add: Callable[..., argparse.Action]) -> None:
-    """All flags; `_SHOWN` appends the default to a help text."""
+    """All flags, each with its default where `--help` shows it."""
     add("--demo", action="store_true", help="serve the embedded demo model (drawn shapes)")
     add("--model", metavar="TASK=NAME", help=f"a torchvision model by name (default: {DEFAULT_MODEL})")
     add(
