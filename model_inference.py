@@ -1,18 +1,15 @@
-"""ModelSpec → Model: model pixels in, scores out. Owns where weights come from; knows no video, no Triton.
+"""ModelSpec → Model: model pixels in, outputs out. Knows no video, no Triton, and not where weights come from.
 
-A `ModelSpec` is data: which network, whose weights, which labels, and how its pixels are prepared. A `Model`
-is a loaded spec on one device.
+A `ModelSpec` is data: which network, whose weights, which labels, and how its pixels are prepared; the modules
+of `pipelines/sources` make them. A `Model` is a loaded spec on one device, which has answered a first, random
+batch: what that batch gave is what the model is known to give.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle
-import socket
-import urllib.error
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,13 +17,16 @@ from torch import Tensor, nn
 
 from pipelines.errors import ModelUnavailable
 
-ASSETS = Path(__file__).parent / "assets"
-DEMO_WEIGHTS = ASSETS / "demo_segmentation.safetensors"
-DEMO_LABELS = ("background", "circle", "square", "triangle", "star")
-DOWNLOAD_TIMEOUT_S = 20.0
-
 TaskName = Literal["classification", "detection", "segmentation", "action"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+# Side of the random pictures for models that take any size.
+PROBE_PX = 224
+BOX_OUTPUTS = ("boxes", "labels", "scores")
+# Segmentation has scores of each pixel; the others of each frame or clip.
+LAYOUTS: dict[str, str] = {"segmentation": "(N, K, h, w)"}
+LAYOUT = "(N, K)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +35,67 @@ class Preprocessing:
 
     Attributes:
         resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
-        crop_px: height and width of the centre crop after resizing, or None.
-        mean, std: per RGB channel, of values in 0..1.
+        max_px: with a shorter side: no side becomes longer than this, as torchvision's detectors have it.
+        fit: with (height, width): `stretch` to it, or `letterbox`, which keeps the aspect and pads with `pad_value`.
+        crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
+        mean, std: per channel, in the model's order of channels, of values in 0..1.
+        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are, or kept as they are.
+        channels: the order in which the model takes colours.
+        pad_value: level 0..255 of the bars of a letterbox.
     """
 
     resize_px: int | tuple[int, int] | None
+    max_px: int | None = None
+    fit: Literal["stretch", "letterbox"] = "stretch"
     crop_px: tuple[int, int] | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
+    round_pixels: bool = True
+    channels: Literal["RGB", "BGR"] = "RGB"
+    pad_value: int = 0
 
     def __post_init__(self) -> None:
         sizes = [self.resize_px] if isinstance(self.resize_px, int) else [*(self.resize_px or ())]
-        if any(size < 1 for size in [*sizes, *(self.crop_px or ())]):
-            raise ValueError(f"sizes must be positive: resize_px={self.resize_px}, crop_px={self.crop_px}")
+        if any(size < 1 for size in [*sizes, *(self.crop_px or ()), self.max_px or 1]):
+            raise ValueError(f"sizes must be positive: {self.resize_px=}, {self.crop_px=}, {self.max_px=}")
         if not all(self.std):
             raise ValueError(f"std has a zero: {self.std}")
+        if self.fit == "letterbox" and not isinstance(self.resize_px, tuple):
+            raise ValueError(f"letterbox needs resize_px=(height, width), not {self.resize_px}")
+        if self.max_px is not None and not isinstance(self.resize_px, int):
+            raise ValueError(f"max_px needs a shorter side to resize to, not {self.resize_px}")
+
+    @property
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """Height and width of the model's pixels where they are the same for all sources."""
+        return self.crop_px or (self.resize_px if isinstance(self.resize_px, tuple) else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """What a clip model takes: `length` frames, sampled `fps` times a second; only those if `fixed`."""
+
+    length: int
+    fps: float
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or not self.fps > 0:
+            raise ValueError(f"a clip has frames and a rate, not {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """Large frames in pieces: tiles of `tile_px` (height, width) source pixels that share `overlap_px`."""
+
+    tile_px: tuple[int, int]
+    overlap_px: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap_px < min(self.tile_px):
+            raise ValueError(f"tiles of {self.tile_px} px cannot share {self.overlap_px}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,229 +103,230 @@ class ModelSpec:
     """Where a model comes from and how it is fed.
 
     Attributes:
-        build: makes the network with its weights, on the CPU; maps `(N, 3, h, w)` to logits `(N, K, h, w)`.
+        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, of clips
+            `(N, 3, T, h, w)`, and gives logits `(N, K)`, of segmentation `(N, K, h, w)`, alone or by name in a
+            dict; of detection a list of N dicts of `boxes` `(D, 4)` xyxy in model pixels, `labels` `(D,)`,
+            `scores` `(D,)`, best first, and maybe `masks` `(D, 1, m, m)` of 0..1 within the boxes, and `keypoints`
+            `(D, P, 3)` (x, y, visible).
         source: the weights in words, for people.
-        labels: the K class names; for segmentation the first is the background.
-        max_batch: most frames in one pass.
+        labels: the K class names, the background first where there is one; empty: their numbers.
+        clip: of action models.
+        probabilities: the outputs are probabilities already, so no softmax.
+        score_threshold: what counts without an option of the request; -1: the task's own.
+        max_batch: most frames, or clips, in one pass.
+        precision, compiled: how it runs after `Model.optimise`; before, every model runs in plain fp32.
     """
 
     name: str
     task: TaskName
     build: Callable[[], nn.Module] = field(compare=False)
     source: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     preprocessing: Preprocessing
     max_batch: int = 8
+    clip: Clip | None = None
+    tiling: Tiling | None = None
+    keypoint_names: tuple[str, ...] = ()
+    probabilities: bool = False
+    score_threshold: float = -1.0
+    licence: str = ""
+    precision: Precision = "fp32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.clip is not None) != (self.task == "action"):
+            raise ValueError(f"a model has clip facts if and only if its task is action, not {self.task}")
+
+    def example_shape(self, count: int = 1) -> tuple[int, ...]:
+        """The shape of a batch that the model takes."""
+        height_px, width_px = self.preprocessing.fixed_hw or (PROBE_PX, PROBE_PX)
+        if self.clip is not None:
+            return count, 3, self.clip.length, height_px, width_px
+        return count, 3, height_px, width_px
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitOutput:
+    """Outputs of N frames or clips, `(N, …)` each by name; `main` is the one that the task reads."""
+
+    tensors: Mapping[str, Tensor]
+    main: str
+
+    @property
+    def logits(self) -> Tensor:
+        return self.tensors[self.main]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def part(self, start: int, stop: int) -> LogitOutput:
+        """Those of some of the frames."""
+        return LogitOutput({name: tensor[start:stop] for name, tensor in self.tensors.items()}, self.main)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoxOutput:
+    """Detections of N frames, one mapping of tensors each; see `ModelSpec.build`."""
+
+    frames: Sequence[Mapping[str, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def part(self, start: int, stop: int) -> BoxOutput:
+        return BoxOutput(self.frames[start:stop])
+
+
+Output = LogitOutput | BoxOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFacts:
+    """One output as a first pass has shown it: `dims` without the batch's; None where a length varies."""
+
+    name: str
+    dtype: torch.dtype
+    dims: tuple[int | None, ...]
 
 
 class Model:
     """A loaded `ModelSpec` on one device (`"cpu"`, `"cuda"`); calling it runs one batch.
 
+    Attributes:
+        spec: with the labels filled in.
+        outputs: what the model gives, found by a pass of a random batch.
+
     Raises:
-        ModelUnavailable: weights are missing, unreadable or of another network.
+        ModelUnavailable: weights are missing, unreadable or of another network; the network does not take the
+            pixels that the spec speaks of, or does not give what its task needs; labels and outputs disagree.
     """
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
-        self.spec = spec
         self.device = torch.device(device)
         network = spec.build().eval().requires_grad_(requires_grad=False)
-        self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: Callable[[Tensor], Any] = network.to(self.device)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:  # convolutions over pixels are faster with the channels last
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._buckets: tuple[int, ...] = ()
+        self._autocast: torch.dtype | None = None
+        self.spec = spec
+        first = self._probe()
+        self.outputs = _facts(first)
+        self.spec = replace(spec, labels=_labels(spec, first))
 
-    def __call__(self, pixels_nchw: Tensor) -> Tensor:
-        """Model pixels float32 `(N, 3, h, w)` → logits float32 `(N, K, h, w)` on the same device."""
-        with torch.inference_mode():
-            batch = pixels_nchw.to(self.device).contiguous(memory_format=torch.channels_last)
-            logits: Tensor = self._network(batch)
-        return logits
+    def __call__(self, pixels: Tensor) -> Output:
+        """Model pixels float32 `(N, 3, h, w)` or clips `(N, 3, T, h, w)` → outputs on the same device."""
+        count = len(pixels)
+        with torch.inference_mode(), self._precision():
+            batch = _padded(pixels.to(self.device), self._buckets)
+            if batch.ndim == 4:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            outputs = _outputs(self._network(batch), self.spec)
+        return outputs.part(0, count) if len(batch) > count else outputs
 
+    def optimise(self) -> None:
+        """Go over to the precision and the compiled code that the spec asks for; compare it with before."""
+        self._autocast = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.spec.precision)
+        if self.spec.compiled:
+            self._buckets = _buckets(self.spec.max_batch)
+            self._network = torch.compile(self._network, dynamic=False)
 
-class DictOutput(nn.Module):
-    """A torchvision segmentation network, which answers a dict, as one that answers its `out` alone."""
+    def warm_up(self) -> None:
+        """Run every batch size that is kept static, so that no request pays for it."""
+        for count in self._buckets or (1, self.spec.max_batch):
+            self(torch.zeros(self.spec.example_shape(count)))
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    def _probe(self) -> Output:
+        shape = self.spec.example_shape()
+        pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        try:
+            return self(pixels)
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelUnavailable(
+                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: {reason[-1]}",
+                hint="check the task, and the model's input size (resize_px, crop_px, clip_length)",
+            ) from error
 
-    def forward(self, pixels_nchw: Tensor) -> Tensor:
-        out: Tensor = self.network(pixels_nchw)["out"]
-        return out
-
-
-def torchvision_spec(name: str, weights: str = "") -> ModelSpec:
-    """A torchvision segmentation model by its name or import path (`fcn_resnet101`).
-
-    Args:
-        weights: empty for torchvision's default weights (downloaded on first use), a `.safetensors` or
-            `.pth` state dict, or `random` for seeded noise (tests and benchmarks).
-
-    Raises:
-        ModelUnavailable: torchvision has no segmentation model of that name.
-    """
-    from torchvision import models
-
-    short = name.removeprefix("torchvision.models.").removeprefix("segmentation.")
-    known = models.list_models(module=models.segmentation)
-    if short not in known:
-        raise ModelUnavailable(
-            f"torchvision has no segmentation model {name!r}", hint=f"one of: {', '.join(known)}"
-        )
-    default = models.get_model_weights(short).DEFAULT
-    return ModelSpec(
-        name=short,
-        task="segmentation",
-        build=lambda: DictOutput(_build_torchvision(short, default, weights)),
-        source=weights or f"torchvision {default}",
-        labels=tuple(label.strip("_") for label in default.meta["categories"]),
-        preprocessing=torchvision_preprocessing(default.transforms()),
-    )
-
-
-def torchvision_preprocessing(transform: Any) -> Preprocessing:
-    """The facts of a torchvision preset (`weights.transforms()`), source of every size, mean and std."""
-    size = list(transform.resize_size)
-    crop = getattr(transform, "crop_size", None)
-    return Preprocessing(
-        resize_px=size[0] if len(size) == 1 else (size[0], size[1]),
-        crop_px=(crop[0], crop[-1]) if crop else None,
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
-        interpolation=transform.interpolation.value,
-        antialias=bool(transform.antialias),
-    )
-
-
-def _build_torchvision(name: str, default: Any, weights: str) -> nn.Module:
-    from torchvision import models
-
-    if not weights:
-        with _download_errors(name, default.url):
-            network: nn.Module = models.get_model(name, weights=default, progress=True)
-        return network
-    classes = len(default.meta["categories"])
-    torch.manual_seed(0)
-    network = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
-    if weights != "random":
-        _load_state(network, Path(weights))
-    return network
-
-
-@contextlib.contextmanager
-def _download_errors(name: str, url: str) -> Iterator[None]:
-    """Turn a failing download into ModelUnavailable that names the ways out; never wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        yield
-    except (urllib.error.URLError, OSError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise ModelUnavailable(
-            f"cannot download the weights of {name} from {url}: {error}",
-            hint=f"give a weights file (--weights FILE), put {Path(url).name} into {cache}, "
-            "or use the embedded demo model (--demo)",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _load_state(network: nn.Module, path: Path) -> None:
-    """Load a state dict into `network`; torchvision's training-only auxiliary head may be there or not."""
-    state = {key: value for key, value in _read_state(path).items() if not key.startswith("aux_classifier.")}
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    missing = [key for key in missing if not key.startswith("aux_classifier.")]
-    if missing or unexpected:
-        raise ModelUnavailable(
-            f"{path} holds the weights of another network: {len(missing)} tensors missing "
-            f"({', '.join(missing[:3])}), {len(unexpected)} unknown ({', '.join(unexpected[:3])})"
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return (
+            torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
         )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file; a pickle is read with `weights_only`, so it runs no code."""
-    if not path.is_file():
-        raise ModelUnavailable(f"no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelUnavailable(
-            f"{path} is no state dict that can be read without running code from it",
-            hint="save it with torch.save(model.state_dict(), FILE), or as .safetensors",
-        ) from error
-    except Exception as error:  # readers raise anything at damaged files; all mean the same here
-        raise ModelUnavailable(f"cannot read the weights file {path}: {error}") from error
-    return state
+def _buckets(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes that compiled code is made for: powers of two, and the largest."""
+    return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
 
-def demo_spec() -> ModelSpec:
-    """The embedded demo model, made by scripts/train_demo.py: a toy for trying the server out.
-
-    It finds drawn circles, squares, triangles and stars, each in its own family of colours; colour is what it
-    mostly goes by, so it says nothing of other pictures.
-    """
-    return ModelSpec(
-        name="demo_segmentation",
-        task="segmentation",
-        build=_build_demo,
-        source=f"demo model, {DEMO_WEIGHTS.name}: drawn shapes in colours of their own, for trying the server out",
-        labels=DEMO_LABELS,
-        preprocessing=Preprocessing(resize_px=160, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        max_batch=16,
+def _padded(batch: Tensor, buckets: Sequence[int]) -> Tensor:
+    """The batch, its last element repeated up to the next size that is kept static."""
+    size = next((size for size in buckets if size >= len(batch)), len(batch))
+    return (
+        torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
+        if size > len(batch)
+        else batch
     )
 
 
-def _build_demo() -> nn.Module:
-    network = DemoSegmenter(classes=len(DEMO_LABELS))
-    _load_state(network, DEMO_WEIGHTS)
-    return network
+def _outputs(given: Any, spec: ModelSpec) -> Output:
+    """What a network gave, in the form of its task. Raises ModelUnavailable where it has no such form."""
+    if spec.task == "detection":
+        frames = [given] if isinstance(given, Mapping) else given
+        if isinstance(frames, list | tuple) and all(
+            isinstance(frame, Mapping) and all(name in frame for name in BOX_OUTPUTS) for frame in frames
+        ):
+            return BoxOutput(frames)
+        raise _mismatch(spec, f"a {type(given).__name__}", "a list of boxes, labels and scores")
+    tensors = dict(_named(given))
+    layout = LAYOUTS.get(spec.task, LAYOUT)
+    rank = layout.count(",") + 1
+    main = next((name for name, tensor in tensors.items() if tensor.ndim == rank), None)
+    if main is None:
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise _mismatch(spec, found or f"a {type(given).__name__}", layout)
+    return LogitOutput({name: tensor.float() for name, tensor in tensors.items()}, main)
 
 
-class DemoSegmenter(nn.Module):
-    """A small pyramid network: features at 1/4 to 1/32 of the input, added up again from coarse to fine.
+def _named(given: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a network's answer by name."""
+    if isinstance(given, Tensor):
+        yield "logits", given
+    elif isinstance(given, Mapping):
+        yield from ((str(name), value) for name, value in given.items() if isinstance(value, Tensor))
+    elif isinstance(given, list | tuple):
+        values = [value for value in given if isinstance(value, Tensor)]
+        yield from ((f"logits_{place}" if place else "logits", value) for place, value in enumerate(values))
 
-    The last features, at 1/4, give four logits each (a pixel shuffle to 1/2): nothing wide runs at a fine scale.
-    """
 
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        steps = ((32, 48), (48, 96), (96, 128))
-        self.stem = nn.Sequential(_convolution(3, 16, stride=2), _convolution(16, 32, stride=2))
-        self.downs = nn.ModuleList(
-            [nn.Sequential(_convolution(fine, coarse, stride=2), _Residual(coarse)) for fine, coarse in steps]
+def _mismatch(spec: ModelSpec, found: str, expected: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{spec.name} gives {found}, task {spec.task} needs {expected}", hint="is it a model of another task?"
+    )
+
+
+def _facts(output: Output) -> tuple[OutputFacts, ...]:
+    """Names, types and dimensions: what comes behind the classes of a dense output, and how many boxes, varies."""
+    if isinstance(output, BoxOutput):
+        return tuple(
+            OutputFacts(name=name, dtype=tensor.dtype, dims=(None, *tensor.shape[1:]))
+            for name, tensor in output.frames[0].items()
         )
-        self.laterals = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in reversed(steps)])
-        self.ups = nn.ModuleList([_convolution(fine, fine) for fine, _ in reversed(steps)])
-        self.head = nn.Conv2d(32, 4 * classes, 3, padding=1)
-
-    def forward(self, pixels_nchw: Tensor) -> Tensor:
-        """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → logits `(N, K, h, w)`."""
-        scales = [self.stem(pixels_nchw)]
-        for down in self.downs:
-            scales.append(down(scales[-1]))
-        features = scales.pop()
-        for lateral, up, scale in zip(self.laterals, self.ups, reversed(scales), strict=True):
-            features = up(_resize_as(lateral(features), scale) + scale)
-        return _resize_as(nn.functional.pixel_shuffle(self.head(features), 2), pixels_nchw)
+    return tuple(
+        OutputFacts(name=name, dtype=tensor.dtype, dims=(tensor.shape[1], *[None] * (tensor.ndim - 2)))
+        for name, tensor in output.tensors.items()
+    )
 
 
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = _convolution(channels, channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.relu(features + self.norm(self.second(self.first(features))))
-
-
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def _resize_as(values_nchw: Tensor, like: Tensor) -> Tensor:
-    """Bilinear to the height and width of `like`: a scale factor would miss odd sizes by one."""
-    return nn.functional.interpolate(values_nchw, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:
+    """The spec's labels, as many as the model has outputs; numbers where there are none."""
+    if isinstance(output, BoxOutput):
+        return spec.labels
+    count = output.logits.shape[1]
+    if spec.labels and len(spec.labels) != count:
+        raise ModelUnavailable(
+            f"{spec.name} has {count} outputs and {len(spec.labels)} labels",
+            hint="give a file with a label a line",
+        )
+    return spec.labels or tuple(map(str, range(count)))

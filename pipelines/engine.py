@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from model_inference import Model
+from model_inference import Model, Output
 from pipelines.errors import InternalError, ModelUnavailable, TrividError
 
 T = TypeVar("T")
@@ -26,15 +26,15 @@ T = TypeVar("T")
 class _Work(Generic[T]):
     """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far."""
 
-    pixels_nchw: Tensor
-    read: Callable[[Tensor], T]
+    pixels: Tensor
+    read: Callable[[Output], T]
     future: Future[list[T]]
     taken: int = 0
     parts: list[T] = field(default_factory=list)
 
     @property
     def left(self) -> int:
-        return len(self.pixels_nchw) - self.taken
+        return len(self.pixels) - self.taken
 
 
 class Engine:
@@ -54,19 +54,19 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.spec.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, pixels_nchw: Tensor, read: Callable[[Tensor], T]) -> Future[list[T]]:
-        """Queue N frames of one stream; the future holds `read(logits)` of its slices, in order.
+    def submit(self, pixels: Tensor, read: Callable[[Output], T]) -> Future[list[T]]:
+        """Queue N frames (or clips) of one stream; the future holds `read(output)` of its slices, in order.
 
         Args:
-            pixels_nchw: float32 `(N, 3, h, w)` on the model's device.
-            read: takes logits `(n, K, h, w)`, n ≤ N; runs on the engine's thread, so that what it leaves
-                out (logits are large) is freed at once. It must not keep the logits.
+            pixels: float32 `(N, 3, h, w)`, of clips `(N, 3, T, h, w)`, on the model's device.
+            read: takes the outputs of n ≤ N of them; runs on the engine's thread, so that what it leaves out
+                (logits are large) is freed at once. It must not keep the outputs.
         """
         future: Future[list[T]] = Future()
         with self._changed:
             if self._closed:
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
-            self._pending.append(_Work(pixels_nchw=pixels_nchw, read=read, future=future))
+            self._pending.append(_Work(pixels=pixels, read=read, future=future))
             self._changed.notify()
         return future
 
@@ -87,14 +87,14 @@ class Engine:
             self._changed.wait_for(lambda: self._pending or self._closed)
             if not self._pending:
                 return []
-            shape = self._pending[0].pixels_nchw.shape[1:]
+            shape = self._pending[0].pixels.shape[1:]
             room = self.model.spec.max_batch
             if not self._closed:
                 self._changed.wait_for(lambda: self._closed or self._ready(shape) >= room, self._max_wait_s)
             slices = []
-            for work in [work for work in self._pending if work.pixels_nchw.shape[1:] == shape]:
+            for work in [work for work in self._pending if work.pixels.shape[1:] == shape]:
                 size = min(room, work.left)
-                slices.append((work, work.pixels_nchw[work.taken : work.taken + size]))
+                slices.append((work, work.pixels[work.taken : work.taken + size]))
                 work.taken += size
                 room -= size
                 if not work.left:
@@ -104,7 +104,7 @@ class Engine:
             return slices
 
     def _ready(self, shape: torch.Size) -> int:
-        return sum(work.left for work in self._pending if work.pixels_nchw.shape[1:] == shape)
+        return sum(work.left for work in self._pending if work.pixels.shape[1:] == shape)
 
     def _forward(self, slices: list[tuple[_Work[Any], Tensor]]) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
@@ -113,13 +113,15 @@ class Engine:
         try:
             batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
             self.batch_sizes[len(batch)] += 1
-            logits = torch.split(self.model(batch), [len(pixels) for _, pixels in slices])
+            outputs = self.model(batch)
         except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             self._fail(works, InternalError(f"the model failed on frames of {shape}: {error}"))
             return
-        for work, own in zip(works, logits, strict=True):
+        start = 0
+        for work, pixels in slices:
+            stop = start + len(pixels)
             try:
-                work.parts.append(work.read(own))
+                work.parts.append(work.read(outputs.part(start, stop)))
             except (
                 ArithmeticError,
                 LookupError,
@@ -130,13 +132,14 @@ class Engine:
                 TrividError,
             ) as error:
                 self._fail([work], error)
+            start = stop
             if not work.left and not work.future.done():
                 work.future.set_result(work.parts)
 
     def _fail(self, works: list[_Work[Any]], error: Exception) -> None:
         with self._changed:
             for work in works:
-                work.taken = len(work.pixels_nchw)
+                work.taken = len(work.pixels)
                 if work in self._pending:
                     self._pending.remove(work)
                 if not work.future.done():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_inference import Model, ModelSpec, Preprocessing
+from model_inference import LogitOutput, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
 from pipelines.errors import InternalError, ModelUnavailable
 
@@ -42,8 +42,9 @@ def make_engine(gate: Gate, max_batch: int = 8) -> Engine:
     return Engine(Model(spec, "cpu"), max_wait_ms=1)
 
 
-def read(logits: Tensor) -> list[float]:
-    return [float(value) for value in logits.flatten()]
+def read(output: Output) -> list[float]:
+    assert isinstance(output, LogitOutput)
+    return [float(value) for value in output.logits.flatten()]
 
 
 def values(future: Future[list[list[float]]]) -> list[float]:
@@ -101,7 +102,7 @@ def test_a_fault_of_one_reader_leaves_its_batch_mates_alone() -> None:
     gate = Gate()
     engine = make_engine(gate)
 
-    def fail(_logits: Tensor) -> list[float]:
+    def fail(_output: Output) -> list[float]:
         raise ValueError("mine alone")
 
     gate.open.clear()

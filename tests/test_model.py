@@ -1,0 +1,179 @@
+"""A model is what its first pass shows: outputs, labels, and faults that name what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_inference import BoxOutput, Clip, LogitOutput, Model, ModelSpec, Preprocessing, TaskName
+from pipelines.agreement import LEAST_AGREEMENT, agreeing, load_model
+from pipelines.errors import ModelUnavailable
+
+FACTS = Preprocessing(resize_px=(32, 40))
+
+
+class Given(nn.Module):
+    """Answers whatever a function makes of the pixels."""
+
+    def __init__(self, give: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.give(pixels)
+
+
+def spec_of(give: Callable[[Tensor], Any] | nn.Module, task: TaskName, **fields: Any) -> ModelSpec:
+    network = give if isinstance(give, nn.Module) else Given(give)
+    return ModelSpec(
+        name="toy",
+        task=task,
+        build=lambda: network,
+        source="test",
+        preprocessing=FACTS,
+        clip=Clip(length=4, fps=10) if task == "action" else None,
+        **fields,
+    )
+
+
+def means(pixels: Tensor) -> Tensor:
+    """Logits (N, 3): the mean of each channel."""
+    return pixels.flatten(2).mean(dim=2)
+
+
+def boxes(pixels: Tensor) -> list[dict[str, Tensor]]:
+    """As many boxes in each picture as its number in the batch."""
+    return [
+        {"boxes": torch.ones(n, 4), "labels": torch.ones(n, dtype=torch.int64), "scores": torch.ones(n)}
+        for n in range(len(pixels))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("give", "task", "outputs"),
+    [
+        (means, "classification", {"logits": (3,)}),
+        (means, "action", {"logits": (3,)}),
+        (lambda pixels: pixels, "segmentation", {"logits": (3, None, None)}),
+        (
+            lambda pixels: {"out": pixels, "aux": pixels},
+            "segmentation",
+            {"out": (3, None, None), "aux": (3, None, None)},
+        ),
+        (
+            lambda pixels: (means(pixels), pixels),
+            "classification",
+            {"logits": (3,), "logits_1": (3, None, None)},
+        ),
+        (boxes, "detection", {"boxes": (None, 4), "labels": (None,), "scores": (None,)}),
+    ],
+)
+def test_outputs_are_found_by_a_first_pass(
+    give: Callable[[Tensor], Any], task: TaskName, outputs: dict[str, tuple[int | None, ...]]
+) -> None:
+    model = Model(spec_of(give, task), "cpu")
+    assert {facts.name: facts.dims for facts in model.outputs} == outputs
+    assert model.spec.labels == (() if task == "detection" else ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("give", "task", "labels", "message"),
+    [
+        (means, "segmentation", (), r"toy gives logits \(1, 3\), task segmentation needs \(N, K, h, w\)"),
+        (lambda pixels: pixels, "classification", (), r"task classification needs \(N, K\)"),
+        (means, "detection", (), "toy gives a Tensor, task detection needs a list of boxes"),
+        (boxes, "classification", (), "toy gives a list, task classification"),
+        (lambda pixels: [{"boxes": pixels}], "detection", (), "needs a list of boxes, labels and scores"),
+        (means, "classification", ("a", "b"), "toy has 3 outputs and 2 labels"),
+        (nn.Linear(7, 3), "classification", (), r"toy does not take pixels \(1, 3, 32, 40\)"),
+        (nn.Conv2d(3, 3, 3), "action", (), r"toy does not take pixels \(1, 3, 4, 32, 40\)"),
+        (nn.Conv3d(3, 3, 3), "segmentation", (), "task segmentation"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(
+    give: Any, task: TaskName, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ModelUnavailable, match=message) as caught:
+        Model(spec_of(give, task, labels=labels), "cpu")
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_split_by_frames() -> None:
+    output = Model(spec_of(means, "classification"), "cpu")(
+        torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    )
+    assert isinstance(output, LogitOutput)
+    assert output.part(1, 3).logits[:, 0].tolist() == [1, 2]
+    found = Model(spec_of(boxes, "detection"), "cpu")(torch.zeros(4, 3, 2, 2))
+    assert isinstance(found, BoxOutput)
+    assert [len(frame["boxes"]) for frame in found.part(2, 4).frames] == [2, 3]
+
+
+def test_only_action_models_have_clips() -> None:
+    with pytest.raises(ValueError, match="clip"):
+        ModelSpec(name="x", task="action", build=nn.Identity, source="", preprocessing=FACTS)
+
+
+def convolution() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5, stride=4), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def test_lower_precision_serves_where_it_agrees() -> None:
+    plain = Model(spec_of(convolution(), "classification"), "cpu")
+    model = load_model(spec_of(convolution(), "classification", precision="bf16"), "cpu")
+    pixels = torch.rand(5, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    logits = [one(pixels) for one in (plain, model)]
+    assert isinstance(logits[0], LogitOutput)
+    assert isinstance(logits[1], LogitOutput)
+    assert logits[1].logits.dtype == torch.float32
+    assert not torch.equal(logits[0].logits, logits[1].logits)
+    assert torch.allclose(logits[0].logits, logits[1].logits, atol=0.05)
+
+
+class Coarse(nn.Module):
+    """Differences that bfloat16 cannot hold decide the winner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3, bias=False)
+        self.head.weight.data = torch.eye(3) * 0.01
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        head: Tensor = self.head(means(pixels) + 1000)
+        return head
+
+
+def test_lower_precision_that_answers_otherwise_is_refused() -> None:
+    with pytest.raises(ModelUnavailable, match=r"toy in bf16 agrees with fp32 in [\d.]+ % only"):
+        load_model(spec_of(Coarse(), "classification", precision="bf16"), "cpu")
+
+
+def test_agreement_counts_winners_and_boxes() -> None:
+    one = LogitOutput({"logits": torch.tensor([[1.0, 0], [0, 1]])}, "logits")
+    other = LogitOutput({"logits": torch.tensor([[1.0, 0], [1, 0]])}, "logits")
+    assert agreeing([one], [one]) == 1 > LEAST_AGREEMENT > agreeing([one], [other]) == 0.5
+    frame = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.9]),
+    }
+    nothing = {name: tensor[:0] for name, tensor in frame.items()}
+    moved = {**frame, "boxes": frame["boxes"] + 3}
+    assert agreeing([BoxOutput([frame])], [BoxOutput([frame])]) == 1
+    assert agreeing([BoxOutput([frame])], [BoxOutput([nothing])]) == 0
+    assert agreeing([BoxOutput([frame])], [BoxOutput([moved])]) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_optimised_models_agree_on_a_gpu(precision: Any, compiled: bool) -> None:
+    load_model(spec_of(convolution(), "classification", precision=precision, compiled=compiled), "cuda")
