@@ -24,7 +24,8 @@ Tensor = npt.NDArray[Any]
 
 Overlay = Literal["none", "jpeg", "mp4", "raw"]
 Style = Literal["overlay", "extract", "redact"]
-Mask = Literal["none", "rle", "png", "raw"]
+Mask = Literal["none", "rle", "png", "raw", "probability"]
+Tail = Literal["drop", "pad", "repeat"]
 Decoder = Literal["auto", "nvdec", "cpu"]
 
 
@@ -37,29 +38,40 @@ def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: flo
 class Options:
     """What a request may set; one field is one request parameter of that name."""
 
+    task: str = option("", "whose preprocessing, where several models are served; the first one's if empty")
     class_name: str = option("", "the class to find alone, or several with commas between; all if empty")
     class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
     score_threshold: float = option(
         -1.0,
-        "a pixel belongs to a class if the probability is above this; -1: 0.5 with one class, 0 with all",
+        "what counts is above this; -1: for boxes 0.5, for pixels 0.5 with one class and 0 with all",
         low=-1,
         high=1,
     )
+    top_k: int = option(5, "classes named for each frame or clip, the likeliest first", low=1, high=1000)
+    clip_length: int = option(0, "frames of a clip; 0: what the model was trained with", low=0, high=1024)
+    clip_stride: int = option(0, "frames from clip to clip; 0: a whole clip", low=0, high=1024)
+    tail: Tail = option(
+        "pad", "a last clip that is too short: dropped, filled with its last frame, or begun again"
+    )
     start_s: float = option(0.0, "first time of the medium to answer, in seconds", low=0)
     end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
-    stride: int = option(1, "answer every n-th frame", low=1)
+    fps: float = option(0.0, "frames a second to answer; 0: all, of clips the model's rate", low=0, high=1000)
+    keyframes_only: bool = option(False, "answer key frames alone")
+    stride: int = option(1, "answer every n-th frame (of those that fps leaves)", low=1)
     max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
     overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
     style: Style = option(
         "overlay",
         "what the pictures show: coloured classes, the class alone, or the class made unrecognisable",
     )
-    alpha: float = option(0.5, "opacity of the overlay's colours", low=0, high=1)
+    alpha: float = option(
+        0.5, "opacity of the overlay's colours; at 0 the frames are left as they are", low=0, high=1
+    )
     outline_px: int = option(
         2, "width of the overlay's outlines in source pixels; 0 for none", low=0, high=16
     )
     background: str = option("000000", "with extract: the colour of what is left out, as RRGGBB")
-    mask: Mask = option("rle", "the class map of a frame: run lengths, PNG or raw bytes")
+    mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or how probable they are as PNG")
     decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
 
@@ -72,8 +84,13 @@ class Options:
             raise InvalidOptions(
                 f"option background={self.background!r} is no colour", hint="RRGGBB, e.g. 00ff00"
             )
-        if self.class_name and self.class_id >= 0:
-            raise InvalidOptions("class_name and class_id are both set", hint="set one of them")
+        for one, other in (("class_name", "class_id"), ("fps", "keyframes_only")):
+            if self.is_set(one) and self.is_set(other):
+                raise InvalidOptions(f"{one} and {other} are both set", hint="set one of them")
+
+    def is_set(self, name: str) -> bool:
+        """Whether an option has another value than its default."""
+        return bool(getattr(self, name) != OPTION_FIELDS[name].default)
 
 
 def _check_option(name: str, kind: Any, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Options at their border, and columns to tensors and back."""
+"""Options at their border, and columns to tensors. Answers of every form: test_results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pipelines.contract import (
     to_tensors,
 )
 from pipelines.errors import BY_CODE, InternalError, InvalidOptions, TrividError, from_json
-from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
+from pipelines.results import ANSWERS, SegmentationAnswer, answer_columns
+from toy_answers import answer
 
 ALL = tuple(OPTION_FIELDS)
 
@@ -33,6 +34,13 @@ ALL = tuple(OPTION_FIELDS)
         ({"overlay": "mp4", "style": "extract"}, {"overlay": "mp4", "style": "extract"}),
         ({"base64": "true"}, {"base64": True}),
         ({"base64": False}, {"base64": False}),
+        (
+            {"top_k": "3", "clip_length": 8.0, "tail": "repeat"},
+            {"top_k": 3, "clip_length": 8, "tail": "repeat"},
+        ),
+        ({"fps": "2.5", "mask": "probability"}, {"fps": 2.5, "mask": "probability", "keyframes_only": False}),
+        ({"keyframes_only": "1", "stride": 2}, {"keyframes_only": True, "fps": 0.0}),
+        ({"task": "detection", "fps": 0, "keyframes_only": True}, {"task": "detection"}),
     ],
 )
 def test_options_are_read_from_scalars_and_text(given: dict[str, Scalar], expected: dict[str, Any]) -> None:
@@ -56,7 +64,16 @@ def test_options_are_read_from_scalars_and_text(given: dict[str, Scalar], expect
         ({"class_name": 3}, "class_name=3 has the wrong type.*expected text"),
         ({"base64": "perhaps"}, "base64='perhaps' has the wrong type"),
         ({"start_s": 2, "end_s": 2}, "end_s=2.0 is not after start_s=2.0"),
-        ({"class_name": "cat", "class_id": 1}, "both set"),
+        ({"class_name": "cat", "class_id": 1}, "class_name and class_id are both set"),
+        ({"class_name": "cat", "class_id": 0}, "class_name and class_id are both set"),
+        ({"fps": 1, "keyframes_only": True}, "fps and keyframes_only are both set"),
+        ({"fps": -1}, "fps=-1.0 is out of range.*0 to 1000"),
+        ({"top_k": 0}, "top_k=0 is out of range.*1 to 1000"),
+        ({"clip_length": 1025}, "clip_length=1025 is out of range"),
+        ({"clip_stride": -1}, "clip_stride=-1 is out of range"),
+        ({"tail": "keep"}, "tail='keep' is not known.*drop, pad, repeat"),
+        ({"mask": "svg"}, "mask='svg' is not known.*none, rle, png, raw, probability"),
+        ({"task": 1}, "task=1 has the wrong type"),
     ],
 )
 def test_wrong_options_are_named(given: dict[str, Scalar], message: str) -> None:
@@ -84,58 +101,34 @@ def test_every_error_has_a_code_of_its_own_and_crosses_the_wire() -> None:
     assert "'new'" in unknown.message
 
 
-def answer(count: int, **values: Any) -> SegmentationAnswer:
-    fields: dict[str, Any] = {
-        "frame_index": np.arange(count),
-        "pts_s": np.arange(count) / 10,
-        "class_names": ("background", "star"),
-        "class_pixels": np.arange(2 * count).reshape(count, 2),
-        "height_px": 4,
-        "width_px": 6,
-        "mask": [b"m\x00%d\x00" % number for number in range(count)],
-        "decoder": "pyav",
-        "decoder_reason": "device is cpu",
-    }
-    return SegmentationAnswer(**{**fields, **values})
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_answers_survive_the_wire(count: int) -> None:
-    sent = answer(count, overlay=[b"\xff\x00"] * count, video=b"v\x00", final=True)
-    tensors = to_tensors(SEGMENTATION_COLUMNS, [sent.to_columns()])
-    assert all(0 not in tensor.shape for tensor in tensors.values())
-    back = SegmentationAnswer.from_columns({name: tensor[0] for name, tensor in tensors.items()})
-    for name in ("frame_index", "pts_s", "class_pixels"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(sent, name))
-    assert (back.mask, back.overlay, back.video) == (sent.mask, sent.overlay, b"v\x00")
-    assert (back.class_names, back.decoder, back.final) == (sent.class_names, "pyav", True)
+@pytest.mark.parametrize("name", OPTION_FIELDS)
+def test_an_option_is_set_where_it_is_not_the_default(name: str) -> None:
+    others: dict[str, Scalar] = {"tail": "drop", "overlay": "raw", "style": "redact", "mask": "png"}
+    others |= {"decoder": "cpu", "background": "00ff00", "class_name": "cat", "task": "action", "end_s": 2.0}
+    other = others.get(name, 1 if name not in ("stride", "alpha") else 2 if name == "stride" else 0.25)
+    other = bool(other) if isinstance(OPTION_FIELDS[name].default, bool) else other
+    assert not Options().is_set(name)
+    assert parse_options({name: other}, allowed=ALL).is_set(name)
 
 
 def test_rows_of_different_lengths_are_padded_and_error_rows_too() -> None:
-    rows = [answer(1).to_columns(), answer(3).to_columns(), {"error": np.array([b"{}"], object)}]
-    tensors = to_tensors(SEGMENTATION_COLUMNS, rows)
+    masks = [b"m\x000\x00"]
+    rows = [answer([0], mask=masks).to_columns(), answer([1, 2, 3], mask=3 * masks).to_columns()]
+    columns = answer_columns(SegmentationAnswer)
+    tensors = to_tensors(columns, [*rows, {"error": np.array([b"{}"], object)}])
     assert tensors["class_pixels"].shape == (3, 3, 2)
     assert tensors["count"].tolist() == [[1], [3], [0]]
-    assert tensors["mask"][0].tolist() == [b"m\x000\x00", b"", b""]
+    assert tensors["mask"][0].tolist() == [*masks, b"", b""]
     assert tensors["error"].tolist() == [[b""], [b""], [b"{}"]]
 
 
-def test_columns_that_disagree_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="columns disagree"):
-        answer(2, pts_s=np.zeros(3))
-    with pytest.raises(ValueError, match="mask has 1 entries for 2 frames"):
-        answer(2, mask=[b""])
+def test_a_column_has_the_dimensions_that_it_says() -> None:
     with pytest.raises(ValueError, match="2 dimensions"):
         to_tensors([Column(name="x", dtype=np.int64, dims=("N",), help="")], [{"x": np.zeros((1, 1))}])
 
 
-def test_parts_concatenate_in_order() -> None:
-    whole = SegmentationAnswer.concatenate([answer(2, video=b"a"), answer(1, video=b"b", final=True)])
-    assert (len(whole), whole.video, whole.final) == (3, b"ab", True)
-    assert whole.frame_index.tolist() == [0, 1, 0]
-
-
 def test_every_option_and_column_says_what_it_is() -> None:
     assert all(field.metadata["help"] for field in OPTION_FIELDS.values())
-    assert all(column.help for column in (*SEGMENTATION_COLUMNS, *COMMON_COLUMNS))
+    columns = [column for kind in ANSWERS.values() for column in answer_columns(kind)]
+    assert all(column.help for column in (*columns, *COMMON_COLUMNS))
     assert Options().end_s > 1e9
