@@ -1,13 +1,16 @@
-"""FrameBatch and Geometry: decoded frames, and how model pixels lie on them. Knows no decoder and no model."""
+"""FrameBatch, Geometry and tiles: decoded frames, and how model pixels lie on them. Knows no decoder, no model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+
+# float numpy array or torch tensor of points or boxes: what goes in comes out.
+Coordinates = TypeVar("Coordinates")
 
 
 class PixelArray(Protocol):
@@ -74,7 +77,10 @@ class Geometry:
     Attributes:
         source_hw: size of the source frame in pixels.
         resized_hw: size of the whole frame after resizing.
-        crop_yxhw: top, left, height and width of the model's window in the resized frame.
+        crop_yxhw: top, left, height and width of the model's window in the resized frame; it may reach beyond
+            it (a letterbox, a crop of a smaller frame): top and left are negative then.
+
+    Coordinates are continuous: 0 is the left edge of the first pixel, and the width the right edge of the last.
     """
 
     source_hw: tuple[int, int]
@@ -93,3 +99,70 @@ class Geometry:
         top, left, height, width = self.crop_yxhw
         scale_y, scale_x = source_h / resized_h, source_w / resized_w
         return top * scale_y, left * scale_x, (top + height) * scale_y, (left + width) * scale_x
+
+    @property
+    def _ratios_xy(self) -> tuple[float, float]:
+        """Source pixels in one resized pixel, as torchvision has them: divided in float32."""
+        x, y = (np.float32(self.source_hw[axis]) / np.float32(self.resized_hw[axis]) for axis in (1, 0))
+        return float(x), float(y)
+
+    def to_source_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Model pixels → source pixels, of float `(…, 2)` (x, y), numpy or torch alike.
+
+        The arithmetic is that of torchvision's `resize_boxes`. With `clip` nothing lies outside the source.
+        """
+        (top, left), (ratio_x, ratio_y) = self.crop_yxhw[:2], self._ratios_xy
+        given: Any = points_xy
+        moved = given + 0.0
+        moved[..., 0::2] = (moved[..., 0::2] + left) * ratio_x
+        moved[..., 1::2] = (moved[..., 1::2] + top) * ratio_y
+        return cast(Coordinates, _clipped(moved, self.source_hw) if clip else moved)
+
+    def to_model_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Source pixels → model pixels: the other way round. With `clip` nothing lies outside the model's."""
+        (top, left), (ratio_x, ratio_y) = self.crop_yxhw[:2], self._ratios_xy
+        given: Any = points_xy
+        moved = given + 0.0
+        moved[..., 0::2] = moved[..., 0::2] / ratio_x - left
+        moved[..., 1::2] = moved[..., 1::2] / ratio_y - top
+        return cast(Coordinates, _clipped(moved, self.model_hw) if clip else moved)
+
+    def boxes_to_source(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Boxes float `(N, 4)` xyxy in model pixels → in source pixels; see `to_source_xy`."""
+        return self.to_source_xy(boxes_n4, clip=clip)
+
+    def boxes_to_model(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Boxes float `(N, 4)` xyxy in source pixels → in model pixels; see `to_model_xy`."""
+        return self.to_model_xy(boxes_n4, clip=clip)
+
+
+def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
+    points_xy[..., 0::2] = points_xy[..., 0::2].clip(0, size_hw[1])
+    points_xy[..., 1::2] = points_xy[..., 1::2].clip(0, size_hw[0])
+    return points_xy
+
+
+def tiles(
+    source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
+) -> list[tuple[int, int, int, int]]:
+    """Windows (top, left, height, width) that cover a frame, row by row, neighbours sharing `overlap_px` or more.
+
+    All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the frame.
+    Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off the frame's.
+
+    Raises:
+        ValueError: tiles of this size cannot share so much.
+    """
+    if not 0 <= overlap_px < min(tile_hw):
+        raise ValueError(f"tiles of {tile_hw} px cannot share {overlap_px}")
+    height, width = (min(tile, side) for tile, side in zip(tile_hw, source_hw, strict=True))
+    tops, lefts = (
+        _tile_starts(side, tile, overlap_px) for side, tile in zip(source_hw, tile_hw, strict=True)
+    )
+    return [(top, left, height, width) for top in tops for left in lefts]
+
+
+def _tile_starts(side_px: int, tile_px: int, overlap_px: int) -> list[int]:
+    """Where tiles begin along one side."""
+    room = max(0, side_px - tile_px)
+    return [*range(0, room, tile_px - overlap_px), room]

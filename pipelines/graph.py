@@ -52,7 +52,7 @@ class Graph:
             for name, samples in inputs.items():
                 pipeline.feed_input(name, samples)
             outputs = [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise InternalError(f"DALI failed: {_reason(error)}") from error
         self._pipeline = pipeline
         return outputs
@@ -72,7 +72,7 @@ class Graph:
         return pipeline
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """What DALI complains of, without the files and lines that it wraps around it."""
     text = str(error).split("encountered:")[-1]
     for tail in ("C++ context", "Stacktrace", "Current pipeline object"):

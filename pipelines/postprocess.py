@@ -33,12 +33,14 @@ class ClassScores:
         class_map_nhw: uint8 `(N, h, w)`, the class of each model pixel; or None.
         probability_nhw: float32 `(N, h, w)`, of the class `class_id`; or None.
         threshold: a pixel belongs to the one class if its probability, resized to the source, is above this.
+        confidence_nhw: float32 `(N, h, w)`, how probable the winner is, where that was asked for.
     """
 
     class_map_nhw: Tensor | None = None
     probability_nhw: Tensor | None = None
     class_id: int = -1
     threshold: float = 0.5
+    confidence_nhw: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.class_map_nhw is None) == (self.probability_nhw is None):
@@ -50,6 +52,13 @@ class ClassScores:
     def values_nhw(self) -> Tensor:
         """The class map or the probability, whichever there is."""
         values = self.probability_nhw if self.class_map_nhw is None else self.class_map_nhw
+        assert values is not None
+        return values
+
+    @property
+    def confidence(self) -> Tensor:
+        """How probable the one class is, or the winner."""
+        values = self.probability_nhw if self.confidence_nhw is None else self.confidence_nhw
         assert values is not None
         return values
 
@@ -72,7 +81,8 @@ class ClassScores:
             return parts[0]
         values = torch.cat([part.values_nhw for part in parts])
         if parts[0].kind == "all":
-            return cls(class_map_nhw=values)
+            confidences = [part.confidence_nhw for part in parts if part.confidence_nhw is not None]
+            return cls(class_map_nhw=values, confidence_nhw=torch.cat(confidences) if confidences else None)
         return cls(probability_nhw=values, class_id=parts[0].class_id, threshold=parts[0].threshold)
 
 
@@ -186,7 +196,7 @@ class Postprocessor:
         class_pixels = np.zeros((len(scores), self._classes), np.int64)
         pictures = _canvas(pixels_nhwc, style)
         for run in runs(len(scores), height_px * width_px, self._max_frames):
-            values = _whole_frame(scores.values_nhw[run], geometry)
+            values = whole_frame(scores.values_nhw[run], geometry)
             patch = _find_patch(values > scores.floor, geometry.source_hw, style)
             if patch is None:
                 continue
@@ -264,7 +274,7 @@ def _canvas(pixels_nhwc: PixelArray | None, style: RenderStyle | None) -> npt.ND
     return np.array(to_numpy(pixels_nhwc))
 
 
-def _whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
+def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
     """Scores of the model's window, with background around it, as those of the whole resized frame."""
     top, left, height, width = geometry.crop_yxhw
     resized_h, resized_w = geometry.resized_hw

@@ -6,6 +6,7 @@ halves the work, and it gives torchvision's pixels to one level of 255. Knows no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn
-from nvidia.dali.types import DALIDataType, DALIInterpType
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from torch import Tensor
 
 from model_inference import Preprocessing
-from pipelines.errors import InvalidMedia, ModelUnavailable, TooLarge, UnsupportedMedia
+from pipelines.errors import InvalidMedia, ModelUnavailable, TooLarge
 from pipelines.frames import Geometry, PixelArray
 from pipelines.graph import Graph, as_samples, number_input, picture_input, runs
 
@@ -33,71 +34,113 @@ INTERPOLATIONS = {
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
     """Where the model's window lies on a frame of this size, in torchvision's integers.
 
-    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop`
-    (Python's `round`, half to even).
+    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop` (Python's
+    `round`, half to even; a side that is too short is padded, the odd pixel behind), or, with `max_px`, of its
+    detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the odd pixel behind.
+    The window reaches beyond the resized frame where pixels are padded: its top or left is negative then.
 
     Raises:
-        UnsupportedMedia: the crop is larger than the resized frame.
         TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
     """
-    resized_h, resized_w = _resized_hw(preprocessing.resize_px, height_px, width_px)
-    crop_h, crop_w = preprocessing.crop_px or (resized_h, resized_w)
-    if crop_h > resized_h or crop_w > resized_w:
-        raise UnsupportedMedia(
-            f"a frame of {width_px}x{height_px} px becomes {resized_w}x{resized_h} px for the model, "
-            f"which cuts {crop_w}x{crop_h} px out of it",
-            hint="send larger frames",
-        )
+    resized_hw = _resized_hw(preprocessing, height_px, width_px)
+    canvas_hw, crop_hw = _canvas_hw(preprocessing, resized_hw), preprocessing.crop_px
+    crop_h, crop_w = crop_hw or canvas_hw
     if crop_h * crop_w > MAX_MODEL_PIXELS:
         raise TooLarge(
             f"a frame of {width_px}x{height_px} px becomes {crop_w}x{crop_h} px for the model, "
             f"over the limit of {MAX_MODEL_PIXELS} pixels",
             hint="cut long, narrow frames into pieces",
         )
-    top, left = round((resized_h - crop_h) / 2.0), round((resized_w - crop_w) / 2.0)
+    top, left = (
+        _centred(canvas, crop) - (canvas - resized) // 2
+        for canvas, crop, resized in zip(canvas_hw, (crop_h, crop_w), resized_hw, strict=True)
+    )
     return Geometry(
-        source_hw=(height_px, width_px),
-        resized_hw=(resized_h, resized_w),
-        crop_yxhw=(top, left, crop_h, crop_w),
+        source_hw=(height_px, width_px), resized_hw=resized_hw, crop_yxhw=(top, left, crop_h, crop_w)
     )
 
 
-def _resized_hw(resize_px: int | tuple[int, int] | None, height_px: int, width_px: int) -> tuple[int, int]:
-    """Size of the whole frame after torchvision's `Resize`."""
-    if resize_px is None:
+def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> tuple[int, int]:
+    """Size of the whole frame after resizing, without bars."""
+    wanted, shorter, longer = preprocessing.resize_px, *sorted((height_px, width_px))
+    if wanted is None:
         return height_px, width_px
-    if not isinstance(resize_px, int):
-        return resize_px
+    if isinstance(wanted, tuple):
+        if preprocessing.fit == "stretch":
+            return wanted
+        scale = min(wanted[0] / height_px, wanted[1] / width_px)
+        return max(1, round(height_px * scale)), max(1, round(width_px * scale))
+    if preprocessing.max_px is not None:
+        scale = min(wanted / shorter, preprocessing.max_px / longer)
+        # torchvision fails where a side of an extreme frame comes to nothing.
+        return max(1, math.floor(height_px * scale)), max(1, math.floor(width_px * scale))
     if width_px <= height_px:
-        return int(resize_px * height_px / width_px), resize_px
-    return resize_px, int(resize_px * width_px / height_px)
+        return int(wanted * height_px / width_px), wanted
+    return wanted, int(wanted * width_px / height_px)
+
+
+def _canvas_hw(preprocessing: Preprocessing, resized_hw: tuple[int, int]) -> tuple[int, int]:
+    """What the centre crop is taken from: the resized frame, or the letterbox around it."""
+    wanted = preprocessing.resize_px
+    return wanted if preprocessing.fit == "letterbox" and isinstance(wanted, tuple) else resized_hw
+
+
+def _centred(side_px: int, crop_px: int) -> int:
+    """Where a centre crop begins on a side, as torchvision has it; negative where it pads."""
+    return round((side_px - crop_px) / 2.0) if crop_px <= side_px else -((crop_px - side_px) // 2)
+
+
+def _pads(preprocessing: Preprocessing) -> bool:
+    """Whether the model's window may reach beyond the resized frame."""
+    resized, cropped = preprocessing.resize_px, preprocessing.crop_px
+    if preprocessing.fit == "letterbox" or cropped is None:
+        return preprocessing.fit == "letterbox"
+    if preprocessing.max_px is not None or resized is None:
+        return True
+    sides = (resized, resized) if isinstance(resized, int) else resized
+    return any(crop > side for crop, side in zip(cropped, sides, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A region of the source and the size that it is resized to, as DALI takes them.
+    """A region of the source, the size that it is resized to, and what is laid around it, as DALI takes them.
+
+    All are pairs (y, x): numbers, or a DALI node with a pair a sample.
 
     Attributes:
-        start, end: (y, x) of the region's corners in source pixels; numbers, or a DALI node with a pair a sample.
-        size: (h, w) in model pixels, the same way.
+        start, end: of the region's corners in source pixels.
+        size: of the region in model pixels.
+        anchor: of the model's first pixel, counted from the region's, in model pixels; negative before it.
+        shape: height and width of the model's pixels.
     """
 
     start: Any
     end: Any
     size: Any
+    anchor: Any
+    shape: Any
 
     @classmethod
     def of(cls, shape: Geometry, preprocessing: Preprocessing) -> Window:
-        """The region that survives the crop."""
-        top, left, bottom, right = shape.region_yxyx
-        start, end = [top, left], [bottom, right]
-        if preprocessing.interpolation == "nearest":
-            # torchvision takes the pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather than
-            # 1/2, so that rounding cannot fall below a whole number.
-            scales = [full / resized for full, resized in zip(shape.source_hw, shape.resized_hw, strict=True)]
-            start = [value - 0.499 * scale for value, scale in zip(start, scales, strict=True)]
-            end = [value - 0.499 * scale for value, scale in zip(end, scales, strict=True)]
-        return cls(start=start, end=end, size=[float(side) for side in shape.model_hw])
+        """The region of the frame that survives the crop."""
+        scales = [full / resized for full, resized in zip(shape.source_hw, shape.resized_hw, strict=True)]
+        firsts = [max(0, first) for first in shape.crop_yxhw[:2]]
+        lasts = [
+            min(first + side, resized)
+            for first, side, resized in zip(
+                shape.crop_yxhw[:2], shape.model_hw, shape.resized_hw, strict=True
+            )
+        ]
+        # torchvision takes the nearest pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather than
+        # 1/2, so that rounding cannot fall below a whole number.
+        nudge = 0.499 if preprocessing.interpolation == "nearest" else 0.0
+        return cls(
+            start=[(first - nudge) * scale for first, scale in zip(firsts, scales, strict=True)],
+            end=[(last - nudge) * scale for last, scale in zip(lasts, scales, strict=True)],
+            size=[float(last - first) for first, last in zip(firsts, lasts, strict=True)],
+            anchor=[float(min(0, first)) for first in shape.crop_yxhw[:2]],
+            shape=[float(side) for side in shape.model_hw],
+        )
 
 
 def prepare_frames(
@@ -105,7 +148,7 @@ def prepare_frames(
 ) -> Any:
     """A part of a DALI graph: uint8 RGB frames → normalized float32 of the model's size.
 
-    Pixels are rounded to uint8 after resizing, as torchvision does with a uint8 tensor.
+    Pixels are rounded to uint8 after resizing, as torchvision does with a uint8 tensor, or kept as they are.
 
     Args:
         frames: a DALI node, HWC, or FHWC with `layout="FCHW"`; on either device.
@@ -113,21 +156,44 @@ def prepare_frames(
     """
     if isinstance(window, Geometry):
         window = Window.of(window, preprocessing)
-    resized: Any = fn.resize(
-        frames,
+    swaps, rounds = preprocessing.channels == "BGR", preprocessing.round_pixels
+    # DALI swaps channels of uint8 alone: of the resized pixels, which are fewer, where those are.
+    pixels: Any = _swapped(frames) if swaps and not rounds else frames
+    pixels = fn.resize(
+        pixels,
         size=window.size,
         roi_start=window.start,
         roi_end=window.end,
         interp_type=INTERPOLATIONS[preprocessing.interpolation],
         antialias=preprocessing.antialias,
-        dtype=DALIDataType.UINT8,
+        dtype=DALIDataType.UINT8 if rounds else DALIDataType.FLOAT,
     )
+    if _pads(preprocessing):
+        pixels = _padded(pixels, window, preprocessing)
     return fn.crop_mirror_normalize(
-        resized,
+        _swapped(pixels) if swaps and rounds else pixels,
         mean=[255 * mean for mean in preprocessing.mean],
         std=[255 * std for std in preprocessing.std],
         dtype=DALIDataType.FLOAT,
         output_layout=layout,
+    )
+
+
+def _swapped(pixels: Any) -> Any:
+    return fn.color_space_conversion(pixels, image_type=DALIImageType.RGB, output_type=DALIImageType.BGR)
+
+
+def _padded(pixels: Any, window: Window, preprocessing: Preprocessing) -> Any:
+    """The region with the bars of the letterbox, or the crop's black, around it."""
+    return fn.slice(
+        pixels,
+        window.anchor,
+        window.shape,
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        out_of_bounds_policy="pad",
+        fill_values=float(preprocessing.pad_value if preprocessing.fit == "letterbox" else 0),
     )
 
 
@@ -149,6 +215,7 @@ class Preprocessor:
         self._preprocessing = preprocessing
         self._device = device
         self._max_frames = max_frames
+        self._numbers = ("start", "end", "size", *(("anchor", "shape") if _pads(preprocessing) else ()))
         self._graph = Graph(self._define, device=device, max_samples=max_frames)
 
     def __call__(self, pixels_nhwc: PixelArray) -> Tensor:
@@ -156,7 +223,7 @@ class Preprocessor:
 
         Raises:
             InvalidMedia: the frames have another shape or type.
-            UnsupportedMedia, TooLarge: the model cannot take frames of this size (`geometry`).
+            TooLarge: the model cannot take frames of this size (`geometry`).
             InternalError: DALI failed.
         """
         count, height_px, width_px = _check_frames(pixels_nhwc)
@@ -167,14 +234,20 @@ class Preprocessor:
         for run in runs(count, pixels_each, self._max_frames):
             frames = as_samples(pixels_nhwc[run], self._device)
             numbers = {
-                name: [np.array(getattr(window, name), np.float32)] * len(frames)
-                for name in ("start", "end", "size")
+                name: [np.array(getattr(window, name), np.float32)] * len(frames) for name in self._numbers
             }
             parts.extend(self._graph(frames=frames, **numbers))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _define(self, device: str) -> Sequence[Any]:
-        window = Window(start=number_input("start"), end=number_input("end"), size=number_input("size"))
+        nodes = {name: number_input(name) for name in self._numbers}
+        window = Window(
+            start=nodes["start"],
+            end=nodes["end"],
+            size=nodes["size"],
+            anchor=nodes.get("anchor"),
+            shape=nodes.get("shape"),
+        )
         return [prepare_frames(picture_input("frames", device), window, self._preprocessing)]
 
 

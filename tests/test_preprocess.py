@@ -3,63 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from torchvision.models import ResNet50_Weights
-from torchvision.models.segmentation import FCN_ResNet101_Weights
-from torchvision.transforms import InterpolationMode, functional
+from nvidia.dali import fn
+from torch import Tensor
+from torchvision.transforms import functional
 
-from model_inference import Preprocessing, demo_spec, torchvision_preprocessing
-from pipelines.errors import InternalError, InvalidMedia, ModelUnavailable, TooLarge, UnsupportedMedia
-from pipelines.frames import Geometry
-from pipelines.preprocess import Preprocessor, geometry
+from model_inference import Preprocessing
+from pipelines.errors import Cancelled, InternalError, InvalidMedia, ModelUnavailable
+from pipelines.graph import Graph, number_input, picture_input
+from pipelines.preprocess import Preprocessor, geometry, prepare_frames
+from pixels import Picture, levels_apart, natural, reference, to_nchw
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-FCN = torchvision_preprocessing(FCN_ResNet101_Weights.DEFAULT.transforms())
-RESNET = torchvision_preprocessing(ResNet50_Weights.IMAGENET1K_V2.transforms())
+FCN = Preprocessing(resize_px=520)
+RESNET = Preprocessing(resize_px=232, crop_px=(224, 224))
 SIZES = [(361, 643), (643, 361), (720, 1280), (37, 29), (2, 3), (1, 1), (224, 224)]
-Picture = npt.NDArray[np.uint8]
 
 
-def natural(height: int, width: int, count: int = 1) -> Picture:
-    """Pictures `(N, H, W, 3)` with the spectrum of photographs (amplitude falls with frequency)."""
-    noise = np.random.default_rng(height + width).standard_normal((count, height, width, 3))
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-    radius[0, 0] = 1
-    shaped = np.fft.ifft2(np.fft.fft2(noise, axes=(1, 2)) / radius[..., None], axes=(1, 2)).real
-    shaped /= max(float(shaped.std()), 1e-9)
-    return np.clip(shaped * 50 + 128, 0, 255).astype(np.uint8)
-
-
-def to_nchw(pixels_nhwc: Picture) -> torch.Tensor:
-    return torch.from_numpy(pixels_nhwc).permute(0, 3, 1, 2)
-
-
-def reference(preprocessing: Preprocessing, pixels_nhwc: Picture) -> torch.Tensor:
-    """The same by the functions that torchvision's presets are made of, on uint8 tensors."""
-    pixels: Any = to_nchw(pixels_nhwc)
-    if preprocessing.resize_px is not None:
-        size = preprocessing.resize_px
-        mode = InterpolationMode(preprocessing.interpolation)
-        wanted = [size] if isinstance(size, int) else list(size)
-        pixels = functional.resize(pixels, wanted, interpolation=mode, antialias=preprocessing.antialias)
-    if preprocessing.crop_px is not None:
-        pixels = functional.center_crop(pixels, list(preprocessing.crop_px))
-    scaled = functional.convert_image_dtype(pixels)
-    normalized: torch.Tensor = functional.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
-    return normalized
-
-
-def levels_apart(left: torch.Tensor, right: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Absolute difference in levels of 255, before normalization."""
-    return (left - right).abs() * torch.tensor(preprocessing.std)[:, None, None] * 255
-
-
-def check(got: torch.Tensor, expected: torch.Tensor, preprocessing: Preprocessing) -> None:
+def check(got: Tensor, expected: Tensor, preprocessing: Preprocessing) -> None:
     """One level at most; on the rim of an uncropped picture, where DALI repeats pixels and torchvision does
     not weigh those beyond it, a few more.
     """
@@ -74,29 +41,25 @@ def check(got: torch.Tensor, expected: torch.Tensor, preprocessing: Preprocessin
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("hw", SIZES)
-@pytest.mark.parametrize("weights", [FCN_ResNet101_Weights.DEFAULT, ResNet50_Weights.IMAGENET1K_V2])
-def test_pixels_are_those_of_the_weights_own_transform(
-    device: str, hw: tuple[int, int], weights: Any
-) -> None:
-    transform = weights.transforms()
-    preprocessing = torchvision_preprocessing(transform)
+@pytest.mark.parametrize("preprocessing", [FCN, RESNET], ids=["FCN", "ResNet"])
+def test_pixels_are_torchvisions(device: str, hw: tuple[int, int], preprocessing: Preprocessing) -> None:
     pixels = natural(*hw)
     got = Preprocessor(preprocessing, device=device, max_frames=4)(pixels)
     assert got.device.type == device
-    check(got, transform(to_nchw(pixels)), preprocessing)
+    check(got, reference(preprocessing, pixels), preprocessing)
 
 
 @pytest.mark.parametrize(
     "preprocessing",
     [
-        demo_spec().preprocessing,
+        Preprocessing(resize_px=64),
         Preprocessing(resize_px=None),
         Preprocessing(resize_px=None, crop_px=(31, 30)),
         Preprocessing(resize_px=(61, 200), crop_px=(50, 77)),
         Preprocessing(resize_px=100, interpolation="nearest"),
         Preprocessing(resize_px=100, crop_px=(90, 81), antialias=False),
     ],
-    ids=["demo", "own size", "own size cropped", "both sides", "nearest", "no antialias"],
+    ids=["shorter side", "own size", "own size cropped", "both sides", "nearest", "no antialias"],
 )
 @pytest.mark.parametrize("hw", [(123, 211), (50, 40)])
 def test_other_ways_to_resize_are_torchvisions_too(preprocessing: Preprocessing, hw: tuple[int, int]) -> None:
@@ -122,63 +85,90 @@ def test_bicubic_is_close_to_torchvisions() -> None:
         Preprocessor(unsupported, device="cpu", max_frames=1)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"interpolation": "nearest"},
-        {"interpolation": "bicubic"},
-        {"antialias": False},
-        {"crop_px": (222, 224)},
-        {"resize_px": 231},
-        {"mean": (0.485, 0.456, 0.41)},
-    ],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_a_wrong_flag_fails_the_check(wrong: dict[str, Any]) -> None:
-    pixels = natural(480, 640)
-    expected = reference(RESNET, pixels)
-    got = Preprocessor(dataclasses.replace(RESNET, **wrong), device="cpu", max_frames=1)(pixels)
-    with pytest.raises(AssertionError):
-        check(got, expected, RESNET)
+def letterboxed(preprocessing: Preprocessing, pixels_nhwc: Picture) -> Tensor:
+    """The same by torchvision's functions: resize, pad, swap, normalize."""
+    shape = geometry(preprocessing, *pixels_nhwc.shape[1:3])
+    top, left, height, width = shape.crop_yxhw
+    resized = functional.resize(
+        to_nchw(pixels_nhwc), list(shape.resized_hw), antialias=preprocessing.antialias
+    )
+    below, right = height + top - shape.resized_hw[0], width + left - shape.resized_hw[1]
+    padded = functional.pad(resized, [-left, -top, right, below], fill=preprocessing.pad_value)
+    swapped = padded.flip(1) if preprocessing.channels == "BGR" else padded
+    scaled = functional.convert_image_dtype(swapped)
+    normalized: Tensor = functional.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
+    return normalized
 
 
-@pytest.mark.parametrize(
-    ("preprocessing", "hw", "resized_hw", "crop_yxhw"),
-    [
-        (FCN, (360, 640), (520, 924), (0, 0, 520, 924)),
-        (FCN, (640, 361), (921, 520), (0, 0, 921, 520)),
-        (RESNET, (720, 1280), (232, 412), (4, 94, 224, 224)),
-        (RESNET, (1281, 720), (412, 232), (94, 4, 224, 224)),
-        # Half of 5 is rounded to even, as Python does: 2, not 3.
-        (Preprocessing(resize_px=(9, 11), crop_px=(4, 4)), (50, 50), (9, 11), (2, 4, 4, 4)),
-        (Preprocessing(resize_px=None), (33, 44), (33, 44), (0, 0, 33, 44)),
-    ],
-)
-def test_sizes_are_torchvisions(
-    preprocessing: Preprocessing,
-    hw: tuple[int, int],
-    resized_hw: tuple[int, int],
-    crop_yxhw: tuple[int, int, int, int],
+PER_CHANNEL: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.5, 0.25)}
+BOX = Preprocessing(resize_px=(96, 128), fit="letterbox", pad_value=114, **PER_CHANNEL)
+FORMS = {
+    "letterbox": BOX,
+    "letterbox, blue first": dataclasses.replace(BOX, channels="BGR"),
+    "letterbox, not rounded": dataclasses.replace(BOX, round_pixels=False),
+    "letterbox, not rounded, blue first": dataclasses.replace(BOX, round_pixels=False, channels="BGR"),
+    "letterbox, black": dataclasses.replace(BOX, pad_value=0, antialias=False),
+}
+
+
+@pytest.mark.parametrize("hw", [(70, 53), (53, 70), (300, 401), (8, 8), (97, 128)])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_letterbox_keeps_the_aspect_and_is_padded(device: str, name: str, hw: tuple[int, int]) -> None:
+    preprocessing = FORMS[name]
+    pixels = natural(*hw, count=2)
+    got = Preprocessor(preprocessing, device=device, max_frames=4)(pixels).cpu()
+    assert got.shape == (2, 3, 96, 128)
+    apart = levels_apart(got, letterboxed(preprocessing, pixels), preprocessing)
+    assert apart.mean() < 0.4
+    # The rest is rim.
+    assert apart.quantile(0.95) < 1.01
+    top, left, _, _ = geometry(preprocessing, *hw).crop_yxhw
+    bars = [got[:, :, :-top], got[:, :, :, :-left]]
+    for bar in bars:
+        levels = bar * 255 * torch.tensor(preprocessing.std)[:, None, None]
+        expected = preprocessing.pad_value - 255 * torch.tensor(preprocessing.mean)[:, None, None]
+        assert torch.allclose(levels, expected.expand_as(levels), atol=1e-3)
+
+
+@pytest.mark.parametrize("hw", [(5, 300), (300, 5), (20, 31), (31, 64), (1, 1), (63, 90)])
+@pytest.mark.parametrize("resize_px", [None, 24, (30, 70)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_crop_of_a_smaller_frame_is_padded_with_black(
+    device: str, resize_px: Any, hw: tuple[int, int]
 ) -> None:
-    expected = Geometry(source_hw=hw, resized_hw=resized_hw, crop_yxhw=crop_yxhw)
-    assert geometry(preprocessing, *hw) == expected
-    pixels = np.zeros((1, *hw, 3), np.uint8)
-    assert tuple(reference(preprocessing, pixels).shape[2:]) == expected.model_hw
+    preprocessing = Preprocessing(resize_px=resize_px, crop_px=(31, 64), pad_value=200)
+    pixels = natural(*hw)
+    got = Preprocessor(preprocessing, device=device, max_frames=2)(pixels).cpu()
+    apart = levels_apart(got, reference(preprocessing, pixels), preprocessing)
+    assert apart.mean() < 0.5
+    assert (apart > 1.01).float().mean() < 0.1
 
 
-@pytest.mark.parametrize(
-    ("preprocessing", "hw", "raises", "message"),
-    [
-        (Preprocessing(resize_px=None, crop_px=(64, 64)), (63, 90), UnsupportedMedia, "90x63 px"),
-        (FCN, (8000, 8), TooLarge, "8x8000 px becomes 520x520000 px"),
-        (Preprocessing(resize_px=None), (4096, 2048), TooLarge, "2048x4096 px"),
-    ],
-)
-def test_sizes_that_the_model_cannot_take_are_errors(
-    preprocessing: Preprocessing, hw: tuple[int, int], raises: type[Exception], message: str
-) -> None:
-    with pytest.raises(raises, match=message):
-        geometry(preprocessing, *hw)
+@pytest.mark.parametrize("name", [*FORMS, "detector", "crop"])
+def test_the_graph_of_clips_gives_the_same(name: str) -> None:
+    """NVDEC's graph: frames FHWC of one size, windows as numbers, FCHW out."""
+    others = {
+        "detector": Preprocessing(resize_px=80, max_px=100, antialias=False, round_pixels=False),
+        "crop": Preprocessing(resize_px=40, crop_px=(48, 48), channels="BGR"),
+    }
+    preprocessing = {**FORMS, **others}[name]
+    pixels = natural(70, 91, count=3)
+    shape = geometry(preprocessing, 70, 91)
+    graph = Graph(
+        lambda device: [
+            prepare_frames(
+                fn.external_source(name="clips", device=device, layout="FHWC"),
+                shape,
+                preprocessing,
+                layout="FCHW",
+            )
+        ],
+        device="cpu",
+        max_samples=1,
+    )
+    (got,) = graph(clips=[pixels])
+    assert torch.equal(got[0], Preprocessor(preprocessing, device="cpu", max_frames=4)(pixels))
 
 
 def test_one_graph_serves_all_sizes_and_counts() -> None:
@@ -221,6 +211,46 @@ def test_after_an_error_the_next_frames_are_right() -> None:
     with pytest.raises(InternalError, match="batch size"):
         preprocess._graph(frames=[pixels[0]] * 3)
     assert torch.equal(preprocess(pixels), expected)
+
+
+def test_result_n_belongs_to_input_n_after_errors_cancellations_and_idling() -> None:
+    """Each sample carries its number; whatever went wrong before, a call answers with its own."""
+    graph = Graph(
+        lambda device: [fn.resize(picture_input("frames", device), size=number_input("size"))],
+        device="cpu",
+        max_samples=4,
+    )
+
+    def asked(number: int, count: int) -> list[int]:
+        samples = [np.full((8, 8, 3), (number + place) % 256, np.uint8) for place in range(count)]
+        (pixels,) = graph(frames=samples, size=[np.full(2, 4, np.float32)] * count)
+        return [int(level) for level in pixels[:, 0, 0, 0]]
+
+    def cancelled() -> Iterator[np.ndarray[Any, Any]]:
+        yield np.zeros((8, 8, 3), np.uint8)
+        raise Cancelled("the client left")
+
+    random = np.random.default_rng(1)
+    for number in range(120):
+        trouble = random.choice(
+            ["none", "error in the run", "error before it", "half fed", "cancelled", "idle"]
+        )
+        if trouble == "error in the run":
+            with pytest.raises(InternalError):
+                graph(frames=[np.zeros((8, 8, 3), np.uint8)], size=[np.full(3, 9, np.float32)])
+        elif trouble == "error before it":
+            with pytest.raises(InternalError):
+                graph(frames=[np.zeros((8, 8, 3), np.uint8)] * 5)
+        elif trouble == "half fed":
+            with pytest.raises((InternalError, IndexError)):
+                graph(frames=[np.zeros((8, 8, 3), np.uint8)])
+        elif trouble == "cancelled":
+            with pytest.raises(Cancelled):
+                graph(frames=list(cancelled()), size=[np.full(2, 4, np.float32)])
+        elif trouble == "idle":
+            time.sleep(0.01)
+        count = 1 + number % 4
+        assert asked(number, count) == [(number + place) % 256 for place in range(count)], (number, trouble)
 
 
 @pytest.mark.parametrize(
