@@ -43,14 +43,18 @@ def open_media(
     limits: Limits,
     device: str,
     prepare: Preprocessing | None = None,
+    repeat_frames: bool = False,
 ) -> Medium:
     """Open a medium for one pass over its selected frames; use it in a `with` statement.
 
     Args:
         media: the encoded file.
-        options: `start_s`, `end_s`, `stride`, `max_frames` select frames; `decoder` chooses among decoders.
+        options: `start_s`, `end_s`, `fps`, `keyframes_only`, `stride`, `max_frames` select frames; `decoder`
+            chooses among decoders.
         device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
         prepare: lets NVDEC's graph make the model's pixels in passing; other decoders leave it to others.
+        repeat_frames: with `fps`, frames that are shown for longer come as often as the rate asks (models of
+            clips know one rate alone); else each comes once.
 
     Raises:
         InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by the
@@ -63,30 +67,34 @@ def open_media(
         return open_image(media, options=options, limits=limits)
     video = Video(media, limits)
     try:
-        return _route(video, options, device, prepare)
+        return _route(video, options, device, prepare, repeat_frames)
     except BaseException:
         video.close()
         raise
 
 
-def _route(video: Video, options: Options, device: str, prepare: Preprocessing | None) -> Medium:
+def _route(
+    video: Video, options: Options, device: str, prepare: Preprocessing | None, repeat_frames: bool
+) -> Medium:
     if options.decoder == "cpu":
-        return video.medium(options, "option decoder=cpu")
+        return video.medium(options, "option decoder=cpu", repeat_frames=repeat_frames)
     if not device.startswith("cuda"):
         reason = f"device is {device}"
     else:
         # DALI and torch are loaded only where there is a GPU to use.
-        from pipelines.nvdec import frame_times, open_nvdec
+        from pipelines.nvdec import index_frames, open_nvdec
 
-        times = frame_times(video, device)
-        if not isinstance(times, str):
-            return open_nvdec(video, times, options=options, device=device, prepare=prepare)
-        reason = times
+        index = index_frames(video, device)
+        if not isinstance(index, str):
+            return open_nvdec(
+                video, index, options=options, device=device, prepare=prepare, repeat_frames=repeat_frames
+            )
+        reason = index
     if options.decoder == "nvdec":
         raise UnsupportedMedia(
             f"NVDEC cannot decode this medium: {reason}", hint="leave out decoder=nvdec, or use decoder=cpu"
         )
-    return video.medium(options, reason)
+    return video.medium(options, reason, repeat_frames=repeat_frames)
 
 
 def _check(media: bytes, limits: Limits) -> None:

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia, TooLarge, UnsupportedMedia
 from pipelines.frames import FrameBatch
-from pipelines.medium import Limits, MediaInfo, Medium, Orientation, select
+from pipelines.medium import Limits, MediaInfo, Medium, Orientation
+from pipelines.selection import Selected, select
 
 # First bytes of the file → Pillow's name of the format. WebP and AVIF carry their name behind a length.
 MAGIC = {
@@ -161,7 +162,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _one_frame(
     pixels_hwc: npt.NDArray[np.uint8], options: Options, limits: Limits
 ) -> Generator[FrameBatch, None, None]:
-    for picked in select([(0.0, pixels_hwc)], options, limits):
+    for picked in select([Selected(0, 0.0, pixels_hwc)], options, limits):
         yield FrameBatch(
             pixels_nhwc=picked.frame[None],
             pts_s=np.array([picked.pts_s]),

@@ -1,19 +1,16 @@
-"""Limits, MediaInfo, Medium and the selection of frames: what all decoders share. Knows no decoder."""
+"""Limits, MediaInfo and Medium: what all decoders share. Knows no decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.contract import Options
-from pipelines.errors import TooLarge, TrividError
+from pipelines.errors import TooLarge
 from pipelines.frames import FrameBatch
-
-Frame = TypeVar("Frame")
 
 # A chunk of large frames holds fewer of them, so that its memory stays bounded too.
 MAX_CHUNK_BYTES = 256 << 20
@@ -143,59 +140,3 @@ class Medium:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Selected(Generic[Frame]):
-    """A frame that was asked for, its number in the medium and its time."""
-
-    frame_index: int
-    pts_s: float
-    frame: Frame
-
-
-def select(
-    frames: Iterable[tuple[float, Frame]], options: Options, limits: Limits
-) -> Iterator[Selected[Frame]]:
-    """The frames (time, frame) that the options ask for; stops reading behind the last of them.
-
-    `stride` counts from the first frame at or after `start_s`. A `start_s` of 0 takes negative times too.
-
-    Raises:
-        TooLarge: `limits.max_frames` are selected and there is one more.
-    """
-    taken = seen = 0
-    for index, (pts_s, frame) in enumerate(frames):
-        if pts_s >= options.end_s:
-            return
-        if options.start_s > 0 and pts_s < options.start_s:
-            continue
-        seen += 1
-        if (seen - 1) % options.stride:
-            continue
-        if taken == limits.max_frames:
-            raise TooLarge(
-                f"more than {limits.max_frames} frames are selected, the server's limit of one answer",
-                hint="use the stream endpoint, or set max_frames, stride, start_s or end_s",
-            )
-        taken += 1
-        yield Selected(index, pts_s, frame)
-        if taken == options.max_frames:
-            return
-
-
-def in_groups(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
-    """Lists of `length` frames, the last one shorter; an error comes behind the frames before it."""
-    group: list[Frame] = []
-    try:
-        for frame in frames:
-            group.append(frame)
-            if len(group) == length:
-                yield group
-                group = []
-    except TrividError:
-        if group:
-            yield group
-        raise
-    if group:
-        yield group

@@ -1,17 +1,17 @@
 """NVDEC through DALI: bytes → frames that never leave the GPU, and the model's pixels of the same graph.
 
 DALI gives neither times nor colours by a medium's own matrix, so times come from PyAV's demuxer, and a medium
-goes here only where the frames are those of the CPU decoder: `frame_times` says why it does not.
+goes here only where the frames are those of the CPU decoder: `index_frames` says why it does not.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from nvidia.dali import fn
@@ -19,17 +19,17 @@ from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
 from model_inference import Preprocessing
-from pipelines.containers import open_container, pick_stream, read_packets
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia
 from pipelines.frames import FrameBatch
-from pipelines.medium import MediaInfo, Medium, Selected, select
+from pipelines.medium import MediaInfo, Medium
+from pipelines.packets import CONTAINERS, PacketIndex, read_index
 from pipelines.preprocess import geometry, prepare_frames
 from pipelines.pyav_decode import Video
+from pipelines.selection import Selected, in_groups, select
 
 # FFmpeg's name → number in NVIDIA's `cudaVideoCodec`.
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10, "av1": 11}
-CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "Matroska"}
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 CHROMA_420, DEPTH_BITS = 1, 8
 # DALI converts by BT.601 whatever the medium says; it does honour the range.
@@ -102,8 +102,8 @@ def kind_refusal(info: MediaInfo) -> str:
     return ""
 
 
-def frame_times(video: Video, device: str) -> list[float] | str:
-    """Times of all frames of a medium that NVDEC on `device` decodes, in order; else in words why it does not."""
+def index_frames(video: Video, device: str) -> PacketIndex | str:
+    """All frames of a medium that NVDEC on `device` decodes; else in words why it does not."""
     info = video.info
     if reason := kind_refusal(info):
         return reason
@@ -114,44 +114,32 @@ def frame_times(video: Video, device: str) -> list[float] | str:
         return f"NVDEC here does not decode {info.codec} 4:2:0 8 bit"
     if outside := size_refusal(caps, info.width_px, info.height_px):
         return f"NVDEC here does not decode {info.codec} of this size: {outside}"
-    return read_times(video)
+    return count_frames(video)
 
 
-def read_times(video: Video) -> list[float] | str:
-    """Times of all frames, from the packets without decoding; in words where DALI would count frames otherwise."""
+def count_frames(video: Video) -> PacketIndex | str:
+    """All frames, from the packets without decoding; in words where DALI would count frames otherwise."""
     if len(video.container.streams.video) > 1:
         return "there are several video streams"
     if video.is_cut_off():
         return "the file breaks off"
-    times = []
-    with open_container(video.media, video.limits) as container:
-        stream = pick_stream(container)
-        try:
-            packets = list(read_packets(container, stream))
-        except av.FFmpegError as error:
-            return f"the container cannot be read through: {error.strerror}"
-        for packet in packets:
-            if packet.is_corrupt or packet.is_discard or packet.pts is None:
-                return "packets are damaged, hidden by an edit list or without presentation times"
-            times.append(float(packet.pts * packet.time_base))
-        if not packets or not packets[0].is_keyframe:
-            return "the first frame is no key frame"
-    return sorted(times)
+    return read_index(video.media, video.limits)
 
 
 def open_nvdec(
     video: Video,
-    times: Sequence[float],
+    index: PacketIndex,
     *,
     options: Options,
     device: str,
     prepare: Preprocessing | None,
+    repeat_frames: bool = False,
     dali_device: str = "mixed",
 ) -> Medium:
     """The selected frames as CUDA tensors; closes `video`, whose first look is all it needs.
 
     Args:
-        times: of all frames, as `frame_times` gives them.
+        index: of all frames, as `index_frames` gives it.
         prepare: with it, the same graph makes the model's pixels (`FrameBatch.model_nchw`).
         dali_device: `"cpu"` runs the same graph with DALI's own decoder (VP8, VP9, MJPEG), for trials.
 
@@ -160,7 +148,11 @@ def open_nvdec(
     """
     info, limits = video.info, video.limits
     video.close()
-    picked = list(select([(time, None) for time in times], options, limits))
+    frames = (
+        Selected(number, pts_s, None, ticks in index.key_ticks)
+        for number, (pts_s, ticks) in enumerate(zip(index.times_s, index.ticks, strict=True))
+    )
+    picked = list(select(frames, options, limits, tick_s=float(index.time_base), repeat=repeat_frames))
     length = limits.chunk_length(info.width_px, info.height_px)
     pipeline = _build(info, length, prepare, device=device, dali_device=dali_device)
     pipeline.feed_input("media", [np.frombuffer(video.media, np.uint8)])
@@ -168,7 +160,7 @@ def open_nvdec(
         info=info,
         decoder="nvdec",
         decoder_reason=f"NVDEC here decodes {info.codec} 4:2:0 8 bit",
-        batches=_batches(pipeline, picked, total=len(times), length=length, device=device),
+        batches=_batches(pipeline, picked, total=len(index.ticks), length=length, device=device),
     )
 
 
@@ -201,6 +193,7 @@ def _batches(
 ) -> Generator[FrameBatch, None, None]:
     """Run the graph up to the last picked frame; of each run keep the picked ones."""
     last = picked[-1].frame_index if picked else -1
+    runs = {run: list(kept) for run, kept in itertools.groupby(picked, lambda one: one.frame_index // length)}
     for start in range(0, last + 1, length):
         expected = min(length, total - start)
         tensors = _run(pipeline, device, after=start)
@@ -209,16 +202,16 @@ def _batches(
                 f"NVDEC gave {len(tensors[0])} frames from frame {start} on, the container has {expected}",
                 hint="decoder=cpu may read it",
             )
-        kept = [one for one in picked if start <= one.frame_index < start + expected]
-        if len(kept) < expected:
-            places = [one.frame_index - start for one in kept]
-            tensors = [tensor[places] for tensor in tensors]
-        if kept:
+        # With frames repeated there may be more of them than a chunk holds.
+        for group in in_groups(runs.get(start // length, []), length):
+            places = [one.frame_index - start for one in group]
+            whole = places == list(range(expected))
+            chosen = tensors if whole else [tensor[places] for tensor in tensors]
             yield FrameBatch(
-                pixels_nhwc=tensors[0],
-                pts_s=np.array([one.pts_s for one in kept]),
-                frame_index=np.array([one.frame_index for one in kept], np.int64),
-                model_nchw=tensors[1] if len(tensors) > 1 else None,
+                pixels_nhwc=chosen[0],
+                pts_s=np.array([one.pts_s for one in group]),
+                frame_index=np.array([one.frame_index for one in group], np.int64),
+                model_nchw=chosen[1] if len(chosen) > 1 else None,
             )
 
 

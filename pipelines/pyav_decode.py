@@ -2,12 +2,14 @@
 
 Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
 believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
-counted from the medium's first, so frames before `start_s` are decoded and dropped. Interlaced frames and
-anamorphic pixels are given as stored; so are the transfer curves of HDR media.
+counted from the medium's first, so frames before `start_s` are decoded and dropped; with `keyframes_only` the
+others are not decoded where the packets tell the numbers. Interlaced frames and anamorphic pixels are given as
+stored; so are the transfer curves of HDR media.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import struct
@@ -16,32 +18,20 @@ from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from pipelines.colours import MATRICES, TRANSFERS, has_matrix, is_full_range, is_rgb, to_rgb
 from pipelines.containers import declared_bytes, open_container, pick_stream, read_packets
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia, UnsupportedMedia
 from pipelines.frames import FrameBatch
-from pipelines.medium import Limits, MediaInfo, Medium, Orientation, Selected, in_groups, select
+from pipelines.medium import Limits, MediaInfo, Medium, Orientation
+from pipelines.packets import CODECS, CONTAINERS, PacketIndex, read_index
+from pipelines.selection import Selected, in_groups, select
 
 # Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
 BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
-# Matrices of ITU-T H.273 by which swscale converts; untagged is taken for BT.601, as FFmpeg does.
-MATRICES = {
-    1: "bt709",
-    2: "unspecified",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    9: "bt2020-ncl",
-}
-TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
-LIMITED_RANGE, FULL_RANGE = 1, 2
-# swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
-FULL_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 MAX_THREADS = 4
 FALLBACK_FPS = 25.0
 LAST_ENTRIES = 1000
@@ -61,6 +51,9 @@ class Video:
         self.container = open_container(media, limits)
         self._count = 0
         self._last_s: float | None = None
+        self._key_ticks: set[int] = set()
+        # With it, key frames alone are decoded.
+        self._index: PacketIndex | None = None
         try:
             self.stream = pick_stream(self.container)
             self._prepare_decoder()
@@ -68,9 +61,9 @@ class Video:
             first = next(self._frames, None)
             if first is None:
                 raise InvalidMedia("the video stream holds no frame", hint="check the upload")
-            self.orientation, self._rotation_deg = _orientation(first[1]), first[1].rotation
-            self.info = self._describe(first[1])
-            self._check(first[1])
+            self.orientation, self._rotation_deg = _orientation(first.frame), first.frame.rotation
+            self.info = self._describe(first.frame)
+            self._check(first.frame)
         except BaseException:
             self.container.close()
             raise
@@ -81,19 +74,28 @@ class Video:
         """The codec's name, whichever of FFmpeg's decoders reads it (`av1`, not `libdav1d`)."""
         return self.stream.codec.canonical_name
 
-    def medium(self, options: Options, reason: str) -> Medium:
+    def medium(self, options: Options, reason: str, *, repeat_frames: bool = False) -> Medium:
         """The selected frames in chunks; `reason` says why this decoder reads them."""
+        if options.keyframes_only:
+            self._index = self._read_index()
         return Medium(
             info=self.info,
             decoder="pyav",
             decoder_reason=reason,
-            batches=self._batches(options),
+            batches=self._batches(options, repeat_frames),
             release=self.close,
         )
 
     def close(self) -> None:
         self._frames = iter(())
         self.container.close()
+
+    def _read_index(self) -> PacketIndex | None:
+        """Numbers of frames by their times, where packets tell them, so that not all need be decoded."""
+        if self.codec not in CODECS or self.container.format.name not in CONTAINERS or self.is_cut_off():
+            return None
+        index = read_index(self.media, self.limits)
+        return None if isinstance(index, str) else index
 
     def _prepare_decoder(self) -> None:
         context = self.stream.codec_context
@@ -103,8 +105,8 @@ class Video:
         # Twice: FFmpeg counts the padding of coded blocks too. What slips through is checked frame by frame.
         context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
 
-    def _read(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Time in seconds and frame, in presentation order; InvalidMedia behind the last good one."""
+    def _read(self) -> Iterator[Selected[VideoFrame]]:
+        """Frames in presentation order; InvalidMedia behind the last good one."""
         whole, last_dts = True, None
         try:
             for packet in read_packets(self.container, self.stream):
@@ -113,7 +115,10 @@ class Video:
                     whole = False
                     break
                 last_dts = packet.dts
-                yield from map(self._timed, self._decode(packet))
+                if packet.is_keyframe and packet.pts is not None:
+                    self._key_ticks.add(packet.pts)
+                if packet.is_keyframe or self._index is None:
+                    yield from map(self._timed, self._decode(packet))
             whole = whole and not self.is_cut_off()
             rest = self.stream.decode(None)
             yield from map(self._timed, rest if whole else _before_cut(rest, last_dts))
@@ -134,8 +139,9 @@ class Video:
                 raise
             return []
 
-    def _timed(self, frame: VideoFrame) -> tuple[float, VideoFrame]:
-        """The frame's own time as ffprobe's best effort: pts, else dts, else one frame after the last."""
+    def _timed(self, frame: VideoFrame) -> Selected[VideoFrame]:
+        """The frame with its number and its own time as ffprobe's best effort: pts, else dts, else one frame
+        after the last. A key frame is what the container marks as one, or without times the decoder."""
         ticks = frame.pts if frame.pts is not None else frame.dts
         if ticks is not None and self.stream.time_base is not None:
             pts_s = float(ticks * self.stream.time_base)
@@ -143,8 +149,15 @@ class Video:
             pts_s = 0.0
         else:
             pts_s = self._last_s + 1 / (self._fps() or FALLBACK_FPS)
-        self._count, self._last_s = self._count + 1, pts_s
-        return pts_s, frame
+        is_key = frame.key_frame if frame.pts is None else frame.pts in self._key_ticks
+        number = self._count
+        if self._index is not None and ticks is not None:
+            number = bisect.bisect_left(self._index.ticks, ticks)
+        # Their times are needed once; a film of key frames would fill the memory with them.
+        if frame.pts is not None:
+            self._key_ticks.discard(frame.pts)
+        self._count, self._last_s = number + 1, pts_s
+        return Selected(number, pts_s, frame, bool(is_key))
 
     def _progress(self) -> str:
         if not self._count:
@@ -179,8 +192,8 @@ class Video:
             height_px=height_px,
             rotation_deg=self.orientation.rotation_deg,
             mirrored=self.orientation.mirrored,
-            matrix="rgb" if _is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
-            colour_range="full" if _is_full_range(frame) else "limited",
+            matrix="rgb" if is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
+            colour_range="full" if is_full_range(frame) else "limited",
             transfer=TRANSFERS.get(frame.color_trc, str(frame.color_trc)),
             fps=self._fps(),
             duration_s=duration_s,
@@ -201,27 +214,31 @@ class Video:
                 f"at {self._last_s:.3f} s",
                 hint="cut the medium where its size changes",
             )
-        if _has_matrix(frame) and frame.colorspace not in MATRICES:
+        if has_matrix(frame) and frame.colorspace not in MATRICES:
             raise UnsupportedMedia(
                 f"colours are coded by matrix {frame.colorspace} of H.273",
                 hint=f"served are: {', '.join(sorted(set(MATRICES.values())))}",
             )
 
-    def _batches(self, options: Options) -> Generator[FrameBatch, None, None]:
+    def _batches(self, options: Options, repeat: bool) -> Generator[FrameBatch, None, None]:
         size = self.info.width_px, self.info.height_px
         reformatter = VideoReformatter()
-        for group in in_groups(self._selected(options), self.limits.chunk_length(*size)):
+        for group in in_groups(self._selected(options, repeat), self.limits.chunk_length(*size)):
             pixels_nhwc = np.empty((len(group), size[1], size[0], 3), np.uint8)
-            for place, picked in zip(pixels_nhwc, group, strict=True):
-                place[...] = self.orientation.apply(_rgb(picked.frame, reformatter))
+            for place, picked in enumerate(group):
+                if place and picked is group[place - 1]:
+                    pixels_nhwc[place] = pixels_nhwc[place - 1]
+                else:
+                    pixels_nhwc[place] = self.orientation.apply(to_rgb(picked.frame, reformatter))
             yield FrameBatch(
                 pixels_nhwc=pixels_nhwc,
                 pts_s=np.array([picked.pts_s for picked in group]),
                 frame_index=np.array([picked.frame_index for picked in group], np.int64),
             )
 
-    def _selected(self, options: Options) -> Iterator[Selected[VideoFrame]]:
-        for picked in select(self._frames, options, self.limits):
+    def _selected(self, options: Options, repeat: bool) -> Iterator[Selected[VideoFrame]]:
+        tick_s = float(self.stream.time_base or 0)
+        for picked in select(self._frames, options, self.limits, tick_s=tick_s, repeat=repeat):
             self._check(picked.frame)
             yield picked
 
@@ -233,23 +250,6 @@ def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[
         if frame.pts is None or last_dts is None or frame.pts > last_dts:
             return
         yield frame
-
-
-def _is_rgb(frame: VideoFrame) -> bool:
-    return frame.format.is_rgb or frame.format.has_palette
-
-
-def _has_matrix(frame: VideoFrame) -> bool:
-    """Whether the pixels are luma and chroma: grey and RGB need no matrix."""
-    return not _is_rgb(frame) and len(frame.format.components) > 2
-
-
-def _is_full_range(frame: VideoFrame) -> bool:
-    if _is_rgb(frame) or frame.format.name.startswith("yuvj"):
-        return True
-    if _has_matrix(frame):
-        return bool(frame.color_range == FULL_RANGE)
-    return bool(frame.color_range != LIMITED_RANGE)
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
@@ -269,20 +269,3 @@ def _orientation(frame: VideoFrame) -> Orientation:
     if b or c:
         return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
     return Orientation(flip_x=a < 0, flip_y=d < 0)
-
-
-def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame itself."""
-    try:
-        rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-    except av.FFmpegError as error:
-        raise UnsupportedMedia(
-            f"pixels of format {frame.format.name} cannot be converted: {error.strerror}",
-            hint="re-encode it as yuv420p",
-        ) from None
-    plane = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)  # type: ignore[call-overload]
-    pixels_hwc: npt.NDArray[np.uint8] = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
-    if not _has_matrix(frame) and not _is_full_range(frame):
-        pixels_hwc = FULL_FROM_LIMITED[pixels_hwc]
-    return pixels_hwc

@@ -18,7 +18,8 @@ from media import clip, read_number
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media, probe
 from pipelines.frames import FrameBatch
-from pipelines.medium import MAX_CHUNK_BYTES, select
+from pipelines.medium import MAX_CHUNK_BYTES
+from pipelines.selection import Selected, select
 
 Pixels = npt.NDArray[Any]
 VP9 = {"codec": "libvpx-vp9", "container": "webm"}
@@ -102,7 +103,7 @@ def test_an_edit_list_hides_frames() -> None:
 
 
 def test_negative_times_are_there_without_start_s() -> None:
-    frames = [(-0.5, "a"), (0.0, "b"), (0.5, "c")]
+    frames = [Selected(0, -0.5, "a"), Selected(1, 0.0, "b"), Selected(2, 0.5, "c")]
     for options, expected in ((Options(), "abc"), (Options(start_s=0.1), "c"), (Options(end_s=0.2), "ab")):
         assert "".join(one.frame for one in select(frames, options, Limits())) == expected
 

@@ -14,6 +14,7 @@ import media
 from media import clip, image, picture, read_number
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media, probe
+from pipelines.errors import UnsupportedMedia
 
 Pixels = npt.NDArray[Any]
 
@@ -74,9 +75,10 @@ WEIGHTS |= {"smpte240m": (0.212, 0.087), "unspecified": (0.299, 0.114)}
 def rgb_by_definition(yuv_hwc: Pixels, matrix: str, *, full_range: bool, bits: int = 8) -> Pixels:
     """H.273's own formulas, in floating point."""
     red, blue = WEIGHTS[matrix]
-    y, u, v = np.moveaxis(yuv_hwc.astype(np.float64) / 2 ** (bits - 8), -1, 0)
-    low, span, chroma_span = (0, 255, 255) if full_range else (16, 219, 224)
-    y, u, v = (y - low) / span, (u - 128) / chroma_span, (v - 128) / chroma_span
+    y, u, v = np.moveaxis(yuv_hwc.astype(np.float64), -1, 0)
+    unit, full = 2 ** (bits - 8), 2**bits - 1
+    low, span, chroma_span = (0, full, full) if full_range else (16 * unit, 219 * unit, 224 * unit)
+    y, u, v = (y - low) / span, (u - 128 * unit) / chroma_span, (v - 128 * unit) / chroma_span
     r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
     g = (y - red * r - blue * b) / (1 - red - blue)
     rgb: Pixels = np.clip(np.rint(255 * np.stack([r, g, b], -1)), 0, 255)
@@ -85,7 +87,15 @@ def rgb_by_definition(yuv_hwc: Pixels, matrix: str, *, full_range: bool, bits: i
 
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("matrix", sorted(WEIGHTS))
-@pytest.mark.parametrize(("pix_fmt", "bits"), [("yuv444p", 8), ("yuv420p", 8), ("yuv444p16le", 16)])
+@pytest.mark.parametrize(
+    ("pix_fmt", "bits"),
+    [
+        ("yuv444p", 8),
+        ("yuv420p", 8),
+        ("yuv422p10le", 10),
+        ("yuv444p16le", 16),
+    ],
+)
 def test_colours_follow_matrix_and_range(matrix: str, full_range: bool, pix_fmt: str, bits: int) -> None:
     random = np.random.default_rng(7)
     # Flat patches, so that no filter of the chroma's blurs what is compared.
@@ -109,6 +119,15 @@ def test_colours_follow_matrix_and_range(matrix: str, full_range: bool, pix_fmt:
     expected = rgb_by_definition(yuv_hwc, matrix, full_range=full_range, bits=bits)
     middle = np.s_[8::16, 8::16]
     assert np.abs(pixels_of(data)[0][middle] - expected[middle]).max() <= 3
+
+
+@pytest.mark.parametrize("number", [8, 10, 11, 12, 13, 14])
+def test_a_matrix_that_is_not_known_is_not_guessed(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of H.273: YCgCo, BT.2020 of constant luminance, and others by other formulas."""
+    monkeypatch.setitem(media.MATRICES, "other", number)
+    data = clip(codec="ffv1", container="matroska", pix_fmt="yuv444p", matrix="other", frames=1)
+    with pytest.raises(UnsupportedMedia, match=f"matrix {number} of H.273"):
+        pixels_of(data)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])

@@ -1,10 +1,9 @@
-"""NVDEC's route: what is sent there and what is not; its graph, tried on DALI's CPU decoder; and, with a GPU, itself."""
+"""NVDEC's route: what is sent there and what is not; its graph, tried on DALI's CPU decoder."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ from media import clip, read_number
 from model_inference import Preprocessing
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media, probe
-from pipelines.errors import InvalidMedia, TooLarge, UnsupportedMedia
+from pipelines.errors import InvalidMedia, TooLarge
 from pipelines.frames import FrameBatch
-from pipelines.nvdec import DecodeCaps, kind_refusal, open_nvdec, query_caps, read_times, size_refusal
+from pipelines.nvdec import DecodeCaps, count_frames, kind_refusal, open_nvdec, query_caps, size_refusal
 from pipelines.preprocess import Preprocessor
 from pipelines.pyav_decode import Video
 
 VP9: dict[str, Any] = {"codec": "libvpx-vp9", "container": "webm", "width": 96, "height": 64}
 SMALL = Preprocessing(resize_px=48, crop_px=(40, 40))
-# Chroma is filtered otherwise than on the CPU, so edges differ; on the whole the pictures are the same.
-NEAR = 3.0
+BOX = Preprocessing(
+    resize_px=(72, 80), fit="letterbox", pad_value=114, channels="BGR", antialias=False, round_pixels=False
+)
 
 
 def test_the_struct_has_nvidias_layout() -> None:
@@ -87,7 +87,9 @@ def test_times_without_decoding_are_those_of_the_decoder(arguments: dict[str, An
     with open_media(data, options=Options(), limits=Limits(), device="cpu") as medium:
         decoded = [float(one) for chunk in medium.chunks() for one in chunk.pts_s]
     video = Video(data, Limits())
-    assert read_times(video) == pytest.approx(decoded)
+    index = count_frames(video)
+    assert not isinstance(index, str)
+    assert index.times_s == decoded
     video.close()
 
 
@@ -103,13 +105,13 @@ UNCOUNTED: dict[str, tuple[bytes, str]] = {
 def test_frames_that_dali_would_count_otherwise(name: str) -> None:
     data, reason = UNCOUNTED[name]
     video = Video(data, Limits())
-    assert reason in str(read_times(video))
+    assert reason in str(count_frames(video))
     video.close()
 
 
 def test_several_streams_stay_on_the_cpu(shared_media: Path) -> None:
     video = Video((shared_media / "nasa_h264_two_streams.mp4").read_bytes(), Limits())
-    assert read_times(video) == "there are several video streams"
+    assert count_frames(video) == "there are several video streams"
     video.close()
 
 
@@ -119,14 +121,25 @@ def test_without_a_gpu_the_library_says_so() -> None:
 
 
 def run_on_cpu(
-    data: bytes, options: Options, limits: Limits, prepare: Preprocessing | None = None
+    data: bytes,
+    options: Options,
+    limits: Limits,
+    prepare: Preprocessing | None = None,
+    *,
+    repeat_frames: bool = False,
 ) -> list[FrameBatch]:
     """The NVDEC graph with DALI's own VP9 decoder in NVDEC's place."""
     video = Video(data, limits)
-    times = read_times(video)
-    assert not isinstance(times, str)
+    index = count_frames(video)
+    assert not isinstance(index, str)
     with open_nvdec(
-        video, times, options=options, device="cpu", prepare=prepare, dali_device="cpu"
+        video,
+        index,
+        options=options,
+        device="cpu",
+        prepare=prepare,
+        repeat_frames=repeat_frames,
+        dali_device="cpu",
     ) as medium:
         return list(medium.chunks())
 
@@ -139,11 +152,16 @@ def run_on_cpu(
         ({"stride": 9}, [1, 1, 1]),
         ({"max_frames": 7}, [5, 2]),
         ({"start_s": 50}, []),
+        ({"fps": 4, "start_s": 0.2}, [2, 2, 2, 2, 1]),
+        ({"keyframes_only": True}, [1, 1]),
     ],
 )
-def test_the_graph_gives_the_selected_frames(options: dict[str, Any], lengths: list[int]) -> None:
+@pytest.mark.parametrize("prepare", [SMALL, BOX], ids=["crop", "letterbox"])
+def test_the_graph_gives_the_selected_frames(
+    prepare: Preprocessing, options: dict[str, Any], lengths: list[int]
+) -> None:
     data, limits, wanted = clip(frames=23, **VP9), Limits(chunk_frames=5), Options(**options)
-    chunks = run_on_cpu(data, wanted, limits, SMALL)
+    chunks = run_on_cpu(data, wanted, limits, prepare)
     assert [len(chunk) for chunk in chunks] == lengths
     with open_media(data, options=wanted, limits=limits, device="cpu") as medium:
         expected = list(medium.chunks())
@@ -152,12 +170,28 @@ def test_the_graph_gives_the_selected_frames(options: dict[str, Any], lengths: l
             [one for chunk in some for one in getattr(chunk, name)] for some in (chunks, expected)
         )
         assert ours == pytest.approx(theirs)
-    prepared = Preprocessor(SMALL, device="cpu", max_frames=8)
+    prepared = Preprocessor(prepare, device="cpu", max_frames=8)
     for chunk in chunks:
         shown = [read_number(frame) for frame in np.asarray(chunk.pixels_nhwc)]
         assert shown == chunk.frame_index.tolist()
         model_nchw: Any = chunk.model_nchw
         assert torch.equal(model_nchw, prepared(chunk.pixels_nhwc))
+
+
+def test_the_graph_repeats_frames_where_the_rate_asks() -> None:
+    """Rows may be more than the frames of a run; a chunk stays as short as ever."""
+    data, wanted = clip(frames=7, **VP9), Options(fps=25)
+    chunks = run_on_cpu(data, wanted, Limits(chunk_frames=4), SMALL, repeat_frames=True)
+    assert max(map(len, chunks)) <= 4
+    with open_media(data, options=wanted, limits=Limits(), device="cpu", repeat_frames=True) as medium:
+        expected = [int(one) for chunk in medium.chunks() for one in chunk.frame_index]
+    assert [int(one) for chunk in chunks for one in chunk.frame_index] == expected
+    assert len(expected) == 18
+    prepared = Preprocessor(SMALL, device="cpu", max_frames=8)
+    for chunk in chunks:
+        shown = [read_number(frame) for frame in np.asarray(chunk.pixels_nhwc)]
+        assert shown == chunk.frame_index.tolist()
+        assert torch.equal(torch.as_tensor(chunk.model_nchw), prepared(chunk.pixels_nhwc))
 
 
 def test_the_graph_leaves_out_the_models_pixels() -> None:
@@ -180,96 +214,14 @@ def test_the_servers_limit_is_seen_before_decoding() -> None:
 @pytest.mark.parametrize("spoil", ["times", "bytes"])
 def test_other_frames_than_the_containers_are_an_error(spoil: str) -> None:
     video = Video(clip(**VP9), Limits())
-    times = read_times(video)
-    assert not isinstance(times, str)
+    index = count_frames(video)
+    assert not isinstance(index, str)
     if spoil == "times":
-        times = [*times, 9.0]
+        index = dataclasses.replace(index, ticks=[*index.ticks, index.ticks[-1] + 100])
     else:
         video.media = video.media[:600] + bytes(len(video.media) - 600)
     with (
-        open_nvdec(video, times, options=Options(), device="cpu", prepare=None, dali_device="cpu") as medium,
+        open_nvdec(video, index, options=Options(), device="cpu", prepare=None, dali_device="cpu") as medium,
         pytest.raises(InvalidMedia, match="NVDEC"),
     ):
         list(medium.chunks())
-
-
-def on_gpu(
-    data: bytes, prepare: Preprocessing | None = None, **options: Any
-) -> tuple[list[FrameBatch], str, str]:
-    with open_media(
-        data, options=Options(**options), limits=Limits(chunk_frames=5), device="cuda", prepare=prepare
-    ) as medium:
-        return list(medium.chunks()), medium.decoder, medium.decoder_reason
-
-
-GPU_CLIPS: dict[str, dict[str, Any]] = {
-    "H.264": {},
-    "H.264 with B frames": {"bframes": 2},
-    "H.264 in Matroska, times uneven": {"container": "matroska", "pts": [0.0, 0.1, 0.15, 0.5, 1.2]},
-    "HEVC": {"codec": "libx265"},
-    "VP9": {"codec": "libvpx-vp9", "container": "webm"},
-}
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", GPU_CLIPS)
-def test_nvdec_gives_the_cpus_frames(name: str) -> None:
-    arguments = {"width": 320, "height": 240, **GPU_CLIPS[name]}
-    data = clip(frames=len(arguments.get("pts", range(12))), **arguments)
-    chunks, decoder, reason = on_gpu(data, SMALL)
-    assert decoder == "nvdec", reason
-    with open_media(data, options=Options(), limits=Limits(chunk_frames=5), device="cpu") as medium:
-        expected = list(medium.chunks())
-    assert [len(chunk) for chunk in chunks] == [len(chunk) for chunk in expected]
-    prepared = Preprocessor(SMALL, device="cuda", max_frames=8)
-    for ours, theirs in zip(chunks, expected, strict=True):
-        pixels: Any = ours.pixels_nhwc
-        model_nchw: Any = ours.model_nchw
-        assert pixels.is_cuda
-        assert ours.frame_index.tolist() == theirs.frame_index.tolist()
-        assert ours.pts_s == pytest.approx(theirs.pts_s)
-        frames = pixels.cpu().numpy()
-        assert [read_number(frame) for frame in frames] == ours.frame_index.tolist()
-        assert np.abs(frames.astype(int) - np.asarray(theirs.pixels_nhwc)).mean() < NEAR
-        assert torch.equal(model_nchw, prepared(pixels))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"matrix": "bt709"}, "bt709"),
-        ({"pix_fmt": "yuv420p10le"}, "yuv420p10le"),
-        ({"rotation": 90}, "90 degrees"),
-        ({"container": "mpegts"}, "container mpegts"),
-        ({"width": 16, "height": 16}, "of this size"),
-    ],
-    ids=str,
-)
-def test_what_nvdec_would_get_wrong_goes_to_the_cpu(arguments: dict[str, Any], reason: str) -> None:
-    data = clip(**{"width": 320, "height": 240, **arguments})
-    chunks, decoder, stated = on_gpu(data)
-    assert decoder == "pyav"
-    assert reason in stated
-    assert sum(map(len, chunks)) == 12
-    with pytest.raises(UnsupportedMedia, match="NVDEC cannot decode"):
-        on_gpu(data, decoder="nvdec")
-
-
-@pytest.mark.gpu
-def test_nvdec_can_be_demanded_and_declined() -> None:
-    data = clip(width=320, height=240)
-    assert on_gpu(data, decoder="nvdec")[1] == "nvdec"
-    assert on_gpu(data, decoder="cpu")[1:] == ("pyav", "option decoder=cpu")
-
-
-@pytest.mark.gpu
-def test_nvdec_serves_several_streams_at_once() -> None:
-    data = clip(frames=40, width=320, height=240)
-    with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda _: on_gpu(data, SMALL), range(8)))
-    for chunks, decoder, _ in results:
-        numbers = [
-            read_number(frame) for chunk in chunks for frame in torch.as_tensor(chunk.pixels_nhwc).cpu()
-        ]
-        assert (decoder, numbers) == ("nvdec", list(range(40)))

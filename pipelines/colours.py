@@ -1,0 +1,60 @@
+"""Colours of decoded frames: matrix, range, RGB by swscale. What is not known is refused, not guessed."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from pipelines.errors import UnsupportedMedia
+
+# Matrices of ITU-T H.273 by which swscale converts; untagged is taken for BT.601, as FFmpeg does.
+MATRICES = {
+    1: "bt709",
+    2: "unspecified",
+    4: "fcc",
+    5: "bt601",
+    6: "bt601",
+    7: "smpte240m",
+    9: "bt2020-ncl",
+}
+TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
+LIMITED_RANGE, FULL_RANGE = 1, 2
+# swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
+FULL_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+
+
+def is_rgb(frame: VideoFrame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def has_matrix(frame: VideoFrame) -> bool:
+    """Whether the pixels are luma and chroma: grey and RGB need no matrix."""
+    return not is_rgb(frame) and len(frame.format.components) > 2
+
+
+def is_full_range(frame: VideoFrame) -> bool:
+    if is_rgb(frame) or frame.format.name.startswith("yuvj"):
+        return True
+    if has_matrix(frame):
+        return bool(frame.color_range == FULL_RANGE)
+    return bool(frame.color_range != LIMITED_RANGE)
+
+
+def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
+    """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame itself."""
+    try:
+        rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+    except av.FFmpegError as error:
+        raise UnsupportedMedia(
+            f"pixels of format {frame.format.name} cannot be converted: {error.strerror}",
+            hint="re-encode it as yuv420p",
+        ) from None
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)  # type: ignore[call-overload]
+    pixels_hwc: npt.NDArray[np.uint8] = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    if not has_matrix(frame) and not is_full_range(frame):
+        pixels_hwc = FULL_FROM_LIMITED[pixels_hwc]
+    return pixels_hwc
