@@ -1,0 +1,162 @@
+"""DL Streamer's model-proc files: what they say of pixels and answers, and every field that may be wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_inference import Preprocessing
+from pipelines.errors import ModelUnavailable
+from pipelines.sources import resolve
+from pipelines.sources.choice import ModelSettings
+from pipelines.sources.model_proc import read_model_proc
+
+PROC: dict[str, Any] = {
+    "json_schema_version": "2.2.0",
+    "input_preproc": [
+        {
+            "format": "image",
+            "layer_name": "data",
+            "precision": "FP32",
+            "params": {
+                "resize": "no-aspect-ratio",
+                "color_space": "RGB",
+                "range": [0.0, 1.0],
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+            },
+        }
+    ],
+    "output_postproc": [
+        {"converter": "label", "method": "softmax", "labels": ["cat", "dog"], "threshold": 0.25}
+    ],
+}
+BYTES: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "antialias": False}
+
+
+def proc_file(folder: Path, params: Any, output: Any = None) -> Path:
+    whole = json.loads(json.dumps(PROC))
+    if params == []:
+        whole["input_preproc"] = []
+    else:
+        whole["input_preproc"][0]["params"] = params
+    whole["output_postproc"] = [output] if output else []
+    file = folder / "proc.json"
+    file.write_text(json.dumps(whole))
+    return file
+
+
+def test_a_model_proc_file_says_pixels_and_answers(tmp_path: Path) -> None:
+    file = tmp_path / "proc.json"
+    file.write_text(json.dumps(PROC))
+    choice = ModelSettings(source="squeezenet1_1", weights="random", model_proc=str(file))
+    spec = resolve(choice, allow_code=False)
+    assert spec.preprocessing == Preprocessing(resize_px=(224, 224), antialias=False)
+    assert (spec.labels, spec.score_threshold, spec.probabilities) == (("cat", "dog"), 0.25, False)
+    other = resolve(replace(choice, resize_px=(64,), channels="BGR"), allow_code=False)
+    assert other.preprocessing == replace(spec.preprocessing, resize_px=(64, 64), channels="BGR")
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ([], Preprocessing(resize_px=(224, 200), channels="BGR", **BYTES)),
+        (
+            {"resize": "aspect-ratio"},
+            Preprocessing(resize_px=(224, 200), fit="letterbox", channels="BGR", **BYTES),
+        ),
+        (
+            {"resize": "aspect-ratio", "crop": "central"},
+            Preprocessing(resize_px=(252, 225), fit="letterbox", crop_px=(224, 200), channels="BGR", **BYTES),
+        ),
+        ({"crop": "central"}, Preprocessing(resize_px=None, crop_px=(224, 200), channels="BGR", **BYTES)),
+        ({"resize": "no"}, Preprocessing(resize_px=None, crop_px=(224, 200), channels="BGR", **BYTES)),
+        (
+            {"resize": "no-aspect-ratio", "padding": {"stride_x": 8, "stride_y": 4}},
+            Preprocessing(resize_px=(216, 184), crop_px=(224, 200), channels="BGR", **BYTES),
+        ),
+        (
+            {"resize": "aspect-ratio", "padding": {"fill_value": [114, 114, 114]}, "color_space": "RGB"},
+            Preprocessing(resize_px=(224, 200), fit="letterbox", pad_value=114, **BYTES),
+        ),
+        (
+            {"mean": [127.5] * 3, "std": [63.75] * 3},
+            Preprocessing(
+                resize_px=(224, 200), channels="BGR", mean=(0.5,) * 3, std=(0.25,) * 3, antialias=False
+            ),
+        ),
+        (
+            {"range": [-1.0, 1.0]},
+            Preprocessing(
+                resize_px=(224, 200), channels="BGR", mean=(0.5,) * 3, std=(0.5,) * 3, antialias=False
+            ),
+        ),
+    ],
+)
+def test_pixels_of_a_model_proc_file(tmp_path: Path, params: Any, expected: Preprocessing) -> None:
+    assert read_model_proc(proc_file(tmp_path, params)).preprocessing((224, 200), "model") == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "output", "message"),
+    [
+        (
+            {"resize": "big"},
+            None,
+            'input_preproc[0].params.resize is "big" (allowed: no, no-aspect-ratio, aspect',
+        ),
+        ({"crop": "top_left"}, None, 'input_preproc[0].params.crop is "top_left" (allowed: central)'),
+        ({"color_space": "GRAYSCALE"}, None, 'params.color_space is "GRAYSCALE" (allowed: RGB, BGR)'),
+        ({"range": [1]}, None, "params.range is [1] (allowed: a list of 2 numbers)"),
+        ({"range": [1, 0]}, None, "params.range is [1, 0] (allowed: a lower and a higher number)"),
+        ({"mean": [1, 2, "x"]}, None, 'params.mean[2] is "x" (allowed: a number)'),
+        ({"std": [1, 2, 0]}, None, "params.std is [1, 2, 0]"),
+        (
+            {"colour_space": "RGB"},
+            None,
+            "unknown field input_preproc[0].params.colour_space (allowed: resize",
+        ),
+        ({"padding": {"stride": 8}}, None, "unknown field input_preproc[0].params.padding.stride"),
+        ({"padding": {"stride_x": -1}}, None, "padding.stride_x is -1"),
+        ({"padding": {"fill_value": [1, 2, 3]}}, None, "padding.fill_value is [1, 2, 3]"),
+        ({}, {"method": "median"}, 'output_postproc[0].method is "median" (allowed: softmax, max, index)'),
+        ({}, {"converter": "yolo_v3"}, 'output_postproc[0].converter is "yolo_v3"'),
+        ({}, {"threshold": 2}, "output_postproc[0].threshold is 2 (allowed: a number from 0 to 1)"),
+        ({}, {"labels": [1]}, "output_postproc[0].labels[0] is 1 (allowed: a text)"),
+        ({}, {"labels": "none.txt"}, 'output_postproc[0].labels is "none.txt" (allowed: a list of texts'),
+    ],
+)
+def test_a_wrong_field_of_a_model_proc_file_is_named(
+    tmp_path: Path, params: Any, output: Any, message: str
+) -> None:
+    file = proc_file(tmp_path, params, output)
+    with pytest.raises(ModelUnavailable) as caught:
+        read_model_proc(file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", r"the whole is \[\]"),
+        ('{"json_schema_version": "1.0"}', "json_schema_version is"),
+        ('{"input_preproc": [{}, {}]}', "networks of several are not served"),
+    ],
+)
+def test_what_is_no_model_proc_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "proc.json").write_text(text)
+    with pytest.raises(ModelUnavailable, match=message):
+        read_model_proc(tmp_path / "proc.json")
+
+
+def test_labels_of_a_model_proc_file_may_be_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    file = proc_file(tmp_path, [], {"labels-file": "labels.txt", "method": "max"})
+    proc = read_model_proc(file)
+    assert (proc.labels, proc.probabilities, proc.score_threshold) == (("cat", "dog"), True, -1)
