@@ -13,6 +13,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
+from pipelines.contract import Overlay
 from pipelines.errors import InternalError, UnsupportedMedia
 from pipelines.frames import PixelArray, to_numpy
 
@@ -137,3 +138,34 @@ class Mp4Writer:
         self._last_tick = max(round(time_s * TICKS_PER_S), self._last_tick + 1)
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_PER_S)
         return frame
+
+
+class PictureWriter:
+    """The pictures of one medium's answers in the form that was asked for: JPEG, raw bytes, or parts of a film."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._film: Mp4Writer | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any pictures were asked for."""
+        return self._overlay != "none"
+
+    def pictures(self, pixels_nhwc: PixelArray) -> list[bytes]:
+        """Frames uint8 RGB `(N, H, W, 3)` one by one; nothing where a film, or nothing, was asked for."""
+        if self._overlay == "jpeg":
+            return [jpeg(pixels) for pixels in to_numpy(pixels_nhwc)]
+        return [pixels.tobytes() for pixels in to_numpy(pixels_nhwc)] if self._overlay == "raw" else []
+
+    def film(self, pixels_nhwc: PixelArray, pts_s: Iterable[float]) -> bytes:
+        """The next part of the film; nothing where pictures, or nothing, were asked for."""
+        if self._overlay != "mp4":
+            return b""
+        if self._film is None:
+            self._film = Mp4Writer(width_px=int(pixels_nhwc.shape[2]), height_px=int(pixels_nhwc.shape[1]))
+        return self._film.write(pixels_nhwc, pts_s)
+
+    def close(self) -> bytes:
+        """The rest of the film."""
+        return self._film.close() if self._film is not None else b""

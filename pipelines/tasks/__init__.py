@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from pipelines.tasks.segmentation import Segmentation
+from collections.abc import Mapping
 
-TASKS = {"segmentation": Segmentation}
+from model_inference import TaskName
+from pipelines.tasks.classification import TASK as CLASSIFICATION
+from pipelines.tasks.detection import TASK as DETECTION
+from pipelines.tasks.job import Task
+from pipelines.tasks.segmentation import TASK as SEGMENTATION
+
+TASKS: Mapping[TaskName, Task] = {
+    "classification": CLASSIFICATION,
+    "detection": DETECTION,
+    "segmentation": SEGMENTATION,
+}

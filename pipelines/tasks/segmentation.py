@@ -10,40 +10,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from model_inference import ModelSpec
+from model_inference import LogitOutput, ModelSpec, Output
 from pipelines import encode, rle
-from pipelines.contract import Options
-from pipelines.errors import InvalidOptions
-from pipelines.frames import FrameBatch, Geometry
-from pipelines.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle
-from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
+from pipelines.contract import Column, Options
+from pipelines.frames import FrameBatch
+from pipelines.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle, whole_frame
+from pipelines.results import SegmentationAnswer
+from pipelines.tasks.classes import class_ids
+from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task, View
+from pipelines.tasks.mosaic import join_views
 
 DEFAULT_CLASS_THRESHOLD = 0.5
-OPTIONS = tuple(Options.__dataclass_fields__)
+LEAST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Which classes count, and above which probability: one alone, or the winner among all.
 
-    `class_ids` are those that count where they win; empty for all.
+    `class_ids` are those that count where they win; empty for all. With `confident`, how probable the winner
+    is stays with the scores.
     """
 
     class_id: int | None
     class_ids: tuple[int, ...]
     threshold: float
+    confident: bool = False
 
     @classmethod
-    def of(cls, options: Options, labels: Sequence[str]) -> Decision:
+    def of(cls, options: Options, spec: ModelSpec) -> Decision:
         """The options' decision. Raises InvalidOptions at an unknown class, listing what there is."""
-        chosen = _class_ids(options, labels)
+        chosen = class_ids(options, spec.labels)
         class_id = chosen[0] if len(chosen) == 1 else None
         default = 0.0 if class_id is None else DEFAULT_CLASS_THRESHOLD
-        threshold = default if options.score_threshold < 0 else options.score_threshold
-        return cls(class_id=class_id, class_ids=chosen, threshold=threshold)
+        thresholds = (options.score_threshold, spec.score_threshold, default)
+        return cls(
+            class_id=class_id,
+            class_ids=chosen,
+            threshold=next(value for value in thresholds if value >= 0),
+            confident=options.mask == "probability",
+        )
 
     def read(self, logits_nkhw: Tensor) -> ClassScores:
         """Logits `(n, K, h, w)` → what postprocessing needs of them; runs on the engine's thread."""
@@ -53,105 +64,102 @@ class Decision:
             return ClassScores(probability_nhw=probability, class_id=self.class_id, threshold=self.threshold)
         best = logits_nkhw.max(dim=1)
         class_map = best.indices.to(torch.uint8)
-        if self.threshold > 0:
-            probability = torch.exp(best.values - torch.logsumexp(logits_nkhw, dim=1))
-            class_map[probability <= self.threshold] = 0
+        sure: Tensor | None = None
+        if self.threshold > 0 or self.confident:
+            sure = torch.exp(best.values - torch.logsumexp(logits_nkhw, dim=1))
+            class_map[sure <= self.threshold] = 0
         if self.class_ids:
             counts = torch.zeros(logits_nkhw.shape[1], dtype=torch.uint8, device=class_map.device)
             counts[list(self.class_ids)] = 1
             class_map *= counts[class_map.int()]
-        return ClassScores(class_map_nhw=class_map)
+        return ClassScores(class_map_nhw=class_map, confidence_nhw=sure if self.confident else None)
 
 
-def _class_ids(options: Options, labels: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of the classes that the options name; empty if they name none."""
-    known = f"this model knows: {', '.join(labels)}"
-    # A label may hold a comma itself.
-    names = [options.class_name] if options.class_name in labels else options.class_name.split(",")
-    if options.class_name:
-        for name in names:
-            if name.strip() not in labels:
-                raise InvalidOptions(f"unknown class_name {name.strip()!r}", hint=known)
-        return tuple(dict.fromkeys(labels.index(name.strip()) for name in names))
-    if options.class_id >= len(labels):
-        raise InvalidOptions(
-            f"class_id={options.class_id} is out of range 0 to {len(labels) - 1}", hint=known
-        )
-    return (options.class_id,) if options.class_id >= 0 else ()
-
-
-class Segmentation:
-    """One medium's job: made from its options, asked for an answer per chunk, in order."""
-
-    columns = SEGMENTATION_COLUMNS
-    options = OPTIONS
+class Segmentation(FrameJob):
+    """One medium's job."""
 
     def __init__(self, spec: ModelSpec, options: Options) -> None:
-        self.labels = spec.labels
+        self._spec = spec
         self._options = options
-        self._decision = Decision.of(options, spec.labels)
-        self.read = self._decision.read
-        self._style = None
-        if options.overlay != "none":
-            self._style = RenderStyle.of(options)
-        self._writer: encode.Mp4Writer | None = None
+        self._decision = Decision.of(options, spec)
+        self._writer = encode.PictureWriter(options.overlay)
+        self._style = RenderStyle.of(options) if self._writer.wanted else None
+
+    def read(self, output: Output) -> ClassScores:
+        assert isinstance(output, LogitOutput)
+        logits = output.logits
+        return self._decision.read(
+            logits.clamp_min(LEAST_PROBABILITY).log() if self._spec.probabilities else logits
+        )
 
     def answer(
         self,
-        frames: FrameBatch,
+        frames: FrameBatch | None,
         parts: Sequence[ClassScores],
-        geometry: Geometry,
+        views: Sequence[View],
         postprocessor: Postprocessor,
         *,
         final: bool,
     ) -> SegmentationAnswer:
-        """The answer to one chunk from the outputs that `read` left of its batches."""
-        scores = ClassScores.concatenate(parts)
+        assert frames is not None
+        scores, geometry = join_views(ClassScores.concatenate(parts), views, frames)
         rendered = postprocessor(frames.pixels_nhwc, scores, geometry, self._style)
+        masks = self._masks(rendered)
+        if self._options.mask == "probability":
+            levels = _levels(whole_frame(scores.confidence, geometry), geometry.source_hw)
+            masks = [encode.png(one) for one in levels]
         return SegmentationAnswer(
             frame_index=frames.frame_index,
             pts_s=frames.pts_s,
-            class_names=self.labels,
+            class_names=self._spec.labels,
             class_pixels=rendered.class_pixels,
-            height_px=frames.height_px,
-            width_px=frames.width_px,
-            mask=self._masks(rendered),
-            overlay=self._overlays(rendered),
+            size=np.array([frames.height_px, frames.width_px]),
+            mask=masks,
+            overlay=[] if rendered.pixels_nhwc is None else self._writer.pictures(rendered.pixels_nhwc),
             video=self._video(frames, rendered, final=final),
             final=final,
         )
 
     def empty(self) -> SegmentationAnswer:
-        """The answer to a medium of which the options select no frame."""
         return SegmentationAnswer(
             frame_index=np.empty(0, np.int64),
             pts_s=np.empty(0, np.float64),
-            class_names=self.labels,
-            class_pixels=np.empty((0, len(self.labels)), np.int64),
-            height_px=0,
-            width_px=0,
+            class_names=self._spec.labels,
+            class_pixels=np.empty((0, len(self._spec.labels)), np.int64),
+            size=np.zeros(2, np.int64),
             final=True,
         )
 
     def _masks(self, rendered: Rendered) -> list[bytes]:
         maps = rendered.class_map_nhw
         if self._options.mask == "rle":
-            return [rle.encode(class_map, self.labels) for class_map in maps]
+            return [rle.encode(class_map, self._spec.labels) for class_map in maps]
         if self._options.mask == "png":
             return [encode.png(class_map) for class_map in maps]
         return [class_map.tobytes() for class_map in maps] if self._options.mask == "raw" else []
 
-    def _overlays(self, rendered: Rendered) -> list[bytes]:
-        if rendered.pixels_nhwc is None or self._options.overlay == "mp4":
-            return []
-        if self._options.overlay == "jpeg":
-            return [encode.jpeg(pixels) for pixels in rendered.pixels_nhwc]
-        return [pixels.tobytes() for pixels in rendered.pixels_nhwc]
-
     def _video(self, frames: FrameBatch, rendered: Rendered, *, final: bool) -> bytes:
-        if rendered.pixels_nhwc is None or self._options.overlay != "mp4":
+        if rendered.pixels_nhwc is None:
             return b""
-        if self._writer is None:
-            self._writer = encode.Mp4Writer(width_px=frames.width_px, height_px=frames.height_px)
-        written = self._writer.write(rendered.pixels_nhwc, frames.pts_s)
+        written = self._writer.film(rendered.pixels_nhwc, frames.pts_s)
         return written + self._writer.close() if final else written
+
+
+def _levels(probability_nhw: Tensor, source_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Probabilities resized to the source, 0..1 as 0..255, uint8 `(N, H, W)` on the host."""
+    enlarged = functional.interpolate(probability_nhw[:, None], size=source_hw, mode="bilinear")[:, 0]
+    levels: npt.NDArray[np.uint8] = (255 * enlarged).round().to(torch.uint8).cpu().numpy()
+    return levels
+
+
+TASK = Task(
+    answer=SegmentationAnswer,
+    options=(
+        *(*SELECTION, *PICTURES),
+        *("class_name", "class_id", "score_threshold", "style", "background", "mask"),
+    ),
+    job=Segmentation,
+    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    outputs=(Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes"),),
+    tiles=True,
+)

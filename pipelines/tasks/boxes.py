@@ -1,0 +1,144 @@
+"""What a detector found in one frame: read from its output, brought to the source, joined over tiles. Draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipelines.results import Floats, Ints
+from pipelines.tasks.job import View
+
+# What is read of an output; a network may give more.
+COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")
+# Boxes of two tiles that share this much, and the class, are of one object.
+SAME_OBJECT_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """D objects in one frame, best first, on the host.
+
+    Attributes:
+        box_d4: float32 `(D, 4)` xyxy; in the source none reaches beyond the frame.
+        region_d4: the same as the model gave it, reaching beyond the frame too; masks lie in it.
+        score_d: float32 `(D,)`.
+        class_id_d: int64 `(D,)`.
+        keypoint_dp3: float32 `(D, P, 3)` of x, y, visible; of most models P is 0.
+        keypoint_score_dp: float32 `(D, P)`; where the model gives none: whether they are visible.
+        mask_d1mm: float32 `(D, 1, m, m)`, how probable it is that a part of the region is the object's; or None.
+    """
+
+    box_d4: Floats
+    region_d4: Floats
+    score_d: Floats
+    class_id_d: Ints
+    keypoint_dp3: Floats
+    keypoint_score_dp: Floats
+    mask_d1mm: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.box_d4)
+
+    def pick(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Found:
+        """Some of the objects, by their numbers or by a mask."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        picked: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in values.items()
+        }
+        return Found(**picked)
+
+    @classmethod
+    def none(cls, keypoints: int) -> Found:
+        """No objects, of so many keypoints each."""
+        return cls(
+            box_d4=np.empty((0, 4), np.float32),
+            region_d4=np.empty((0, 4), np.float32),
+            score_d=np.empty(0, np.float32),
+            class_id_d=np.empty(0, np.int64),
+            keypoint_dp3=np.empty((0, keypoints, 3), np.float32),
+            keypoint_score_dp=np.empty((0, keypoints), np.float32),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Found]) -> Found:
+        """The objects of several looks at one frame, one behind the other."""
+        columns = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(cls)}
+        joined: dict[str, Any] = {
+            name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()
+        }
+        return cls(**joined)
+
+
+def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int]) -> Found:
+    """One frame of a `BoxOutput` → the objects that count: scored above the threshold, of one of the classes.
+
+    A box with a coordinate that is no number is left out.
+
+    Args:
+        class_ids: empty for all classes.
+    """
+    labels = frame["labels"]
+    counts = (frame["scores"] > threshold) & frame["boxes"].isfinite().all(dim=1)
+    if class_ids:
+        counts &= torch.isin(labels, torch.tensor(class_ids, device=labels.device))
+    kept = {name: tensor[counts] for name, tensor in frame.items() if name in COLUMNS}
+    box_d4, score_d = _host(kept["boxes"]), _host(kept["scores"])
+    keypoints = _host(kept["keypoints"]) if "keypoints" in kept else np.empty((len(box_d4), 0, 3), np.float32)
+    sure = _host(kept["keypoints_scores"]) if "keypoints_scores" in kept else keypoints[..., 2]
+    return Found(
+        box_d4=box_d4,
+        region_d4=box_d4,
+        score_d=score_d,
+        class_id_d=kept["labels"].long().cpu().numpy(),
+        keypoint_dp3=keypoints,
+        keypoint_score_dp=sure,
+        mask_d1mm=_host(kept["masks"]) if "masks" in kept else None,
+    )
+
+
+def _host(tensor: Tensor) -> Floats:
+    """float32 on the host."""
+    values: Floats = tensor.float().cpu().numpy()
+    return values
+
+
+def to_source(found: Found, view: View) -> Found:
+    """What was found in a view, in pixels of the frame. Boxes are clipped to what the view shows of it.
+
+    An object of which nothing lies in the view, but in the bars around it, is left out.
+    """
+    shift = np.array([view.left_px, view.top_px], np.float32)
+    spots = view.geometry.to_source_xy(found.keypoint_dp3[..., :2]) + shift
+    box_d4 = view.geometry.boxes_to_source(found.box_d4, clip=True)
+    moved = replace(
+        found,
+        box_d4=box_d4 + np.tile(shift, 2),
+        region_d4=view.geometry.boxes_to_source(found.region_d4) + np.tile(shift, 2),
+        keypoint_dp3=np.concatenate([spots, found.keypoint_dp3[..., 2:]], axis=-1),
+    )
+    return moved.pick((box_d4[:, :2] < box_d4[:, 2:]).all(axis=1))
+
+
+def join_views(parts: Sequence[Found]) -> Found:
+    """What was found in several views of one frame, in its pixels, best first, each object once.
+
+    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays. With one view, all do.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    from torchvision.ops import batched_nms
+
+    found = Found.concatenate(parts)
+    kept = batched_nms(
+        torch.from_numpy(found.box_d4),
+        torch.from_numpy(found.score_d),
+        torch.from_numpy(found.class_id_d),
+        SAME_OBJECT_IOU,
+    )
+    return found.pick(kept.numpy())

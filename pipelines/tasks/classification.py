@@ -1,0 +1,85 @@
+"""Classification: logits (N, K) → the k likeliest classes of each frame, and of the mean over the medium."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model_inference import ModelSpec, Output
+from pipelines.annotate import draw_caption
+from pipelines.contract import Column, Options
+from pipelines.encode import PictureWriter
+from pipelines.frames import FrameBatch, to_numpy
+from pipelines.postprocess import Postprocessor
+from pipelines.results import ClassificationAnswer, Floats
+from pipelines.tasks.job import SELECTION, FrameJob, Task, View
+from pipelines.tasks.ranking import Ranking, Ranks, probabilities
+
+
+class Classification(FrameJob):
+    """One medium's job."""
+
+    def __init__(self, spec: ModelSpec, options: Options) -> None:
+        self._spec = spec
+        self._ranking = Ranking(spec.labels, options.top_k)
+        self._writer = PictureWriter(options.overlay)
+        self._plain = options.alpha == 0
+
+    def read(self, output: Output) -> Floats:
+        return probabilities(output, self._spec)
+
+    def answer(
+        self,
+        frames: FrameBatch | None,
+        parts: Sequence[Floats],
+        views: Sequence[View],
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
+    ) -> ClassificationAnswer:
+        assert frames is not None
+        ranks = self._ranking.add(np.concatenate(parts))
+        overlay, video = self._pictures(frames, ranks, final=final)
+        return self._answer(frames, ranks, overlay, video, final=final)
+
+    def empty(self) -> ClassificationAnswer:
+        ranks = self._ranking.add(np.empty((0, len(self._spec.labels)), np.float32))
+        return self._answer(None, ranks, [], b"", final=True)
+
+    def _answer(
+        self, frames: FrameBatch | None, ranks: Ranks, overlay: list[bytes], video: bytes, *, final: bool
+    ) -> ClassificationAnswer:
+        mean = self._ranking.mean
+        return ClassificationAnswer(
+            frame_index=np.empty(0, np.int64) if frames is None else frames.frame_index,
+            pts_s=np.empty(0) if frames is None else frames.pts_s,
+            size=np.zeros(2, np.int64) if frames is None else np.array([frames.height_px, frames.width_px]),
+            class_id=ranks.class_id,
+            class_name=ranks.class_name,
+            probability=ranks.probability,
+            mean_class_id=mean.class_id[0],
+            mean_class_name=tuple(mean.class_name[0]),
+            mean_probability=mean.probability[0],
+            overlay=overlay,
+            video=video,
+            final=final,
+        )
+
+    def _pictures(self, frames: FrameBatch, ranks: Ranks, *, final: bool) -> tuple[list[bytes], bytes]:
+        if not self._writer.wanted:
+            return [], b""
+        drawn = np.array(to_numpy(frames.pixels_nhwc))
+        if not self._plain:
+            drawn = np.stack([draw_caption(one, ranks.captions(row)) for row, one in enumerate(drawn)])
+        film = self._writer.film(drawn, frames.pts_s)
+        return self._writer.pictures(drawn), film + (self._writer.close() if final else b"")
+
+
+TASK = Task(
+    answer=ClassificationAnswer,
+    options=(*SELECTION, "top_k", "overlay", "alpha"),
+    job=Classification,
+    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
+)

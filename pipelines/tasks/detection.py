@@ -1,0 +1,169 @@
+"""Detection: boxes, and of some models masks and keypoints, in source pixels; pictures of them.
+
+What counts is scored above `score_threshold`, else above what the model's spec says, else above 0.5. Large frames
+that the model looks at in tiles give each object once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model_inference import BoxOutput, ModelSpec, Output
+from pipelines.contract import Column, Options
+from pipelines.encode import PictureWriter
+from pipelines.frames import FrameBatch
+from pipelines.postprocess import Postprocessor
+from pipelines.results import DetectionAnswer
+from pipelines.tasks.boxes import Found, join_views, read_frame, to_source
+from pipelines.tasks.classes import class_ids
+from pipelines.tasks.instances import ClassMap, box_pixels, object_masks
+from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task, View
+from pipelines.tasks.painter import Painter
+
+DEFAULT_THRESHOLD = 0.5
+
+
+class Detection(FrameJob):
+    """One medium's job."""
+
+    def __init__(self, spec: ModelSpec, options: Options) -> None:
+        self._spec = spec
+        self._form = options.mask
+        self._class_ids = class_ids(options, spec.labels)
+        thresholds = (options.score_threshold, spec.score_threshold, DEFAULT_THRESHOLD)
+        self._threshold = next(value for value in thresholds if value >= 0)
+        self._writer = PictureWriter(options.overlay)
+        self._painter = Painter.of(options, spec.labels)
+
+    def read(self, output: Output) -> list[Found]:
+        assert isinstance(output, BoxOutput)
+        return [read_frame(frame, self._threshold, self._class_ids) for frame in output.frames]
+
+    def answer(
+        self,
+        frames: FrameBatch | None,
+        parts: Sequence[list[Found]],
+        views: Sequence[View],
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
+    ) -> DetectionAnswer:
+        assert frames is not None
+        looks = [one for part in parts for one in part]
+        # View by view, and in each frame by frame.
+        found = [
+            join_views([to_source(looks[row], view) for row, view in zip(rows, views, strict=True)])
+            for rows in np.arange(len(looks)).reshape(len(views), len(frames)).T
+        ]
+        masks, covered = self._masks(found, (frames.height_px, frames.width_px))
+        overlay, video = self._pictures(frames, found, covered, postprocessor, final=final)
+        return self._answer(frames, found, masks, overlay, video, final=final)
+
+    def empty(self) -> DetectionAnswer:
+        return self._answer(None, [], [], [], b"", final=True)
+
+    def _answer(
+        self,
+        frames: FrameBatch | None,
+        found: Sequence[Found],
+        masks: list[bytes],
+        overlay: list[bytes],
+        video: bytes,
+        *,
+        final: bool,
+    ) -> DetectionAnswer:
+        names = self._spec.keypoint_names
+        objects = Found.concatenate(found) if found else Found.none(len(names))
+        index = np.empty(0, np.int64) if frames is None else frames.frame_index
+        count = objects.keypoint_dp3.shape[1]
+        return DetectionAnswer(
+            frame_index=index,
+            pts_s=np.empty(0) if frames is None else frames.pts_s,
+            size=np.zeros(2, np.int64) if frames is None else np.array([frames.height_px, frames.width_px]),
+            box_frame_index=np.repeat(index, [len(one) for one in found]),
+            box=objects.box_d4,
+            score=objects.score_d,
+            class_id=objects.class_id_d,
+            class_name=self._painter.names(objects.class_id_d),
+            mask=masks,
+            keypoint_names=names if len(names) == count else tuple(map(str, range(count))),
+            keypoint=objects.keypoint_dp3,
+            keypoint_score=objects.keypoint_score_dp,
+            overlay=overlay,
+            video=video,
+            final=final,
+        )
+
+    def _masks(
+        self, found: Sequence[Found], frame_hw: tuple[int, int]
+    ) -> tuple[list[bytes], ClassMap | None]:
+        """Masks as asked for, and colours `(N, H, W)` of what the objects cover, where pictures show that."""
+        shown = self._writer.wanted and any(map(self._painter.covers, found))
+        covered = np.zeros((len(found), *frame_hw), np.uint8) if shown else None
+        masks: list[bytes] = []
+        for row, objects in enumerate(found):
+            canvas = None if covered is None else covered[row]
+            if objects.mask_d1mm is not None and (canvas is not None or self._form != "none"):
+                masks += self._pasted(objects, frame_hw, canvas)
+            elif canvas is not None:
+                for box, number in zip(
+                    objects.box_d4, self._painter.numbers(objects.class_id_d), strict=True
+                ):
+                    window = canvas[box_pixels(box)]
+                    window[window == 0] = number
+        return masks, covered
+
+    def _pasted(self, objects: Found, frame_hw: tuple[int, int], canvas: ClassMap | None) -> list[bytes]:
+        """One frame's masks as asked for; on the canvas the best lies on top."""
+        masks = []
+        numbers = self._painter.numbers(objects.class_id_d)
+        for mask, number in zip(object_masks(objects, frame_hw), numbers, strict=True):
+            if self._form != "none":
+                masks.append(mask.pack(self._form))
+            if canvas is not None:
+                window = canvas[mask.rows, mask.columns]
+                window[mask.inside_hw & (window == 0)] = number
+        return masks
+
+    def _pictures(
+        self,
+        frames: FrameBatch,
+        found: Sequence[Found],
+        covered: ClassMap | None,
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
+    ) -> tuple[list[bytes], bytes]:
+        """Pictures and the film's next part."""
+        if not self._writer.wanted:
+            return [], b""
+        pixels = self._painter(frames, found, covered, postprocessor)
+        film = self._writer.film(pixels, frames.pts_s)
+        return self._writer.pictures(pixels), film + self._writer.close() if final else film
+
+
+TASK = Task(
+    answer=DetectionAnswer,
+    options=(
+        *(*SELECTION, *PICTURES),
+        *("class_name", "class_id", "score_threshold", "style", "background", "mask"),
+    ),
+    job=Detection,
+    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    outputs=(
+        Column(
+            name="boxes", dtype=np.float32, dims=("D", 4), help="left, top, right, bottom in model pixels"
+        ),
+        Column(name="scores", dtype=np.float32, dims=("D",), help="how sure the model is, best first"),
+        Column(name="labels", dtype=np.int64, dims=("D",), help="numbers of the boxes' classes"),
+        Column(
+            name="box_count",
+            dtype=np.int64,
+            dims=(1,),
+            help="how many boxes are real; none are padded to one",
+        ),
+    ),
+    tiles=True,
+)

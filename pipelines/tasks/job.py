@@ -1,0 +1,102 @@
+"""What a task is: a job for each medium, its options and its answer. Knows no model and no transport.
+
+A job is asked in the order of the medium's chunks: for the model's inputs of a chunk, then, once the model has
+given its outputs, for the answer. Between both lies the engine, on whose thread `read` leaves what is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from model_inference import ModelSpec, Output
+from pipelines.contract import Column, Options
+from pipelines.frames import FrameBatch, Geometry
+from pipelines.postprocess import Postprocessor
+from pipelines.results import Answer
+
+SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64")
+PICTURES = ("overlay", "alpha", "outline_px")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A part of the frame that the model sees: a tile at (top, left) in source pixels, or the whole frame."""
+
+    top_px: int
+    left_px: int
+    geometry: Geometry
+
+
+class Job(Protocol):
+    """One medium's job."""
+
+    def inputs(self, pixels_nchw: Tensor, frames: FrameBatch) -> Tensor | None:
+        """What the model is given of a chunk, `(N, …)`; None where it has to wait for more frames.
+
+        Args:
+            pixels_nchw: float32 `(V·N, 3, h, w)`, of each of V views the chunk's N frames.
+        """
+        ...
+
+    def rest(self) -> Tensor | None:
+        """What the model is given after the last frame."""
+        ...
+
+    def read(self, output: Output) -> Any:
+        """What the answer needs of a batch's outputs; runs on the engine's thread and must not keep the rest."""
+        ...
+
+    def answer(
+        self,
+        frames: FrameBatch | None,
+        parts: Sequence[Any],
+        views: Sequence[View],
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
+    ) -> Answer:
+        """The answer to a chunk from what `read` left of its batches; to the rest, without frames and views."""
+        ...
+
+    def empty(self) -> Answer:
+        """The answer to a medium of which the options select no frame."""
+        ...
+
+
+class FrameJob:
+    """The half of a job that all tasks share that look at each frame by itself."""
+
+    def inputs(self, pixels_nchw: Tensor, frames: FrameBatch) -> Tensor | None:
+        return pixels_nchw
+
+    def rest(self) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A line of the TASKS table.
+
+    Attributes:
+        answer: its form of answer, which gives the endpoints' outputs and the client's columns.
+        options: names of the options that it takes.
+        job: makes the job for one medium. Raises InvalidOptions.
+        inputs, outputs: tensors of the endpoint that has the model alone; outputs as far as they are the same
+            for all models of the task.
+        tiles: whether large frames may be looked at in pieces.
+        select: the options by which frames are selected, where the model has a say in it.
+        repeat_frames: frames stand more than once where a higher rate is asked for than the medium's.
+    """
+
+    answer: type[Answer]
+    options: tuple[str, ...]
+    job: Callable[[ModelSpec, Options], Job]
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+    tiles: bool = False
+    select: Callable[[ModelSpec, Options], Options] | None = None
+    repeat_frames: bool = False

@@ -1,0 +1,101 @@
+"""Pictures of what a detector found: boxes, masks and keypoints on frames. Knows no model and no file format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipelines.annotate import draw_boxes, draw_keypoints, line_px
+from pipelines.contract import Options
+from pipelines.drawing import palette
+from pipelines.frames import FrameBatch, Geometry, PixelArray, to_numpy
+from pipelines.postprocess import ClassScores, Postprocessor, RenderStyle
+from pipelines.results import Ints, Texts
+from pipelines.tasks.boxes import Found
+from pipelines.tasks.instances import ClassMap
+
+# Class maps are bytes.
+MOST_COLOURS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Painter:
+    """What is drawn on the frames of one medium.
+
+    Attributes:
+        labels: names of the classes by number; others are shown by their number.
+        colours_k3: uint8 RGB `(K, 3)`, the first one for no class.
+        lines_px: width of the boxes' lines; None: as fits the frame.
+    """
+
+    style: RenderStyle
+    labels: Sequence[str]
+    colours_k3: npt.NDArray[np.uint8]
+    lines_px: int | None
+
+    @classmethod
+    def of(cls, options: Options, labels: Sequence[str]) -> Painter:
+        return cls(
+            style=RenderStyle.of(options),
+            labels=labels,
+            colours_k3=palette(max(2, len(labels))),
+            lines_px=options.outline_px if options.is_set("outline_px") else None,
+        )
+
+    def covers(self, found: Found) -> bool:
+        """Whether it shows what the objects cover: masks are coloured, boxes only framed."""
+        return self.style.visible and (self.style.style != "overlay" or found.mask_d1mm is not None)
+
+    def numbers(self, class_ids: Ints) -> npt.NDArray[np.uint8]:
+        """Numbers of colours for classes: their own, as far as there are so many, and none is the background's."""
+        return ((class_ids - 1) % (min(len(self.colours_k3), MOST_COLOURS) - 1) + 1).astype(np.uint8)
+
+    def __call__(
+        self,
+        frames: FrameBatch,
+        found: Sequence[Found],
+        covered_nhw: ClassMap | None,
+        postprocessor: Postprocessor,
+    ) -> PixelArray:
+        """The pictures, uint8 `(N, H, W, 3)`.
+
+        Args:
+            covered_nhw: uint8 `(N, H, W)`, numbers of the colours of what covers each pixel, 0 for nothing; needed
+                where this `covers` anything.
+        """
+        pixels: PixelArray = frames.pixels_nhwc
+        if covered_nhw is not None:
+            hw = (frames.height_px, frames.width_px)
+            whole = Geometry(source_hw=hw, resized_hw=hw, crop_yxhw=(0, 0, *hw))
+            scores = ClassScores(class_map_nhw=torch.from_numpy(covered_nhw))
+            rendered = postprocessor(pixels, scores, whole, self.style).pixels_nhwc
+            assert rendered is not None
+            pixels = rendered
+        if self.style.style != "overlay" or not self.style.visible:
+            return pixels
+        return np.stack(
+            [self._annotate(one, objects) for one, objects in zip(to_numpy(pixels), found, strict=True)]
+        )
+
+    def _annotate(self, pixels_hwc: npt.NDArray[np.uint8], found: Found) -> npt.NDArray[np.uint8]:
+        fitting_px = line_px((pixels_hwc.shape[0], pixels_hwc.shape[1]))
+        colours = self.colours_k3[self.numbers(found.class_id_d)]
+        lines_px = fitting_px if self.lines_px is None else self.lines_px
+        names = self.names(found.class_id_d)
+        captions = [f"{name} {score:.2f}" for name, score in zip(names, found.score_d, strict=True)]
+        drawn = draw_boxes(pixels_hwc, found.box_d4, captions, colours, lines_px)
+        # The scores of torchvision's keypoints are logits; of others none is below 0.
+        points = found.keypoint_dp3 * np.array([1, 1, 0], np.float32)
+        points[..., 2] = (found.keypoint_dp3[..., 2] > 0) & (found.keypoint_score_dp > 0)
+        return draw_keypoints(drawn, points, colours, fitting_px)
+
+    def names(self, class_ids: Ints) -> Texts:
+        """Names of classes, `(D,)`."""
+        names = np.empty(len(class_ids), object)
+        known = len(self.labels)
+        names[:] = [self.labels[one] if 0 <= one < known else str(one) for one in class_ids.tolist()]
+        return names
