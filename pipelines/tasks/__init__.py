@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model_inference import TaskName
+from pipelines.tasks.action import TASK as ACTION
 from pipelines.tasks.classification import TASK as CLASSIFICATION
 from pipelines.tasks.detection import TASK as DETECTION
 from pipelines.tasks.job import Task
@@ -14,4 +15,5 @@ TASKS: Mapping[TaskName, Task] = {
     "classification": CLASSIFICATION,
     "detection": DETECTION,
     "segmentation": SEGMENTATION,
+    "action": ACTION,
 }

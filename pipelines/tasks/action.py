@@ -1,0 +1,230 @@
+"""Action recognition: clips of frames, taken at the rate that the model was trained for, → the likeliest classes.
+
+Clips slide over the medium's frames: `clip_length` frames each, `clip_stride` from one to the next. A frame is
+prepared once, however many clips it is in. Rows of the answer are clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model_inference import Clip, ModelSpec, Output
+from pipelines.annotate import draw_caption
+from pipelines.contract import Column, Options, Tail
+from pipelines.encode import PictureWriter
+from pipelines.errors import InvalidOptions
+from pipelines.frames import FrameBatch, to_numpy
+from pipelines.postprocess import Postprocessor
+from pipelines.results import ActionAnswer, Floats
+from pipelines.tasks.job import Task, View
+from pipelines.tasks.ranking import Ranking, Ranks, probabilities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The frames of a clip: numbers and times of its first and last, and the last one's place in its chunk."""
+
+    first_index: int
+    first_pts_s: float
+    last_index: int
+    last_pts_s: float
+    last_place: int
+
+
+class Window:
+    """Frames in, clips out: holds the frames that later clips still need."""
+
+    def __init__(self, length: int, stride: int, tail: Tail) -> None:
+        self._length, self._stride, self._tail = length, stride, tail
+        self._pixels: Tensor | None = None
+        self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._times: npt.NDArray[np.float64] = np.empty(0)
+        self._skip = 0  # frames between two clips, where the stride is longer than a clip
+        self._uncovered = 0  # frames at the end that no clip has held
+
+    def add(self, pixels_nchw: Tensor, frames: FrameBatch) -> tuple[Tensor | None, list[Span]]:
+        """The clips `(C, 3, T, h, w)` that N more frames complete: a view of the frames, not a copy."""
+        held = len(self._numbers)
+        skipped = min(self._skip, len(frames))
+        self._skip -= skipped
+        kept = pixels_nchw[skipped:]
+        pixels = kept if self._pixels is None else torch.cat([self._pixels, kept])
+        numbers = np.concatenate([self._numbers, frames.frame_index[skipped:]])
+        times = np.concatenate([self._times, frames.pts_s[skipped:]])
+        count = max(0, (len(numbers) - self._length) // self._stride + 1)
+        ends = [clip * self._stride + self._length - 1 for clip in range(count)]
+        spans = [
+            self._span(numbers, times, end - self._length + 1, end, skipped + end - held) for end in ends
+        ]
+        clips = self._clips(pixels) if count else None
+        self._keep(pixels, numbers, times, done=count * self._stride)
+        self._uncovered = len(numbers) - 1 - ends[-1] if ends else self._uncovered + len(frames) - skipped
+        return clips, spans
+
+    def rest(self) -> tuple[Tensor | None, list[Span]]:
+        """A last clip of the frames that no clip has held, if there are any and the tail is not dropped."""
+        if self._tail == "drop" or not self._uncovered or self._pixels is None:
+            return None, []
+        count = len(self._numbers)
+        places = torch.arange(self._length)
+        places = places % count if self._tail == "repeat" else places.clamp(max=count - 1)
+        span = self._span(self._numbers, self._times, 0, count - 1, -1)
+        return self._clips(self._pixels[places.to(self._pixels.device)]), [span]
+
+    def _clips(self, pixels_nchw: Tensor) -> Tensor:
+        return pixels_nchw.unfold(0, self._length, self._stride).permute(0, 1, 4, 2, 3)
+
+    def _keep(
+        self, pixels: Tensor, numbers: npt.NDArray[np.int64], times: npt.NDArray[np.float64], done: int
+    ) -> None:
+        self._skip += max(0, done - len(numbers))
+        self._pixels = pixels[done:] if done < len(numbers) else None
+        self._numbers, self._times = numbers[done:], times[done:]
+
+    @staticmethod
+    def _span(
+        numbers: npt.NDArray[np.int64], times: npt.NDArray[np.float64], first: int, last: int, place: int
+    ) -> Span:
+        return Span(
+            first_index=int(numbers[first]),
+            first_pts_s=float(times[first]),
+            last_index=int(numbers[last]),
+            last_pts_s=float(times[last]),
+            last_place=place,
+        )
+
+
+class Action:
+    """One medium's job."""
+
+    def __init__(self, spec: ModelSpec, options: Options) -> None:
+        clip = _clip(spec)
+        length = options.clip_length or clip.length
+        if clip.fixed and length != clip.length:
+            raise InvalidOptions(
+                f"clip_length={length}: {spec.name} takes clips of {clip.length} frames", hint="leave it out"
+            )
+        self._spec = spec
+        self._window = Window(length, options.clip_stride or length, options.tail)
+        self._ranking = Ranking(spec.labels, options.top_k)
+        self._writer = PictureWriter(options.overlay)
+        self._plain = options.alpha == 0
+        self._spans: deque[list[Span]] = deque()
+        self._size = (0, 0)
+        self._last_frame: npt.NDArray[np.uint8] | None = None
+        self._caption: list[str] = []
+
+    def inputs(self, pixels_nchw: Tensor, frames: FrameBatch) -> Tensor | None:
+        clips, spans = self._window.add(pixels_nchw, frames)
+        self._spans.append(spans)
+        return clips
+
+    def rest(self) -> Tensor | None:
+        clips, spans = self._window.rest()
+        if clips is not None:
+            self._spans.append(spans)
+        return clips
+
+    def read(self, output: Output) -> Floats:
+        return probabilities(output, self._spec)
+
+    def answer(
+        self,
+        frames: FrameBatch | None,
+        parts: Sequence[Floats],
+        views: Sequence[View],
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
+    ) -> ActionAnswer:
+        spans = self._spans.popleft()
+        nothing = np.empty((0, len(self._spec.labels)), np.float32)
+        ranks = self._ranking.add(np.concatenate([nothing, *parts]))
+        if frames is not None:
+            self._size = (frames.height_px, frames.width_px)
+        overlay, video = self._pictures(frames, spans, ranks, final=final)
+        return self._answer(spans, ranks, overlay, video, final=final)
+
+    def empty(self) -> ActionAnswer:
+        ranks = self._ranking.add(np.empty((0, len(self._spec.labels)), np.float32))
+        return self._answer([], ranks, [], b"", final=True)
+
+    def _answer(
+        self, spans: Sequence[Span], ranks: Ranks, overlay: list[bytes], video: bytes, *, final: bool
+    ) -> ActionAnswer:
+        mean = self._ranking.mean
+        return ActionAnswer(
+            frame_index=np.array([span.first_index for span in spans], np.int64),
+            pts_s=np.array([span.first_pts_s for span in spans], np.float64),
+            last_frame_index=np.array([span.last_index for span in spans], np.int64),
+            last_pts_s=np.array([span.last_pts_s for span in spans], np.float64),
+            size=np.array(self._size, np.int64),
+            class_id=ranks.class_id,
+            class_name=ranks.class_name,
+            probability=ranks.probability,
+            mean_class_id=mean.class_id[0],
+            mean_class_name=tuple(mean.class_name[0]),
+            mean_probability=mean.probability[0],
+            overlay=overlay,
+            video=video,
+            final=final,
+        )
+
+    def _pictures(
+        self, frames: FrameBatch | None, spans: Sequence[Span], ranks: Ranks, *, final: bool
+    ) -> tuple[list[bytes], bytes]:
+        """Of each clip its last frame; of a film all frames, under what the last clip to end there has said."""
+        if not self._writer.wanted:
+            return [], b""
+        shown = [] if frames is None else list(to_numpy(frames.pixels_nhwc))
+        if shown:
+            self._last_frame = np.array(shown[-1])
+        assert self._last_frame is not None
+        captions = {
+            span.last_place: [] if self._plain else ranks.captions(row) for row, span in enumerate(spans)
+        }
+        clips = [
+            draw_caption(shown[place] if place >= 0 else self._last_frame, lines)
+            for place, lines in captions.items()
+        ]
+        drawn = []
+        for place, pixels in enumerate(shown):
+            self._caption = captions.get(place, self._caption)
+            drawn.append(draw_caption(pixels, self._caption))
+        film = self._writer.film(np.stack(drawn), frames.pts_s) if drawn and frames is not None else b""
+        overlay = self._writer.pictures(np.stack(clips)) if clips else []
+        return overlay, film + (self._writer.close() if final else b"")
+
+
+def _clip(spec: ModelSpec) -> Clip:
+    assert spec.clip is not None
+    return spec.clip
+
+
+def _select(spec: ModelSpec, options: Options) -> Options:
+    """Frames at the rate that the model was trained for, unless the request says another."""
+    return options if options.fps else dataclasses.replace(options, fps=_clip(spec).fps)
+
+
+TASK = Task(
+    answer=ActionAnswer,
+    options=(
+        *("start_s", "end_s", "fps", "max_frames", "decoder", "base64"),
+        *("clip_length", "clip_stride", "tail", "top_k", "overlay", "alpha"),
+    ),
+    job=Action,
+    inputs=(
+        Column(name="pixels", dtype=np.float32, dims=(3, "T", "h", "w"), help="one clip's model pixels"),
+    ),
+    outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
+    select=_select,
+    repeat_frames=True,
+)
