@@ -1,9 +1,11 @@
 """The server: settings → checks → models → endpoints → serve. The only module that knows PyTriton.
 
-    python server.py --demo            the embedded demo model, nothing to download
+    python server.py --demo            the embedded demo models, nothing to download
     python server.py                   torchvision's fcn_resnet101, downloaded on first use
+    python server.py --model resnet50 --model detection=my.onnx     models by name or file, one a task
+    python server.py --list-models     torchvision's models by name
     python server.py --check           look at the machine, change nothing
-    python server.py --dry-run --demo  one picture through every stage, no port opened
+    python server.py --dry-run --demo  one picture through every stage of every model, no port opened
 
 Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import dataclasses
 import http.client
 import json
 import logging
@@ -23,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +39,10 @@ from pipelines.stub_mends import mend_stub_files
 if TYPE_CHECKING:
     from pytriton.triton import Triton
 
+    from model_inference import ModelSpec, TaskName
     from pipelines.endpoints import Endpoint
     from pipelines.pipeline import Pipeline
+    from pipelines.telemetry import Telemetry
 
 VERSION = "0.1.0"
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
@@ -47,6 +52,8 @@ CANARY_TIMEOUT_S = 60.0
 DRAIN_S = 30
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
+# Colours for a detector that does not say how many classes it has.
+UNNAMED_CLASSES = 32
 
 log = logging.getLogger("trivid")
 
@@ -62,16 +69,12 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
     return findings
 
 
-def build_pipeline(settings: Settings) -> Pipeline:
-    """Load the model and make its pipeline. Raises ModelUnavailable where the model cannot be had."""
+def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
+    """Load the models and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
     import torch
 
-    from model_inference import Model, demo_spec, torchvision_spec
-    from pipelines.decode import Limits
-    from pipelines.engine import Engine
-    from pipelines.pipeline import Pipeline, StagePool, Stages
-    from pipelines.postprocess import Postprocessor
-    from pipelines.preprocess import Preprocessor
+    from pipelines.sources import resolve
+    from pipelines.sources.demo import demo_specs
     from pipelines.telemetry import Telemetry
 
     device = settings.device
@@ -79,27 +82,52 @@ def build_pipeline(settings: Settings) -> Pipeline:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelUnavailable("no CUDA device is usable", hint="check nvidia-smi, or use --device cpu")
-    spec = demo_spec() if settings.demo else torchvision_spec(settings.model, settings.weights)
-    if settings.weights == "random":
+    specs = demo_specs() if settings.demo else {}
+    for choice in settings.models:
+        spec = resolve(choice, allow_code=settings.allow_code)
+        if spec.task in specs:
+            raise ModelUnavailable(
+                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model a task"
+            )
+        specs[spec.task] = spec
+    telemetry = Telemetry()
+    return {task: make_pipeline(spec, settings, device, telemetry) for task, spec in specs.items()}
+
+
+def make_pipeline(spec: ModelSpec, settings: Settings, device: str, telemetry: Telemetry) -> Pipeline:
+    """A model on its device with its engine and its stages, warmed up."""
+    from pipelines.agreement import load_model
+    from pipelines.decode import Limits
+    from pipelines.engine import Engine
+    from pipelines.pipeline import Pipeline, StagePool, Stages
+    from pipelines.postprocess import Postprocessor
+    from pipelines.preprocess import Preprocessor
+
+    if "random weights" in spec.source.lower():
         log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
-    log.info("loading %s (%s) on %s", spec.name, spec.source, device)
-    engine = Engine(Model(spec, device))
-    chunk = settings.chunk_frames
+    log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
+    model = load_model(spec, device)
+    chunk, classes = (
+        settings.chunk_frames,
+        len(model.spec.labels) if len(model.spec.labels) > 1 else UNNAMED_CLASSES,
+    )
 
     def make_stages() -> Stages:
         return Stages(
             preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=chunk),
-            postprocess=Postprocessor(device=device, max_frames=chunk, classes=len(spec.labels)),
+            postprocess=Postprocessor(device=device, max_frames=chunk, classes=classes),
         )
 
     limits = Limits(
         max_media_bytes=settings.max_media_bytes, max_frames=settings.max_frames, chunk_frames=chunk
     )
-    return Pipeline(engine, StagePool(make_stages, settings.workers), limits, Telemetry())
+    pipeline = Pipeline(Engine(model), StagePool(make_stages, settings.workers), limits, telemetry)
+    pipeline.warm_up()
+    return pipeline
 
 
 def check_example(pipeline: Pipeline) -> None:
-    """One small picture through every stage, as a warm-up and as a proof before anything listens."""
+    """One small picture through every stage, as a proof before anything listens."""
     import numpy as np
 
     from pipelines.contract import Options
@@ -113,9 +141,9 @@ def check_example(pipeline: Pipeline) -> None:
 class Service:
     """A running server: started, watched and stopped; its files lie in one folder that it removes."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline) -> None:
+    def __init__(self, settings: Settings, pipelines: Mapping[TaskName, Pipeline]) -> None:
         self.settings = settings
-        self.pipeline = pipeline
+        self.pipelines = pipelines
         # Triton, its stubs and PyTriton leave files in the temp folder when killed: give them one of ours.
         watchdog.remove_orphans(Path(tempfile.gettempdir()), FOLDER_PREFIX)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
@@ -177,25 +205,24 @@ class Service:
 
     def describe(self) -> dict[str, Any]:
         """What the `status` endpoint says of this server."""
-        pipeline, spec = self.pipeline, self.pipeline.spec
+        first = next(iter(self.pipelines.values()))
         return {
             "version": VERSION,
-            "device": pipeline.device,
-            "max_media_bytes": pipeline.limits.max_media_bytes,
-            "max_frames": pipeline.limits.max_frames,
-            "models": {spec.task: {"name": spec.name, "source": spec.source, "labels": list(spec.labels)}},
-            "batch_sizes": {str(size): count for size, count in sorted(pipeline.engine.batch_sizes.items())},
+            "device": first.device,
+            "max_media_bytes": first.limits.max_media_bytes,
+            "max_frames": first.limits.max_frames,
+            "models": {task: _describe(pipeline) for task, pipeline in self.pipelines.items()},
         }
 
     def _endpoints(self) -> list[Endpoint]:
         from pipelines.endpoints import status_endpoint
-        from pipelines.services import segmentation_endpoints
+        from pipelines.services import model_endpoints
 
         limit = preflight.answer_limit_bytes(self.settings.max_media_bytes)
-        endpoints = segmentation_endpoints(self.pipeline, limit)
+        endpoints = model_endpoints(self.pipelines, limit)
         if self.settings.endpoints == "media":
             endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
-        return [*endpoints, status_endpoint(self.describe, self.pipeline.telemetry)]
+        return [*endpoints, status_endpoint(self.describe, endpoints[0].telemetry)]
 
     def _make_triton(self) -> Triton:
         from pytriton.triton import Triton, TritonConfig
@@ -238,7 +265,7 @@ class Service:
             triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
             return
         config = ModelConfig(max_batch_size=endpoint.batch, batcher=DynamicBatcher())
-        instances = UNARY_INSTANCES if endpoint.name == self.pipeline.spec.task else 1
+        instances = UNARY_INSTANCES if endpoint.name in self.pipelines else 1
         triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
 
     def _ready(self, name: str) -> bool:
@@ -260,6 +287,19 @@ class Service:
             response = connection.getresponse()
             response.read()
             return response.status
+
+
+def _describe(pipeline: Pipeline) -> dict[str, Any]:
+    spec, sizes = pipeline.spec, pipeline.engine.batch_sizes
+    return {
+        "name": spec.name,
+        "source": spec.source,
+        "licence": spec.licence,
+        "labels": list(spec.labels),
+        "precision": spec.precision,
+        "clip": None if spec.clip is None else dataclasses.asdict(spec.clip),
+        "batch_sizes": {str(size): count for size, count in sorted(sizes.items())},
+    }
 
 
 def serve(service: Service) -> int:
@@ -307,6 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
+    if settings.list_models:
+        from pipelines.sources.torchvision_models import list_models
+
+        print("\n".join(list_models()))
+        return 0
     findings = check_machine(settings)
     problems = [finding.problem for finding in findings if finding.problem]
     if settings.check:
@@ -321,12 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_SETTINGS
     _return_memory_early()
     try:
-        pipeline = build_pipeline(settings)
-        check_example(pipeline)
-        if settings.dry_run:
-            print(f"ok: {pipeline.spec.name} answered on {pipeline.device}")
-            return 0
-        return serve(Service(settings, pipeline))
+        pipelines = build_pipelines(settings)
+        for pipeline in pipelines.values():
+            check_example(pipeline)
+            if settings.dry_run:
+                print(f"ok: {pipeline.spec.name} answered {pipeline.spec.task} on {pipeline.device}")
+        return 0 if settings.dry_run else serve(Service(settings, pipelines))
     except TrividError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MODEL

@@ -1,4 +1,4 @@
-"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport.
+"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, and no task.
 
 While the engine runs the model on chunk k, the stream's own thread decodes and prepares chunk k + 1.
 """
@@ -12,20 +12,28 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from model_inference import Preprocessing
 from pipelines.contract import Options
 from pipelines.decode import Limits, Medium, open_media
 from pipelines.engine import Engine
-from pipelines.errors import TrividError
-from pipelines.frames import FrameBatch
+from pipelines.errors import InternalError, InvalidOptions, TrividError
+from pipelines.frames import FrameBatch, Geometry, tiles
 from pipelines.postprocess import ClassScores, Postprocessor
 from pipelines.preprocess import Preprocessor, geometry
-from pipelines.results import SegmentationAnswer
-from pipelines.tasks.segmentation import Segmentation
+from pipelines.results import Answer
+from pipelines.tasks import TASKS
+from pipelines.tasks.job import Job, View
 from pipelines.telemetry import Telemetry
 
 CHUNKS_IN_FLIGHT = 2
+EXAMPLE_HW = (64, 96)
+WHOLE_EXAMPLE = Geometry(source_hw=EXAMPLE_HW, resized_hw=EXAMPLE_HW, crop_yxhw=(0, 0, *EXAMPLE_HW))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +48,7 @@ class StagePool:
     """Lends `Stages` for the length of one step, so that a film never keeps them from an image."""
 
     def __init__(self, make: Callable[[], Stages], size: int) -> None:
+        self.size = size
         self._free: queue.LifoQueue[Stages] = queue.LifoQueue()
         for _ in range(size):
             self._free.put(make())
@@ -54,6 +63,14 @@ class StagePool:
             self._free.put(stages)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What is in flight: frames, None behind the last of them, and what the model was given of them, if anything."""
+
+    frames: FrameBatch | None
+    outputs: Future[list[Any]] | None
+
+
 class Pipeline:
     """decoder + engine + task, for any number of media at once."""
 
@@ -63,15 +80,14 @@ class Pipeline:
         self.limits = limits
         self.telemetry = telemetry
         self.spec = engine.model.spec
+        self.task = TASKS[self.spec.task]
         self.device = str(engine.model.device)
 
     @property
     def preprocessing(self) -> Preprocessing:
         return self.spec.preprocessing
 
-    def run(
-        self, media: bytes, options: Options, limits: Limits | None = None
-    ) -> Iterator[SegmentationAnswer]:
+    def run(self, media: bytes, options: Options, limits: Limits | None = None) -> Iterator[Answer]:
         """Answers of one medium, chunk by chunk; the last is marked `final`.
 
         Raises:
@@ -82,27 +98,43 @@ class Pipeline:
 
     def run_with_frames(
         self, media: bytes, options: Options, limits: Limits | None = None
-    ) -> Iterator[tuple[FrameBatch | None, SegmentationAnswer]]:
+    ) -> Iterator[tuple[FrameBatch | None, Answer]]:
         """The same as `run`, each answer with the frames it is about; None where no frame was selected."""
-        job = Segmentation(self.spec, options)
-        with open_media(
-            media,
-            options=options,
-            limits=limits or self.limits,
-            device=self.device,
-            prepare=self.preprocessing,
-        ) as medium:
+        job = self.task.job(self.spec, options)
+        with (
+            open_media(
+                media,
+                options=self.task.select(self.spec, options) if self.task.select else options,
+                limits=limits or self.limits,
+                device=self.device,
+                prepare=None if self.spec.tiling else self.preprocessing,
+                repeat_frames=self.task.repeat_frames,
+            ) as medium,
+            _judging(options),
+        ):
             self.telemetry.count("decoders", medium.decoder)
             answered = False
             for frames, answer in self._answers(medium, job):
                 answered = True
-                yield frames, _signed(answer, medium)
+                if len(answer) or answer.video or answer.final:
+                    yield frames, _signed(answer, medium)
             if not answered:
                 yield None, _signed(job.empty(), medium)
 
-    def _answers(self, medium: Medium, job: Segmentation) -> Iterator[tuple[FrameBatch, SegmentationAnswer]]:
+    def warm_up(self) -> None:
+        """Build every thread's DALI graphs and run the batch sizes that are kept static, before any request."""
+        with contextlib.ExitStack() as lent:
+            all_stages = [lent.enter_context(self.stages.lend()) for _ in range(self.stages.size)]
+            for stages in all_stages:
+                stages.preprocess(np.zeros((1, *EXAMPLE_HW, 3), np.uint8))
+                if "mask" in self.task.options:
+                    ones = torch.ones((1, *EXAMPLE_HW), dtype=torch.uint8, device=self.device)
+                    stages.postprocess(None, ClassScores(class_map_nhw=ones), WHOLE_EXAMPLE, None)
+        self.engine.model.warm_up()
+
+    def _answers(self, medium: Medium, job: Job) -> Iterator[tuple[FrameBatch | None, Answer]]:
         """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered."""
-        in_flight: deque[tuple[FrameBatch, Future[list[ClassScores]]]] = deque()
+        in_flight: deque[_Step] = deque()
         fault: TrividError | None = None
         chunks = medium.chunks()
         while True:
@@ -114,33 +146,74 @@ class Pipeline:
             if frames is None:
                 break
             self.telemetry.count("chunks", "decoded")
-            in_flight.append((frames, self._submit(frames, job)))
+            in_flight.append(_Step(frames=frames, outputs=self._submit(frames, job)))
             if len(in_flight) == CHUNKS_IN_FLIGHT:
-                yield self._finish(job, *in_flight.popleft(), final=False)
+                yield self._finish(job, in_flight.popleft(), final=False)
+        if fault is None and (rest := job.rest()) is not None:
+            in_flight.append(_Step(frames=None, outputs=self.engine.submit(rest, job.read)))
         while in_flight:
             last = len(in_flight) == 1 and fault is None
-            yield self._finish(job, *in_flight.popleft(), final=last)
+            yield self._finish(job, in_flight.popleft(), final=last)
         if fault is not None:
             raise fault
 
-    def _submit(self, frames: FrameBatch, job: Segmentation) -> Future[list[ClassScores]]:
-        if frames.model_nchw is not None:
-            return self.engine.submit(frames.model_nchw, job.read)
-        with self.stages.lend() as stages, self.telemetry.span("preprocess"):
-            pixels_nchw = stages.preprocess(frames.pixels_nhwc)
-        return self.engine.submit(pixels_nchw, job.read)
+    def views(self, height_px: int, width_px: int) -> list[View]:
+        """The parts of a frame of this size that the model sees: its tiles, or all of it."""
+        if self.spec.tiling is None:
+            whole = geometry(self.preprocessing, height_px, width_px)
+            return [View(top_px=0, left_px=0, geometry=whole)]
+        tiling = self.spec.tiling
+        windows = tiles((height_px, width_px), tiling.tile_px, tiling.overlap_px)
+        return [
+            View(top_px=top, left_px=left, geometry=geometry(self.preprocessing, height, width))
+            for top, left, height, width in windows
+        ]
 
-    def _finish(
-        self, job: Segmentation, frames: FrameBatch, outputs: Future[list[ClassScores]], *, final: bool
-    ) -> tuple[FrameBatch, SegmentationAnswer]:
+    def prepare(self, frames: FrameBatch) -> Tensor:
+        """The model's pixels of N frames, float32 `(V·N, 3, h, w)`, view by view."""
+        if frames.model_nchw is not None:
+            return torch.as_tensor(frames.model_nchw)
+        views = self.views(frames.height_px, frames.width_px)
+        with self.stages.lend() as stages, self.telemetry.span("preprocess"):
+            parts = [stages.preprocess(frames.pixels_nhwc[_window(view)]) for view in views]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _submit(self, frames: FrameBatch, job: Job) -> Future[list[Any]] | None:
+        inputs = job.inputs(self.prepare(frames), frames)
+        return None if inputs is None else self.engine.submit(inputs, job.read)
+
+    def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
         with self.telemetry.span("model_wait"):
-            parts = outputs.result()
-        shape = geometry(self.preprocessing, frames.height_px, frames.width_px)
+            parts = [] if step.outputs is None else step.outputs.result()
+        frames = step.frames
+        views = [] if frames is None else self.views(frames.height_px, frames.width_px)
         with self.stages.lend() as stages, self.telemetry.span("postprocess"):
-            answer = job.answer(frames, parts, shape, stages.postprocess, final=final)
-        self.telemetry.count("frames", "answered", len(answer))
+            answer = job.answer(frames, parts, views, stages.postprocess, final=final)
+        self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
         return frames, answer
 
 
-def _signed(answer: SegmentationAnswer, medium: Medium) -> SegmentationAnswer:
+@contextlib.contextmanager
+def _judging(options: Options) -> Iterator[None]:
+    """A model that fails on clips of a length that the request has chosen fails by the request's fault."""
+    try:
+        yield
+    except InternalError as error:
+        if not options.clip_length:
+            raise
+        raise InvalidOptions(
+            f"clip_length={options.clip_length} does not fit the model: {error.message}", hint="leave it out"
+        ) from error
+
+
+def _window(view: View) -> tuple[slice, slice, slice]:
+    height_px, width_px = view.geometry.source_hw
+    return (
+        slice(None),
+        slice(view.top_px, view.top_px + height_px),
+        slice(view.left_px, view.left_px + width_px),
+    )
+
+
+def _signed(answer: Answer, medium: Medium) -> Answer:
     return dataclasses.replace(answer, decoder=medium.decoder, decoder_reason=medium.decoder_reason)

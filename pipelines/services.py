@@ -1,4 +1,4 @@
-"""The endpoints of a segmentation pipeline: end to end, its stages alone, and the seed example's contract."""
+"""The endpoints of the served models: end to end, their stages alone, and the seed example's contract."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from model_inference import BoxOutput, LogitOutput, Output, OutputFacts, TaskName
 from pipelines.contract import COMMON_COLUMNS, Column, Options, Scalar, Tensor, text_column
 from pipelines.decode import open_media
 from pipelines.endpoints import Endpoint, Row
@@ -17,27 +18,26 @@ from pipelines.frames import to_numpy
 from pipelines.pipeline import Pipeline
 from pipelines.postprocess import ClassScores, RenderStyle
 from pipelines.preprocess import geometry
-from pipelines.results import SegmentationAnswer
-from pipelines.tasks.segmentation import Segmentation
+from pipelines.results import answer_columns
+from pipelines.tasks import TASKS
+from pipelines.tasks.job import SELECTION, Task
 
-SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder", "base64")
 ERROR = COMMON_COLUMNS[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointFacts:
-    """What an endpoint looks like from outside."""
+    """What an endpoint looks like from outside; `task` is the one that it needs a model of, if any."""
 
     help: str
     inputs: tuple[Column, ...]
     outputs: tuple[Column, ...]
+    task: TaskName | None = None
     allowed: tuple[str, ...] = ()
     preset: Mapping[str, Scalar] = field(default_factory=dict)
     stream: bool = False
 
 
-PIXELS = Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels")
-LOGITS = Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes")
 FRAME = Column(name="frame", dtype=np.uint8, dims=("H", "W", 3), help="one frame, RGB")
 PROBABILITY = Column(name="probability", dtype=np.float32, dims=("h", "w"), help="probability of one class")
 SEGMENTED = Column(
@@ -57,33 +57,42 @@ PREPROCESSED = (
 MEDIA = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
 VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video")
 
+
+def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
+    """What every task has: media in one answer, media as a stream, and the model alone."""
+    columns = answer_columns(task.answer)
+    one = EndpointFacts(
+        help=f"{name} of a clip or an image, end to end, in one answer",
+        inputs=(MEDIA,),
+        outputs=columns,
+        task=name,
+        allowed=task.options,
+    )
+    many = dataclasses.replace(
+        one, help=f"{name} of a medium of any length, an answer per chunk of frames", stream=True
+    )
+    bare = EndpointFacts(
+        help=f"the model of {name} alone: a row is what it takes of model pixels",
+        inputs=task.inputs,
+        outputs=(*task.outputs, ERROR),
+        task=name,
+    )
+    return {name: one, f"{name}_stream": many, f"torch_{name}": bare}
+
+
 ENDPOINT_TABLE: dict[str, EndpointFacts] = {
-    "segmentation": EndpointFacts(
-        help="a clip or an image, end to end, in one answer",
-        inputs=(MEDIA,),
-        outputs=Segmentation.columns,
-        allowed=Segmentation.options,
-    ),
-    "segmentation_stream": EndpointFacts(
-        help="a medium of any length, an answer per chunk of frames",
-        inputs=(MEDIA,),
-        outputs=Segmentation.columns,
-        allowed=Segmentation.options,
-        stream=True,
-    ),
+    **{key: facts for name, task in TASKS.items() for key, facts in _task_endpoints(name, task).items()},
     "dali_preprocess": EndpointFacts(
-        help="decoding and the model's preprocessing alone",
+        help="decoding and a model's preprocessing alone",
         inputs=(MEDIA,),
         outputs=PREPROCESSED,
-        allowed=SELECTION,
-    ),
-    "torch_segmentation": EndpointFacts(
-        help="the model alone: a row is a frame of model pixels", inputs=(PIXELS,), outputs=(LOGITS, ERROR)
+        allowed=("task", *SELECTION),
     ),
     "dali_postprocess": EndpointFacts(
         help="the postprocessing of one class alone: a row is a frame",
         inputs=(FRAME, PROBABILITY),
         outputs=(SEGMENTED, CLASS_MASK, ERROR),
+        task="segmentation",
         allowed=("score_threshold", "style", "alpha", "outline_px", "background"),
         preset={"style": "extract"},
     ),
@@ -91,40 +100,46 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
         help="the contract of PyTriton's DALI example: raw frames, and the same with one class alone",
         inputs=(VIDEO,),
         outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
+        task="segmentation",
         allowed=("class_name", "class_id", "score_threshold", "max_frames"),
     ),
 }
 
+Answering = Callable[[Row, Options], Iterator[Row]]
 
-def segmentation_endpoints(pipeline: Pipeline, max_answer_bytes: int) -> list[Endpoint]:
-    """The endpoints of ENDPOINT_TABLE over one pipeline."""
-    end_to_end, bare = _EndToEnd(pipeline, max_answer_bytes), _BareStages(pipeline, max_answer_bytes)
-    answers: dict[str, Callable[[Row, Options], Iterator[Row]]] = {
-        "segmentation": end_to_end.unary,
-        "segmentation_stream": end_to_end.stream,
-        "dali_preprocess": bare.preprocess,
-        "torch_segmentation": bare.infer,
-        "dali_postprocess": bare.postprocess,
-        "ResNet101": end_to_end.example,
-    }
+
+def model_endpoints(pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int) -> list[Endpoint]:
+    """Those of ENDPOINT_TABLE that the served models can answer."""
+    answers: dict[str, Answering] = {"dali_preprocess": _Preprocess(pipelines, max_answer_bytes).answer}
+    outputs: dict[str, tuple[Column, ...]] = {}
+    for name, pipeline in pipelines.items():
+        whole, bare = _EndToEnd(pipeline, max_answer_bytes), _BareModel(pipeline)
+        answers |= {name: whole.unary, f"{name}_stream": whole.stream, f"torch_{name}": bare.answer}
+        outputs[f"torch_{name}"] = (*bare.outputs, ERROR)
+    if "segmentation" in pipelines:
+        pipeline = pipelines["segmentation"]
+        answers["dali_postprocess"] = _BarePostprocess(pipeline).answer
+        answers["ResNet101"] = _Example(pipeline, max_answer_bytes).answer
+    telemetry = next(iter(pipelines.values())).telemetry
     return [
         Endpoint(
             name=name,
             inputs=facts.inputs,
-            outputs=facts.outputs,
+            outputs=outputs.get(name, facts.outputs),
             answer=answers[name],
-            telemetry=pipeline.telemetry,
+            telemetry=telemetry,
             max_answer_bytes=max_answer_bytes,
             allowed=facts.allowed,
             preset=facts.preset,
             stream=facts.stream,
         )
         for name, facts in ENDPOINT_TABLE.items()
+        if name in answers
     ]
 
 
 class _EndToEnd:
-    """Media in, answers out: as one answer, as a stream, and in the seed example's form."""
+    """Media in, answers out: as one answer, or as a stream of them."""
 
     def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
         self._pipeline = pipeline
@@ -137,14 +152,22 @@ class _EndToEnd:
             parts.append(part)
             size += part.nbytes
             _check_size(size, self._max_answer_bytes, part.frame_index[-1] if len(part) else 0)
-        yield SegmentationAnswer.concatenate(parts).to_columns()
+        yield self._pipeline.task.answer.concatenate(parts).to_columns()
 
     def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
             yield part.to_columns()
 
-    def example(self, inputs: Row, options: Options) -> Iterator[Row]:
-        """The frames and the class alone, as raw pixels: background unless a class is named, as in the seed."""
+
+class _Example:
+    """The seed example's form: frames and the class alone, as raw pixels."""
+
+    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._max_answer_bytes = max_answer_bytes
+
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
+        """Background unless a class is named, as in the seed."""
         if not options.class_name and options.class_id < 0:
             options = dataclasses.replace(options, class_id=0)
         options = dataclasses.replace(options, overlay="raw", style="extract", mask="none")
@@ -169,19 +192,19 @@ def _check_size(size_bytes: int, limit_bytes: int, frame_index: int) -> None:
     if size_bytes > limit_bytes:
         raise TooLarge(
             f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {frame_index}",
-            hint="use segmentation_stream, max_frames or stride, or jpeg, mp4 or rle instead of raw",
+            hint="use the stream endpoint, max_frames or stride, or jpeg, mp4 or rle instead of raw",
         )
 
 
-class _BareStages:
-    """One stage of the chain at a time, for clients that bring their own other stages."""
+class _Preprocess:
+    """Decoding and one model's preprocessing, for clients that bring their own other stages."""
 
-    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int) -> None:
+        self._pipelines = pipelines
         self._max_answer_bytes = max_answer_bytes
 
-    def preprocess(self, inputs: Row, options: Options) -> Iterator[Row]:
-        pipeline = self._pipeline
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
+        pipeline = self._pipeline(options.task)
         numbers: list[Tensor] = []
         times: list[Tensor] = []
         pixels: list[Tensor] = []
@@ -189,13 +212,11 @@ class _BareStages:
             bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
         ) as medium:
             for frames in medium.chunks():
-                with pipeline.stages.lend() as stages:
-                    pixels.append(stages.preprocess(frames.pixels_nhwc).cpu().numpy())
+                pixels.append(pipeline.prepare(frames).cpu().numpy())
                 numbers.append(frames.frame_index)
                 times.append(frames.pts_s)
-                _check_size(
-                    sum(part.nbytes for part in pixels), self._max_answer_bytes, frames.frame_index[-1]
-                )
+                size = sum(part.nbytes for part in pixels)
+                _check_size(size, self._max_answer_bytes, frames.frame_index[-1])
         if not numbers:
             raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
         yield {
@@ -209,13 +230,57 @@ class _BareStages:
             "error": text_column(""),
         }
 
-    def infer(self, inputs: Row, _options: Options) -> Iterator[Row]:
-        engine = self._pipeline.engine
-        pixels_nchw = torch.from_numpy(inputs["pixels"])[None].to(engine.model.device)
-        (logits,) = engine.submit(pixels_nchw, lambda logits_nkhw: logits_nkhw.cpu().numpy().copy()).result()
-        yield {"logits": logits[0], "error": text_column("")}
+    def _pipeline(self, task: str) -> Pipeline:
+        if not task:
+            return next(iter(self._pipelines.values()))
+        found = next((pipeline for name, pipeline in self._pipelines.items() if name == task), None)
+        if found is None:
+            raise InvalidOptions(f"task={task!r} is not served", hint=f"one of: {', '.join(self._pipelines)}")
+        return found
 
-    def postprocess(self, inputs: Row, options: Options) -> Iterator[Row]:
+
+class _BareModel:
+    """The model alone: a row of model pixels in, its outputs out, by the names that it gives them."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._engine = pipeline.engine
+        self._known = {column.name: column for column in pipeline.task.outputs}
+        self.outputs = tuple(self._column(facts) for facts in self._engine.model.outputs)
+        if pipeline.spec.task == "detection":
+            self.outputs += (self._known["box_count"],)
+
+    def answer(self, inputs: Row, _options: Options) -> Iterator[Row]:
+        pixels = torch.from_numpy(inputs["pixels"])[None].to(self._engine.model.device)
+        (row,) = self._engine.submit(pixels, _to_row).result()
+        yield {**row, "error": text_column("")}
+
+    def _column(self, facts: OutputFacts) -> Column:
+        """An output as the first pass has shown it, with the words of the task's own table where it has any."""
+        known = self._known.get(facts.name)
+        varying = known.dims if known else tuple(f"n{place}" for place in range(len(facts.dims)))
+        dims = tuple(name if size is None else size for name, size in zip(varying, facts.dims, strict=True))
+        dtype = np.int64 if not facts.dtype.is_floating_point else np.float32
+        return Column(
+            name=facts.name, dtype=dtype, dims=dims, help=known.help if known else "an output of this model"
+        )
+
+
+def _to_row(output: Output) -> Row:
+    """One frame's outputs, copied to the host."""
+    if isinstance(output, LogitOutput):
+        return {name: tensor[0].cpu().numpy().copy() for name, tensor in output.tensors.items()}
+    assert isinstance(output, BoxOutput)
+    row = {name: tensor.cpu().numpy().copy() for name, tensor in output.frames[0].items()}
+    return {**row, "box_count": np.array([len(row["boxes"])], np.int64)}
+
+
+class _BarePostprocess:
+    """A frame and the probability of one class in, the class alone out."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
         frame, probability = inputs["frame"], inputs["probability"]
         device = self._pipeline.device
         scores = ClassScores(
@@ -224,12 +289,13 @@ class _BareStages:
             threshold=0.5 if options.score_threshold < 0 else options.score_threshold,
         )
         size = (probability.shape[0], probability.shape[1])
-        whole = dataclasses.replace(self._pipeline.preprocessing, resize_px=size, crop_px=None)
+        whole = dataclasses.replace(
+            self._pipeline.preprocessing, resize_px=size, crop_px=None, max_px=None, fit="stretch"
+        )
         shape = geometry(whole, frame.shape[0], frame.shape[1])
-        style = RenderStyle.of(options)
         with self._pipeline.stages.lend() as stages:
             rendered = stages.postprocess(
-                torch.from_numpy(frame)[None].to(device).numpy(), scores, shape, style
+                torch.from_numpy(frame)[None].to(device), scores, shape, RenderStyle.of(options)
             )
         assert rendered.pixels_nhwc is not None
         yield {

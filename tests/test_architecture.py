@@ -11,23 +11,45 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOUNS = {"contract", "errors", "results", "frames", "rle", "wire"}
-CLIENT_SIDE = {"client", "remote", "dump", "transport", "transport_grpc", "transport_http"}
+CLIENT_SIDE = {
+    "client",
+    "remote",
+    "dump",
+    "screen",
+    "summary",
+    "transport",
+    "transport_grpc",
+    "transport_http",
+}
 # From the ground up: a module imports only what stands before it.
 HOUSE = (
     ("errors", "contract", "frames", "rle", "results", "wire"),
-    ("transport", "transport_http", "transport_grpc", "remote", "dump"),
-    ("telemetry", "preflight", "watchdog", "settings", "stub_mends", "model_inference"),
-    ("graph", "preprocess", "drawing", "postprocess", "encode", "engine"),
-    ("medium", "images", "containers", "pyav_decode", "nvdec", "decode"),
-    ("tasks.segmentation", "tasks", "pipeline", "endpoints", "services"),
+    ("transport", "transport_http", "transport_grpc", "remote", "dump", "summary", "screen"),
+    ("sources.choice", "telemetry", "preflight", "watchdog", "settings_file", "settings", "stub_mends"),
+    ("model_inference", "demo_networks", "sources.state", "sources.facts", "sources.model_proc"),
+    ("sources.archive", "sources.download", "sources.draft", "sources.noise", "sources.detectors"),
+    ("sources.torchvision_models",),
+    ("sources.onnx_models", "sources.saved", "sources.code", "sources", "sources.demo"),
+    ("graph", "preprocess", "drawing", "postprocess", "encode", "annotate", "agreement", "engine"),
+    ("medium", "selection", "images", "containers", "packets", "colours"),
+    ("pyav_decode", "nvdec", "decode"),
+    ("tasks.job", "tasks.classes", "tasks.ranking", "tasks.mosaic"),
+    ("tasks.boxes", "tasks.instances", "tasks.painter"),
+    ("tasks.classification", "tasks.detection", "tasks.segmentation", "tasks.action", "tasks"),
+    ("pipeline", "endpoints", "services"),
     ("client", "server"),
 )
 ORDER = {name: place for place, name in enumerate(name for floor in HOUSE for name in floor)}
 HOME_OF = {
     "nvidia": {"nvdec", "graph", "preprocess", "drawing", "postprocess"},
     "pytriton": {"server"},
-    "av": {"pyav_decode", "containers", "nvdec", "encode", "decode"},
-    "PIL": {"images", "encode"},
+    "av": {"pyav_decode", "containers", "packets", "colours", "encode", "decode"},
+    "PIL": {"images", "encode", "annotate"},
+    "torchvision": {
+        *("sources.torchvision_models", "sources.detectors", "sources.noise", "sources.download"),
+        *("demo_networks", "agreement", "tasks.boxes", "tasks.instances"),
+    },
+    "onnxruntime": {"sources.onnx_models"},
     "tritonclient": {"transport_grpc", "server"},
     "grpc": {"transport_grpc"},
 }

@@ -150,7 +150,8 @@ def test_servers(name: str) -> None:
     assert (settings.demo, settings.device) == (True, "cuda" if name == "gpu" else "cpu")
     chosen = {"TRIVID_ARGS": "--model segmentation=fcn_resnet50", "TRIVID_MAX_MEDIA_MB": "32"}
     settings = parse_args(shlex.split(filled(service["command"], **chosen)), "")
-    assert (settings.model, settings.max_media_mb, settings.host) == ("fcn_resnet50", 32, "127.0.0.1")
+    (model,) = settings.models
+    assert (model.source, settings.max_media_mb, settings.host) == ("fcn_resnet50", 32, "127.0.0.1")
 
 
 def test_health_checks_ask_the_models() -> None:

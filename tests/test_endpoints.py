@@ -18,10 +18,13 @@ from pytriton.client import ModelClient
 
 import media
 from conftest import Server
-from model_inference import DEMO_LABELS, demo_spec
 from pipelines import rle
 from pipelines.errors import from_json
+from pipelines.services import ENDPOINT_TABLE
+from pipelines.sources.demo import demo_specs
 
+SPEC = demo_specs()["segmentation"]
+DEMO_LABELS = SPEC.labels
 Tensors = dict[str, npt.NDArray[Any]]
 
 
@@ -189,7 +192,7 @@ def test_the_bare_stages_chained_give_the_end_to_end_answer(server: Server, demo
     assert agree.mean() > 0.9999
     np.testing.assert_array_equal(post["segmented"][post["mask"] > 0], pixels[post["mask"] > 0])
     assert not post["segmented"][post["mask"] == 0].any()
-    assert prepared["pixels"].shape[3] == demo_spec().preprocessing.resize_px
+    assert prepared["pixels"].shape[3] == SPEC.preprocessing.resize_px
 
 
 def test_one_corrupt_video_among_eight_good_ones(server: Server, demo_media: bytes) -> None:
@@ -278,14 +281,7 @@ def test_status_tells_model_limits_and_counters(server: Server) -> None:
 
 
 def test_every_endpoint_is_ready_and_nothing_else_is_served(server: Server) -> None:
-    names = [
-        "segmentation",
-        "segmentation_stream",
-        "dali_preprocess",
-        "torch_segmentation",
-        "dali_postprocess",
-    ]
-    for name in [*names, "ResNet101", "status"]:
+    for name in [*ENDPOINT_TABLE, "status"]:
         assert server.get(f"/v2/models/{name}/ready")[0] == 200, name
     assert server.get("/v2/models/other/ready")[0] != 200
     assert server.get("/v2/repository/index")[0] != 200

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import media
-from model_inference import DEMO_LABELS, Model, demo_spec
+from model_inference import Model
 from pipelines.contract import OPTION_FIELDS, Options, Scalar, parse_options
 from pipelines.decode import Limits
 from pipelines.engine import Engine
@@ -19,38 +19,46 @@ from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
 from pipelines.pipeline import Pipeline, StagePool, Stages
 from pipelines.postprocess import Postprocessor
 from pipelines.preprocess import Preprocessor
-from pipelines.results import SegmentationAnswer
+from pipelines.results import Answer, SegmentationAnswer
+from pipelines.sources.demo import demo_specs
 from pipelines.telemetry import Telemetry
 
 CHUNK = 4
+SPEC = demo_specs()["segmentation"]
+DEMO_LABELS = SPEC.labels
 ALL = tuple(OPTION_FIELDS)
 
 
 def make_stages() -> Stages:
     return Stages(
-        preprocess=Preprocessor(demo_spec().preprocessing, device="cpu", max_frames=CHUNK),
+        preprocess=Preprocessor(SPEC.preprocessing, device="cpu", max_frames=CHUNK),
         postprocess=Postprocessor(device="cpu", max_frames=CHUNK, classes=len(DEMO_LABELS)),
     )
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Iterator[Pipeline]:
-    engine = Engine(Model(demo_spec(), "cpu"))
+    engine = Engine(Model(SPEC, "cpu"))
     limits = Limits(chunk_frames=CHUNK)
     yield Pipeline(engine, StagePool(make_stages, 2), limits, Telemetry())
     engine.close()
+
+
+def whole(answers: Iterable[Answer]) -> SegmentationAnswer:
+    parts = [answer for answer in answers if isinstance(answer, SegmentationAnswer)]
+    return SegmentationAnswer.concatenate(parts)
 
 
 def test_answers_come_in_chunks_in_order_and_the_last_is_final(pipeline: Pipeline) -> None:
     answers = list(pipeline.run(media.clip(frames=10, rate=5), Options()))
     assert [len(answer) for answer in answers] == [4, 4, 2]
     assert [answer.final for answer in answers] == [False, False, True]
-    whole = SegmentationAnswer.concatenate(answers)
-    assert whole.frame_index.tolist() == list(range(10))
-    np.testing.assert_allclose(whole.pts_s, np.arange(10) / 5, atol=1e-4)
-    assert (whole.class_pixels.sum(axis=1) == 64 * 48).all()
-    assert whole.decoder == "pyav"
-    assert whole.decoder_reason
+    joined = whole(answers)
+    assert joined.frame_index.tolist() == list(range(10))
+    np.testing.assert_allclose(joined.pts_s, np.arange(10) / 5, atol=1e-4)
+    assert (joined.class_pixels.sum(axis=1) == 64 * 48).all()
+    assert joined.decoder == "pyav"
+    assert joined.decoder_reason
 
 
 def test_the_first_answer_comes_before_the_tenth_chunk_is_decoded(pipeline: Pipeline) -> None:
@@ -68,13 +76,13 @@ def test_a_selection_of_nothing_is_an_answer_of_no_frames(
     answers = list(pipeline.run(media.clip(frames=10), Options(start_s=start_s)))
     assert sum(map(len, answers)) == expected
     assert answers[-1].final
-    assert answers[-1].class_names == DEMO_LABELS
+    assert whole(answers[-1:]).class_names == DEMO_LABELS
 
 
 def test_good_frames_are_answered_before_the_fault_is_raised(pipeline: Pipeline) -> None:
     """Matroska breaks off in its middle; an MP4 without its index would not open at all."""
     broken = media.truncated(media.clip(frames=60, width=320, height=240, container="matroska"))
-    answers: list[SegmentationAnswer] = []
+    answers: list[Answer] = []
     with pytest.raises(InvalidMedia, match="frame"):
         answers.extend(pipeline.run(broken, Options(mask="none")))
     answered = sum(map(len, answers))
@@ -108,9 +116,9 @@ def test_unknown_classes_list_what_there_is(pipeline: Pipeline, options: Options
 def test_several_classes_count_where_one_of_them_wins(pipeline: Pipeline) -> None:
     clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
     options: dict[str, Scalar] = {"stride": 50, "mask": "none"}
-    everything = SegmentationAnswer.concatenate(list(pipeline.run(clip, parse_options(options, allowed=ALL))))
+    everything = whole(pipeline.run(clip, parse_options(options, allowed=ALL)))
     options["class_name"] = "star, circle"
-    chosen = SegmentationAnswer.concatenate(list(pipeline.run(clip, parse_options(options, allowed=ALL))))
+    chosen = whole(pipeline.run(clip, parse_options(options, allowed=ALL)))
     kept = [DEMO_LABELS.index(name) for name in ("circle", "star")]
     np.testing.assert_array_equal(chosen.class_pixels[:, kept], everything.class_pixels[:, kept])
     assert not chosen.class_pixels[:, [2, 3]].any()
@@ -127,11 +135,11 @@ def test_abandoning_a_stream_frees_its_stages(pipeline: Pipeline) -> None:
 
 def test_streams_side_by_side_answer_as_alone(pipeline: Pipeline) -> None:
     clips = [media.clip(frames=6 + k, width=64 + 16 * k, height=48) for k in range(4)]
-    alone = [SegmentationAnswer.concatenate(list(pipeline.run(clip, Options()))) for clip in clips]
+    alone = [whole(pipeline.run(clip, Options())) for clip in clips]
     together: dict[int, SegmentationAnswer] = {}
 
     def run(number: int) -> None:
-        together[number] = SegmentationAnswer.concatenate(list(pipeline.run(clips[number], Options())))
+        together[number] = whole(pipeline.run(clips[number], Options()))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -147,5 +155,5 @@ def test_a_fresh_drawing_is_segmented(pipeline: Pipeline, tmp_path: Path) -> Non
     """Chunks of the bundled clip: each class of the drawing is found somewhere."""
     clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
     parts = itertools.islice(pipeline.run(clip, Options(stride=10)), 4)
-    found = SegmentationAnswer.concatenate(list(parts)).class_pixels.sum(axis=0)
+    found = whole(parts).class_pixels.sum(axis=0)
     assert (found > 0).all()

@@ -68,7 +68,7 @@ def test_a_taken_port_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--model", "segmentation=fcn_resnet999"], 3, "no segmentation model 'fcn_resnet999'"),
+        (["--model", "segmentation=fcn_resnet999"], 3, "no model 'fcn_resnet999'"),
         (["--weights", "/no/such/file.pth"], 3, "no weights file /no/such/file.pth"),
         (["--weights", __file__], 3, "is no state dict"),
         (["--max-media-mb", "0"], 2, "not a positive whole number"),
@@ -105,7 +105,7 @@ def test_a_torchvision_model_serves_with_weights_of_ones_own(tmp_path: Path) -> 
     flags = ["--dry-run", "--device", "cpu", "--model", "segmentation=lraspp_mobilenet_v3_large"]
     done = run_server(*flags, "--weights", str(weights))
     assert done.returncode == 0, done.stderr
-    assert "lraspp_mobilenet_v3_large answered on cpu" in done.stdout
+    assert "lraspp_mobilenet_v3_large answered segmentation on cpu" in done.stdout
 
 
 def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -> None:
