@@ -5,6 +5,7 @@
     with Client("grpc://127.0.0.1:8001", timeout_s=60) as client:
         for answer in client.segment_stream("clip.mp4", stride=5):
             print(answer.pts_s, answer.class_names, answer.class_pixels)
+        print(client.classify("photo.jpg", top_k=3).class_name)
 
 As a program: `python client.py --help`. It exits with 0 if all is well, 1 if some media failed, 2 at wrong
 usage, 3 if the server cannot be reached or is not ready, 130 at Ctrl-C.
@@ -17,29 +18,51 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from pipelines.contract import OPTION_FIELDS, OPTION_TYPES
-from pipelines.dump import Dump, Summary, frame_lines
+from pipelines.dump import Dump, row_lines
 from pipelines.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
 from pipelines.remote import DEFAULT_URL, Client, ModelInfo, ServerInfo
-from pipelines.results import SegmentationAnswer
+from pipelines.results import (
+    ANSWERS,
+    ActionAnswer,
+    Answer,
+    ClassificationAnswer,
+    DetectionAnswer,
+    SegmentationAnswer,
+)
+from pipelines.screen import Screen
+from pipelines.summary import Summary
 
-__all__ = ["Client", "ModelInfo", "SegmentationAnswer", "ServerInfo", "main"]
+__all__ = [
+    "ActionAnswer",
+    "Answer",
+    "ClassificationAnswer",
+    "Client",
+    "DetectionAnswer",
+    "ModelInfo",
+    "SegmentationAnswer",
+    "ServerInfo",
+    "main",
+]
 
 OK, SOME_FAILED, WRONG_USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXAMPLES = """\
 examples:
   what is in a video, one line a file             client.py --video-paths clip.mp4
-  every frame as JSON, five a second of 25        client.py --video-paths clip.mp4 --stride 5 --json | jq .
+  the three likeliest classes of a picture        client.py --task classification --image-paths dog.jpg --top-k 3
+  boxes of persons, drawn into a film             client.py --task detection --class-name person
+                                                      --video-paths a.mp4 --overlay mp4
+  what is done in a film, a line for each clip    client.py --task action --video-paths a.mp4 --json
+  five frames a second, as JSON                   client.py --video-paths clip.mp4 --fps 5 --json | jq .
   pictures, masks and JSON lines into out/        client.py --image-paths photos/ --dump-images --output out
-  a film with the people coloured                 client.py --video-paths a.mp4 --overlay mp4 --class-name person
-                                                      --output out
+  a film with the people coloured                 client.py --task segmentation --class-name person
+                                                      --video-paths a.mp4 --overlay mp4 --output out
   what the server serves, over HTTP               client.py --url http://host:8000 --info
 
 exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage or missing file,
@@ -47,8 +70,9 @@ exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage
 """
 
 FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
-OPTIONS = tuple(name for name in OPTION_FIELDS if name != "base64")
-SELECTION = ("start_s", "end_s", "stride", "max_frames", "decoder")
+OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("base64", "task"))
+SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder")
+CLIPS = ("clip_length", "clip_stride", "tail")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 VIDEO_SUFFIXES = (
@@ -67,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--video-paths", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of media")
     add("--image-paths", nargs="+", type=Path, default=[], metavar="PATH", help="images, or folders of media")
-    add("--task", choices=["segmentation"], default="segmentation", help="what to do (default: %(default)s)")
+    add("--task", choices=list(ANSWERS), help="what to do (default: the server's first)")
     add("--url", default=DEFAULT_URL, help="grpc://, grpcs://, http:// or https:// (default: %(default)s)")
     add("--token", default="", help="access token (default: the variable TRIVID_TOKEN)")
     add(
@@ -80,18 +104,26 @@ def _parser() -> argparse.ArgumentParser:
         help="an answer per chunk, any length; or all in one answer (default: stream videos)",
     )
     files = parser.add_argument_group("output")
-    files.add_argument("--json", action="store_true", help="a JSON object for each frame on stdout")
+    files.add_argument("--json", action="store_true", help="a JSON object for each frame or clip on stdout")
     files.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for files (default: out, if needed)"
     )
-    files.add_argument("--dump-images", action="store_true", help="save pictures and masks of every frame")
-    files.add_argument("--originals", action="store_true", help="save the frames without colours too")
-    options = parser.add_argument_group("options of the request, judged by the server")
+    files.add_argument(
+        "--dump-images", action="store_true", help="save pictures and masks of every frame or box"
+    )
+    files.add_argument(
+        "--originals", action="store_true", help="save the frames with nothing drawn on them too"
+    )
+    options = parser.add_argument_group(
+        "options of the request (which of them a task takes, the server says)"
+    )
     for name in OPTIONS:
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         text = str(OPTION_FIELDS[name].metadata["help"]).replace("%", "%%")
-        options.add_argument(
-            FLAGS.get(name, f"--{name.replace('_', '-')}"), dest=name, metavar=_metavar(name), help=text
-        )
+        if OPTION_TYPES[name] is bool:
+            options.add_argument(flag, nargs="?", const="true", metavar="{true,false}", help=text)
+        else:
+            options.add_argument(flag, dest=name, metavar=_metavar(name), help=text)
     return parser
 
 
@@ -130,58 +162,21 @@ def _walk(folder: Path) -> Iterator[Medium]:
             yield Medium(path=path, is_video=suffix in VIDEO_SUFFIXES)
 
 
-class Screen:
-    """stdout for answers, stderr for errors, and on a terminal a line of progress that makes way for both."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._frames = total, 0, 0
-        self._live, self._start_s = sys.stderr.isatty(), time.monotonic()
-
-    def frames(self, path: Path, count: int) -> None:
-        """Say that `count` more frames of a file are done."""
-        self._frames += count
-        if self._live:
-            filled = 20 * self._done // max(self._total, 1)
-            rate = self._frames / max(time.monotonic() - self._start_s, 1e-9)
-            bar = f"[{'#' * filled}{'.' * (20 - filled)}] {self._done}/{self._total} files"
-            print(
-                f"\r\x1b[K{bar}  {self._frames} frames  {rate:.1f} frames/s  {path.name}"[:120],
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def file_done(self) -> None:
-        self._done += 1
-
-    def say(self, line: str) -> None:
-        self.clear()
-        print(line, flush=True)
-
-    def complain(self, error: Exception, path: Path | None = None) -> None:
-        """One line, whatever is in the message."""
-        self.clear()
-        text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        if isinstance(error, OSError) and error.filename:
-            path = Path(os.fsdecode(error.filename))
-        where = "" if path is None else f"{path}: "
-        print(f"error: {where}{' '.join(text.split())}", file=sys.stderr)
-
-    def clear(self) -> None:
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 class Run:
     """One call of the program: every medium is sent, answered, printed and saved in turn."""
 
-    def __init__(self, client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
-        self._client, self._arguments, self._screen = client, arguments, screen
+    def __init__(
+        self, client: Client, kind: type[Answer], arguments: argparse.Namespace, screen: Screen
+    ) -> None:
+        self._client, self._kind, self._arguments, self._screen = client, kind, arguments, screen
         given = {name: getattr(arguments, name) for name in OPTIONS}
         pictures = {"overlay": "jpeg", "mask": "png"} if arguments.dump_images else {"mask": "none"}
+        if not hasattr(kind, "mask"):
+            del pictures["mask"]
         self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
         self._folder: Path | None = arguments.output
-        pictures_asked = {self._options.get("overlay", "none"), self._options["mask"]} - {"none", "rle"}
+        asked = {self._options.get("overlay", "none"), self._options.get("mask", "none")}
+        pictures_asked = asked - {"none", "rle"}
         if self._folder is None and (pictures_asked or arguments.originals):
             self._folder = Path("out")
         self._stems: dict[str, int] = {}
@@ -215,26 +210,29 @@ class Run:
         with Dump(self._folder, self._stem(medium.path), **asked) as dump:
             self._show(medium, answers, dump)
             if self._arguments.dump_images and not medium.is_video:
-                shutil.copyfile(medium.path, dump.path(0, f"original{medium.path.suffix.lower()}"))
+                shutil.copyfile(medium.path, dump.path("000000", f"original{medium.path.suffix.lower()}"))
             elif self._arguments.originals:
-                plain = {name: value for name, value in self._options.items() if name in SELECTION}
-                for answer in self._answers(
-                    medium, plain | {"overlay": "jpeg", "alpha": "0", "mask": "none"}
-                ):
+                for answer in self._answers(medium, self._plain()):
                     dump.write_originals(answer)
 
-    def _answers(self, medium: Medium, options: dict[str, str]) -> Iterator[SegmentationAnswer]:
+    def _plain(self) -> dict[str, str]:
+        """Options that bring the same frames with nothing drawn on them."""
+        kept = {name: self._options[name] for name in (*SELECTION, *CLIPS) if name in self._options}
+        masks = {"mask": "none"} if hasattr(self._kind, "mask") else {}
+        return {**kept, **masks, "overlay": "jpeg", "alpha": "0"}
+
+    def _answers(self, medium: Medium, options: dict[str, str]) -> Iterator[Answer]:
         stream = medium.is_video if self._arguments.stream is None else self._arguments.stream
         if stream:
-            return self._client.segment_stream(medium.path, **options)
-        return iter([self._client.segment(medium.path, **options)])
+            return self._client.ask_stream(self._kind, medium.path, options)
+        return iter([self._client.ask(self._kind, medium.path, options)])
 
-    def _show(self, medium: Medium, answers: Iterator[SegmentationAnswer], dump: Dump | None) -> None:
+    def _show(self, medium: Medium, answers: Iterator[Answer], dump: Dump | None) -> None:
         """Print and save answers as they come, and without --json a line for the whole file at the end."""
         summary = Summary()
         self._screen.frames(medium.path, 0)
         for answer in answers:
-            lines = list(frame_lines(str(medium.path), answer, with_mask=self._options["mask"] == "rle"))
+            lines = list(row_lines(str(medium.path), answer, with_mask=self._options.get("mask") == "rle"))
             if dump is not None:
                 dump.write(answer, lines)
             if self._arguments.json:
@@ -249,6 +247,16 @@ class Run:
         """The file's name without suffix, numbered where several files share it."""
         count = self._stems[path.stem] = self._stems.get(path.stem, 0) + 1
         return path.stem if count == 1 else f"{path.stem}-{count}"
+
+
+def _kind(task: str | None, info: ServerInfo) -> type[Answer]:
+    """The form of answer of the task asked for, or else of the server's first; raises ModelUnavailable."""
+    first = next((served for served in info["models"] if served in ANSWERS), None)
+    if first is None:
+        raise ModelUnavailable(
+            "the server has no model of a task known here", hint="is it of the same version?"
+        )
+    return ANSWERS[task or first]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             info = client.info()
             if arguments.info:
                 screen.say(json.dumps(info, indent=2, ensure_ascii=False))
-            code = Run(client, arguments, screen).media(media)
+            code = Run(client, _kind(arguments.task, info), arguments, screen).media(media) if media else OK
         screen.clear()
         return code
     except TrividError as error:

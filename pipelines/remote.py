@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from pipelines import errors
 from pipelines.contract import Column, Scalar, Tensor
@@ -21,12 +21,19 @@ from pipelines.errors import (
     TooLarge,
     TrividError,
 )
-from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
+from pipelines.results import (
+    ActionAnswer,
+    Answer,
+    ClassificationAnswer,
+    DetectionAnswer,
+    SegmentationAnswer,
+    answer_columns,
+)
 from pipelines.transport import Call, Transport, broken_off, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
-# `status` is loaded last: with it, every endpoint is there.
-MODELS = ("segmentation", "segmentation_stream", "status")
+# It is loaded last: with it, every endpoint is there.
+STATUS = "status"
 STATUS_COLUMNS = (
     Column(name="status", dtype=object, dims=(1,), help="the server's description as JSON"),
     Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON"),
@@ -34,18 +41,34 @@ STATUS_COLUMNS = (
 READY_POLL_S = 0.2
 
 Media = bytes | str | os.PathLike[str]
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class ClipInfo(TypedDict):
+    """What a model of clips takes: `length` frames, `fps` of them a second, and only those if `fixed`."""
+
+    length: int
+    fps: float
+    fixed: bool
 
 
 class ModelInfo(TypedDict):
-    """A served model: its name, where its weights are from, its classes with the background first."""
+    """A served model: its name, where its weights are from, its classes (of pixels the background first).
+
+    `batch_sizes` counts the batches of each size that it has computed.
+    """
 
     name: str
     source: str
+    licence: str
     labels: list[str]
+    precision: str
+    clip: ClipInfo | None
+    batch_sizes: dict[str, int]
 
 
 class ServerInfo(TypedDict):
-    """What a server says of itself; `decoders` counts the media that each decoder has read."""
+    """What a server says of itself: its models by task; `decoders` counts the media that each has read."""
 
     version: str
     device: str
@@ -69,7 +92,7 @@ class Client:
             raise InvalidOptions(f"timeout_s={timeout_s:g} is not above 0")
         self._transport = _connect(url, token)
         self._timeout_s = timeout_s
-        self._max_media_bytes: int | None = None
+        self._known: ServerInfo | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -82,14 +105,48 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
+    def classify(self, media: Media, **options: Scalar) -> ClassificationAnswer:
+        """The likeliest classes of each frame of an image or a short video, in one piece;
+        `options` are fields of `contract.Options`."""
+        return self.ask(ClassificationAnswer, media, options)
+
+    def classify_stream(self, media: Media, **options: Scalar) -> Generator[ClassificationAnswer, None, None]:
+        """The same of a medium of any length, as the answers come; closing the generator ends the call."""
+        return self.ask_stream(ClassificationAnswer, media, options)
+
+    def detect(self, media: Media, **options: Scalar) -> DetectionAnswer:
+        """The boxes in each frame, in one piece."""
+        return self.ask(DetectionAnswer, media, options)
+
+    def detect_stream(self, media: Media, **options: Scalar) -> Generator[DetectionAnswer, None, None]:
+        """The same of a medium of any length, as the answers come."""
+        return self.ask_stream(DetectionAnswer, media, options)
+
     def segment(self, media: Media, **options: Scalar) -> SegmentationAnswer:
-        """The answer for an image or a short video, in one piece; `options` are fields of `contract.Options`."""
-        call = self._call("segmentation", media, options)
-        return _answer(self._transport.infer(call))
+        """The classes of each frame's pixels, in one piece."""
+        return self.ask(SegmentationAnswer, media, options)
 
     def segment_stream(self, media: Media, **options: Scalar) -> Generator[SegmentationAnswer, None, None]:
-        """The answers for a medium of any length as they come; closing the generator ends the call."""
-        return self._answers(self._call("segmentation_stream", media, options))
+        """The same of a medium of any length, as the answers come."""
+        return self.ask_stream(SegmentationAnswer, media, options)
+
+    def recognize(self, media: Media, **options: Scalar) -> ActionAnswer:
+        """The likeliest actions of each clip of frames, in one piece."""
+        return self.ask(ActionAnswer, media, options)
+
+    def recognize_stream(self, media: Media, **options: Scalar) -> Generator[ActionAnswer, None, None]:
+        """The same of a medium of any length, as the answers come."""
+        return self.ask_stream(ActionAnswer, media, options)
+
+    def ask(self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]) -> AnswerT:
+        """One answer of a form, from the endpoint of its task."""
+        return _answer(kind, self._transport.infer(self._call(kind, media, options, stream=False)))
+
+    def ask_stream(
+        self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]
+    ) -> Generator[AnswerT, None, None]:
+        """The answers of a form, from the stream of its task."""
+        return self._answers(kind, self._call(kind, media, options, stream=True))
 
     def info(self) -> ServerInfo:
         """What the server says of itself now."""
@@ -115,12 +172,10 @@ class Client:
                 time.sleep(READY_POLL_S)
 
     def _check_ready(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        for model in MODELS:
-            self._transport.check_ready(model, deadline - time.monotonic())
+        self._transport.check_ready(STATUS, timeout_s)
 
     def _info(self, timeout_s: float) -> ServerInfo:
-        call = Call(model="status", input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
+        call = Call(model=STATUS, input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
         columns = self._transport.infer(call)
         with _reading():
             _raise_error(columns)
@@ -128,33 +183,36 @@ class Client:
             info.setdefault("decoders", {})  # a server that has read nothing yet counts nothing
             if missing := ServerInfo.__annotations__.keys() - info.keys():
                 raise ValueError(f"the status lacks {', '.join(sorted(missing))}")
-        self._max_media_bytes = info["max_media_bytes"]
+        self._known = info
         return info
 
-    def _call(self, model: str, media: Media, options: Mapping[str, Scalar]) -> Call:
-        """The request for a medium; the time that asking for the server's limit takes is part of the call's."""
+    def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
+        """The request for a medium; the time that asking for the server's limits takes is part of the call's."""
         if "base64" in options:
             raise InvalidOptions("base64 is not for callers", hint="media are bytes or a path")
         deadline = time.monotonic() + self._timeout_s
-        limit = self._max_media_bytes or self._info(self._timeout_s)["max_media_bytes"]
+        info = self._known or self._info(self._timeout_s)
+        if kind.task not in info["models"]:
+            served = ", ".join(info["models"]) or "none"
+            raise InvalidOptions(f"the server has no model for {kind.task}", hint=f"it serves {served}")
         size = len(media) if isinstance(media, bytes) else Path(media).stat().st_size
-        if size > limit:
+        if size > (limit := info["max_media_bytes"]):
             raise TooLarge(f"media of {size} bytes, the server takes {limit}", hint="send a shorter medium")
         return Call(
-            model=model,
+            model=f"{kind.task}_stream" if stream else kind.task,
             input_name="media",
             data=media if isinstance(media, bytes) else Path(media).read_bytes(),
-            columns=SEGMENTATION_COLUMNS,
-            timeout_s=deadline - time.monotonic() if model == "segmentation" else self._timeout_s,
+            columns=answer_columns(kind),
+            timeout_s=self._timeout_s if stream else deadline - time.monotonic(),
             parameters=options,
         )
 
-    def _answers(self, call: Call) -> Generator[SegmentationAnswer, None, None]:
+    def _answers(self, kind: type[AnswerT], call: Call) -> Generator[AnswerT, None, None]:
         final = False
         with contextlib.closing(self._transport.stream(call)) as rows:
             for columns in rows:
                 try:
-                    answer = _answer(columns)
+                    answer = _answer(kind, columns)
                 except TrividError:
                     _drain(rows)
                     raise
@@ -198,10 +256,10 @@ def _reading() -> Iterator[None]:
         ) from None
 
 
-def _answer(columns: Mapping[str, Tensor]) -> SegmentationAnswer:
+def _answer(kind: type[AnswerT], columns: Mapping[str, Tensor]) -> AnswerT:
     with _reading():
         _raise_error(columns)
-        return SegmentationAnswer.from_columns(columns)
+        return kind.from_columns(columns)
 
 
 def _raise_error(columns: Mapping[str, Tensor]) -> None:

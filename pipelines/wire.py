@@ -130,6 +130,7 @@ def _shaped(column: Column, flat: Tensor, sizes: Mapping[str | int, int]) -> Ten
     shape = [dim if isinstance(dim, int) else sizes.get(dim, 1) for dim in column.dims]
     if flat.size == math.prod(shape):
         return flat.reshape(shape)
-    if flat.size == 1:
-        return empty_value(column)
+    padding = empty_value(column)
+    if flat.size == padding.size:
+        return padding
     raise InternalError(f"the answer's {column.name!r} has {flat.size} elements, not {shape}")

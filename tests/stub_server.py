@@ -1,4 +1,4 @@
-"""A small HTTP server that says what a test tells it to, and sockets that misbehave: no Triton needed."""
+"""Small servers of HTTP and gRPC that say what a test tells them to, and sockets that misbehave: no Triton needed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
 
 from pipelines.contract import Column, Tensor, text_column, to_tensors
-from pipelines.results import SEGMENTATION_COLUMNS, SegmentationAnswer
+from pipelines.results import Answer, SegmentationAnswer, answer_columns
 
 STATUS_COLUMNS = (
     Column(name="status", dtype=object, dims=(1,), help=""),
@@ -29,7 +31,10 @@ STATUS: dict[str, Any] = {
     "device": "cpu",
     "max_media_bytes": 1000,
     "max_frames": 300,
-    "models": {"segmentation": {"name": "m", "source": "here", "labels": ["background", "cat"]}},
+    "models": {
+        task: {"name": "m", "source": "here", "labels": ["background", "cat"]}
+        for task in ("segmentation", "classification", "detection", "action")
+    },
 }
 
 
@@ -71,9 +76,8 @@ class StubServer:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[Seen] = []
-        self.replies: dict[str, Reply | Callable[[Seen], Reply]] = {
-            "/v2/models/status/infer": binary(STATUS_COLUMNS, {"status": text_column(json.dumps(STATUS))})
-        }
+        self.replies: dict[str, Reply | Callable[[Seen], Reply]] = {}
+        self.status(STATUS)
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -93,11 +97,21 @@ class StubServer:
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
 
-    def segment(self, reply: Reply | Callable[[Seen], Reply]) -> None:
-        self.replies["/v2/models/segmentation/infer"] = reply
+    def status(self, told: Mapping[str, Any]) -> None:
+        """What it says of itself."""
+        row = {"status": text_column(json.dumps(told))}
+        self.replies["/v2/models/status/infer"] = binary(STATUS_COLUMNS, row)
 
-    def stream(self, reply: Reply | Callable[[Seen], Reply]) -> None:
-        self.replies["/v2/models/segmentation_stream/generate_stream"] = reply
+    def infer(self, reply: Reply | Callable[[Seen], Reply], task: str = "segmentation") -> None:
+        self.replies[f"/v2/models/{task}/infer"] = reply
+
+    def stream(self, reply: Reply | Callable[[Seen], Reply], task: str = "segmentation") -> None:
+        self.replies[f"/v2/models/{task}_stream/generate_stream"] = reply
+
+    def serve(self, *parts: Answer) -> None:
+        """Answer a task with these parts: as a stream, and as one."""
+        self.infer(unary(type(parts[0]).concatenate(parts)), parts[0].task)
+        self.stream(Reply(chunks=[event(part) for part in parts]), parts[0].task)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
@@ -131,52 +145,93 @@ class StubServer:
         self._thread.join()
 
 
-def answer(frames: Sequence[int] = (0, 1), *, final: bool = True, **fields: Any) -> SegmentationAnswer:
-    """An answer of two classes for frames of 2 × 3 pixels, `index` of them cat."""
-    index = np.array(frames, np.int64)
-    return SegmentationAnswer(
-        frame_index=index,
-        pts_s=index / 10,
-        class_names=("background", "cat"),
-        class_pixels=np.stack([6 - index % 6, index % 6], axis=1),
-        height_px=2,
-        width_px=3,
-        decoder="stub",
-        final=final,
-        **fields,
-    )
+class GrpcStub:
+    """The same over gRPC: `status`, and the answers of `serve`."""
+
+    def __init__(self) -> None:
+        status = to_tensors(STATUS_COLUMNS, [{"status": text_column(json.dumps(STATUS))}])
+        self._rows: dict[str, list[Mapping[str, Tensor]]] = {"status": [status]}
+        self.seen: list[Any] = []
+        request, reply = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
+        one = grpc.unary_unary_rpc_method_handler(self._one, request.FromString, reply.SerializeToString)
+        many = grpc.stream_stream_rpc_method_handler(
+            self._many, request.FromString, service_pb2.ModelStreamInferResponse.SerializeToString
+        )
+        methods = {"ModelInfer": one, "ModelStreamInfer": many}
+        service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+        self._server = grpc.server(ThreadPoolExecutor(2), handlers=[service])
+        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def serve(self, *parts: Answer) -> None:
+        columns, task = answer_columns(type(parts[0])), parts[0].task
+        whole = type(parts[0]).concatenate(parts)
+        self._rows[task] = [to_tensors(columns, [whole.to_columns()])]
+        each = [to_tensors(columns, [part.to_columns()]) for part in parts]
+        self._rows[f"{task}_stream"] = [{name: row[name][0] for name in row} for row in each]
+
+    def _one(self, request: Any, _context: Any) -> Any:
+        self.seen.append(request)
+        return _message(self._rows[request.model_name][0])
+
+    def _many(self, requests: Iterator[Any], _context: Any) -> Iterator[Any]:
+        for request in requests:
+            self.seen.append(request)
+            for row in self._rows[request.model_name]:
+                yield service_pb2.ModelStreamInferResponse(infer_response=_message(row))
+
+    def __enter__(self) -> GrpcStub:
+        self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop(None).wait()
+
+
+def _encoded(tensor: Tensor) -> tuple[str, bytes]:
+    """A tensor's KServe type and its bytes."""
+    kinds = {"O": "BYTES", "i8": "INT64", "f8": "FP64", "f4": "FP32", "u1": "UINT8"}
+    kind = kinds[tensor.dtype.str.lstrip("<|")]
+    if kind != "BYTES":
+        return kind, tensor.tobytes()
+    return kind, b"".join(len(item).to_bytes(4, "little") + item for item in tensor.flat)
+
+
+def _message(tensors: Mapping[str, Tensor]) -> Any:
+    reply = service_pb2.ModelInferResponse(model_name="stub")
+    for name, tensor in tensors.items():
+        kind, raw = _encoded(tensor)
+        reply.outputs.add(name=name, datatype=kind, shape=tensor.shape)
+        reply.raw_output_contents.append(raw)
+    return reply
 
 
 def binary(columns: Sequence[Column], row: Mapping[str, Tensor]) -> Reply:
     """A unary answer in the KServe v2 binary form, one row."""
-    kinds = {"O": "BYTES", "i8": "INT64", "f8": "FP64", "u1": "UINT8"}
     outputs, parts = [], []
     for name, tensor in to_tensors(columns, [row]).items():
-        raw = (
-            b"".join(len(item).to_bytes(4, "little") + item for item in tensor.flat)
-            if tensor.dtype == object
-            else tensor.tobytes()
-        )
-        datatype = kinds[tensor.dtype.str.lstrip("<|")]
+        kind, raw = _encoded(tensor)
         size = {"binary_data_size": len(raw)}
-        outputs.append({"name": name, "datatype": datatype, "shape": tensor.shape, "parameters": size})
+        outputs.append({"name": name, "datatype": kind, "shape": tensor.shape, "parameters": size})
         parts.append(raw)
     head = json.dumps({"model_name": "stub", "outputs": outputs}).encode()
     return Reply(body=head + b"".join(parts), headers={"Inference-Header-Content-Length": str(len(head))})
 
 
-def unary(given: SegmentationAnswer | Mapping[str, Tensor]) -> Reply:
-    """A segmentation answer, or an error row."""
-    row = given.to_columns() if isinstance(given, SegmentationAnswer) else given
-    return binary(SEGMENTATION_COLUMNS, row)
+def unary(given: Answer | Mapping[str, Tensor], kind: type[Answer] = SegmentationAnswer) -> Reply:
+    """An answer, or an error row of an endpoint that answers in that form."""
+    if isinstance(given, Answer):
+        return binary(answer_columns(type(given)), given.to_columns())
+    return binary(answer_columns(kind), given)
 
 
-def event(given: SegmentationAnswer | Mapping[str, Tensor]) -> bytes:
+def event(given: Answer | Mapping[str, Tensor], kind: type[Answer] = SegmentationAnswer) -> bytes:
     """One server-sent event as Triton writes it: flat lists, and a scalar where there is one element."""
-    row = given.to_columns() if isinstance(given, SegmentationAnswer) else given
-    tensors = to_tensors(SEGMENTATION_COLUMNS, [row])
+    columns = answer_columns(type(given) if isinstance(given, Answer) else kind)
+    tensors = to_tensors(columns, [given.to_columns() if isinstance(given, Answer) else given])
     flat: dict[str, Any] = {"model_name": "stub", "model_version": "1"}
-    for column in SEGMENTATION_COLUMNS:
+    for column in columns:
         values = [_text(column, value) for value in tensors[column.name].ravel().tolist()]
         flat[column.name] = values if len(values) != 1 else values[0]
     return f"data: {json.dumps(flat)}\n\n".encode()

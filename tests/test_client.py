@@ -23,10 +23,12 @@ from pipelines.errors import (
     TooLarge,
     TrividError,
 )
+from pipelines.results import DetectionAnswer, SegmentationAnswer
 from pipelines.transport import Call, parse_address, server_error
 from pipelines.transport_grpc import GrpcTransport
 from pipelines.transport_http import HttpTransport
-from stub_server import Reply, StubServer, answer, event, talker, unary
+from stub_server import Reply, StubServer, event, talker, unary
+from toy_answers import answer, detected
 
 ROOT = Path(__file__).parent.parent
 SHORT_S = 0.05
@@ -69,7 +71,7 @@ def test_a_unary_answer_is_read_in_full(stub: StubServer) -> None:
     given = answer(
         mask=[b"\x00a\x00", b"b"], overlay=[b"\xff\x00", b""], video=b"\x00film", decoder_reason="why"
     )
-    stub.segment(unary(given))
+    stub.infer(unary(given))
     with Client(stub.url, token="t0ken") as client:
         got = client.segment(b"\x00media\x00", stride=2, end_s=float("inf"), class_name="cat", alpha=0.5)
     np.testing.assert_array_equal(got.class_pixels, given.class_pixels)
@@ -101,7 +103,7 @@ def test_stream_answers_are_read_in_full(stub: StubServer, frames: tuple[int, ..
 
 
 def test_media_may_be_a_path(stub: StubServer, tmp_path: Path) -> None:
-    stub.segment(lambda seen: unary(answer(range(int(seen.body[-1:])))))
+    stub.infer(lambda seen: unary(answer(range(int(seen.body[-1:])))))
     path = tmp_path / "clip"
     path.write_bytes(b"3")
     with Client(stub.url) as client:
@@ -132,11 +134,13 @@ def test_options_that_cannot_travel(stub: StubServer, options: dict[str, Any]) -
 @pytest.mark.parametrize("kind", BY_CODE.values())
 def test_an_error_column_is_raised_as_what_it_is(stub: StubServer, kind: type[TrividError]) -> None:
     row = {"error": text_column(kind("what", hint="do").to_json())}
-    stub.segment(unary(row))
+    stub.infer(unary(row))
+    stub.infer(unary(row, DetectionAnswer), "detection")
     stub.stream(Reply(chunks=[event(answer(final=False)), event(row)]))
     with Client(stub.url) as client:
-        with pytest.raises(kind, match=r"^what \(do\)$"):
-            client.segment(b"")
+        for ask in (client.segment, client.detect):
+            with pytest.raises(kind, match=r"^what \(do\)$"):
+                ask(b"")
         stream = client.segment_stream(b"")
         assert len(next(stream)) == 2  # what came before the error counts
         with pytest.raises(kind, match=r"^what \(do\)$"):
@@ -146,8 +150,6 @@ def test_an_error_column_is_raised_as_what_it_is(stub: StubServer, kind: type[Tr
 # --- a server or a proxy that fails ---
 
 PAGE = b"<html>no</html>"
-GONE = answer().to_columns()
-GONE.pop("size")
 
 
 @pytest.mark.parametrize(
@@ -168,11 +170,12 @@ GONE.pop("size")
         (Reply(status=302, body=PAGE), InternalError, "302"),
         (Reply(body=PAGE), InternalError, "KServe"),
         (Reply(body=b"{}", headers={"Inference-Header-Content-Length": "2"}), InternalError, "KServe"),
+        (unary(detected(), SegmentationAnswer), InternalError, "no 'class_names'.*same version"),
         (Reply(body=unary(answer()).body[:-1], headers=unary(answer()).headers), InternalError, "BYTES"),
     ],
 )
 def test_unary_failures(stub: StubServer, reply: Reply, expected: type[TrividError], message: str) -> None:
-    stub.segment(reply)
+    stub.infer(reply)
     with Client(stub.url) as client, pytest.raises(expected, match=message):
         client.segment(b"x")
 

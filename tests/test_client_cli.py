@@ -16,7 +16,8 @@ import pytest
 import client as program
 from pipelines.contract import text_column
 from pipelines.errors import InvalidMedia, InvalidOptions
-from stub_server import Reply, StubServer, answer, event, talker, unary
+from stub_server import Reply, StubServer, event, talker, unary
+from toy_answers import answer
 
 ROOT = Path(__file__).parent.parent
 BROKEN = {"error": text_column(InvalidMedia("no video", hint="send one").to_json())}
@@ -47,7 +48,7 @@ def media(tmp_path: Path) -> Path:
 def served(stub: StubServer) -> StubServer:
     """Videos of four frames, images of one; the medium `x` is broken."""
     image = answer([1], mask=[b"M"], overlay=[b"O"])
-    stub.segment(lambda seen: unary(BROKEN if seen.body.endswith(b"x") else image))
+    stub.infer(lambda seen: unary(BROKEN if seen.body.endswith(b"x") else image))
     first, last = (
         answer(frames, final=final, mask=[b"M", b"N"], overlay=[b"O", b"P"], video=b"F")
         for frames, final in (([0, 1], False), ([2, 3], True))
@@ -61,7 +62,7 @@ def served(stub: StubServer) -> StubServer:
     [
         ([], 2, "nothing to do"),
         (["--nonsense"], 2, "--nonsense"),
-        (["--task", "cooking"], 2, "cooking"),
+        (["--task", "cooking"], 2, "'cooking' (choose from 'classification', 'detection', 'segmentation'"),
         (["--video-paths", "absent.mp4"], 2, "error: absent.mp4: no such file"),
         (["--video-paths", "{media}/d.txt", "--url", "ftp://x"], 2, "error: url='ftp://x' is no address"),
         (["--info", "--timeout", "0"], 2, "error: timeout_s=0 is not above 0"),
