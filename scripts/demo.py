@@ -1,7 +1,7 @@
-"""`make demo`: start the real server, send the bundled clip four ways, write pictures, compare with the truth.
+"""`make demo`: start the real server, send the bundled clips four ways for each task, compare with the truth.
 
 Everything goes over the wire to a server process of its own; nothing of it is imported. The files are in
-out/demo/, the last line says whether all is well, and the exit code too.
+out/demo/TASK/, the last line says whether all is well, and the exit code too.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from client import Client  # noqa: E402 - a script finds the project beside itself
-from pipelines import rle  # noqa: E402
-from pipelines.results import SegmentationAnswer  # noqa: E402
+from demo_judging import MEASURES, Truth, read_truth  # noqa: E402
+from pipelines.results import ANSWERS, Answer  # noqa: E402
 
-CLIP = ROOT / "assets" / "demo.mp4"
-TRUTH = ROOT / "assets" / "demo_truth.npz"
+CLIPS = {task: ROOT / "assets" / ("demo_action.mp4" if task == "action" else "demo.mp4") for task in ANSWERS}
 OUT = ROOT / "out" / "demo"
-GOOD_IOU = 0.90
 STOP_S = 40.0
+# What a user would type to see something: every 15th frame in pictures, and the whole clip as a film.
+PICTURES = ["--dump-images", "--originals", "--overlay", "jpeg"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One way of sending the clip, and what came of it."""
+    """One way of sending a clip, and what came of it; `quality` is the task's measure."""
 
+    task: str
     way: str
-    answer: SegmentationAnswer
+    answer: Answer
+    frames: int
     seconds: float
     first_s: float
-    iou: float
+    quality: float
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,61 +78,48 @@ def running_server(ports: Sequence[int], log: Path) -> Iterator[None]:
             raise
 
 
-def mean_iou(answer: SegmentationAnswer, truth_nhw: npt.NDArray[np.uint8]) -> float:
-    """Intersection over union of each class over the whole clip, averaged over the classes."""
-    size = (answer.height_px, answer.width_px)
-    found = np.stack([rle.decode(mask, size) for mask in answer.mask])
-    truth = truth_nhw[answer.frame_index]
-    classes = range(len(answer.class_names))
-    overlaps = [
-        np.sum((found == k) & (truth == k)) / max(1, np.sum((found == k) | (truth == k))) for k in classes
-    ]
-    return float(np.mean(overlaps))
-
-
-def send(way: str, url: str, truth_nhw: npt.NDArray[np.uint8]) -> Run:
-    """The whole clip by one of the four ways."""
-    media = CLIP.read_bytes()
+def send(task: str, way: str, url: str, truth: Truth) -> Run:
+    """The whole clip of a task by one of the four ways."""
+    kind, measure, media = ANSWERS[task], MEASURES[ANSWERS[task]], CLIPS[task].read_bytes()
     start = time.perf_counter()
     with Client(url, timeout_s=60) as client:
         if way.endswith("stream"):
-            parts = []
-            first_s = 0.0
-            for part in client.segment_stream(media):
+            parts, first_s = [], 0.0
+            for part in client.ask_stream(kind, media, measure.options):
                 first_s = first_s or time.perf_counter() - start
                 parts.append(part)
-            answer = SegmentationAnswer.concatenate(parts)
+            answer = kind.concatenate(parts)
         else:
-            answer = client.segment(media)
+            answer = client.ask(kind, media, measure.options)
             first_s = time.perf_counter() - start
-    seconds = time.perf_counter() - start
-    return Run(way=way, answer=answer, seconds=seconds, first_s=first_s, iou=mean_iou(answer, truth_nhw))
+    return Run(
+        task=task,
+        way=way,
+        answer=answer,
+        frames=len(truth["action_id" if task == "action" else "class_id"]),
+        seconds=time.perf_counter() - start,
+        first_s=first_s,
+        quality=measure.judge(answer, truth),
+    )
 
 
-def write_pictures(url: str) -> None:
-    """What a user would type: pictures of every 15th frame, the whole clip as an H.264 overlay, JSON lines."""
-    base = [
-        sys.executable,
-        str(ROOT / "client.py"),
-        "--url",
-        url,
-        "--video-paths",
-        str(CLIP),
-        "--output",
-        str(OUT),
-    ]
-    subprocess.run([*base, "--dump-images", "--originals", "--stride", "15", "--overlay", "jpeg"], check=True)
-    subprocess.run([*base, "--overlay", "mp4"], check=True)
+def write_pictures(task: str, url: str) -> None:
+    """Pictures, JSON lines and a film of a task's clip."""
+    folder = OUT / task
+    base = [sys.executable, str(ROOT / "client.py"), "--url", url, "--task", task, "--output", str(folder)]
+    base += ["--video-paths", str(CLIPS[task])]
+    few = ["--clip-stride", "15"] if task == "action" else ["--stride", "15"]
+    subprocess.run([*base, *PICTURES, *few], check=True)
+    subprocess.run([*base, "--overlay", "mp4"], check=True, stdout=subprocess.DEVNULL)
 
 
 def print_table(runs: Sequence[Run]) -> None:
-    print(f"\n{'':14}{'frames':>8}{'frames/s':>10}{'first answer':>14}{'mean IoU':>10}")
+    print(f"\n{'':31}{'frames':>8}{'frames/s':>10}{'first answer':>14}")
     for run in runs:
-        rate = len(run.answer) / run.seconds
-        print(f"{run.way:14}{len(run.answer):8}{rate:10.1f}{run.first_s * 1000:11.0f} ms{run.iou:10.3f}")
+        rate, name = run.frames / run.seconds, MEASURES[ANSWERS[run.task]].name
+        head = f"{run.task:16}{run.way:15}{run.frames:8}{rate:10.1f}{run.first_s * 1000:11.0f} ms"
+        print(f"{head}   {name} {run.quality:.3f}")
     answer = runs[0].answer
-    totals = zip(answer.class_names[1:], answer.class_pixels.sum(axis=0)[1:], strict=True)
-    print(f"classes found: {', '.join(name for name, pixels in totals if pixels)}")
     print(f"decoder: {answer.decoder} ({answer.decoder_reason})")
 
 
@@ -158,26 +144,29 @@ def main() -> int:
     ports = free_ports(3)
     http_url, grpc_url = f"http://127.0.0.1:{ports[0]}", f"grpc://127.0.0.1:{ports[1]}"
     ways = {"gRPC": grpc_url, "HTTP": http_url, "gRPC stream": grpc_url, "HTTP stream": http_url}
-    truth_nhw = np.load(TRUTH)["masks"]
+    truths = {task: read_truth(clip.with_name(f"{clip.stem}_truth.npz")) for task, clip in CLIPS.items()}
     print(
-        "starting server.py --demo (a small model that knows drawn shapes, to try the server out) ...",
+        "starting server.py --demo (small models that know drawn shapes, to try the server out) ...",
         flush=True,
     )
+    runs = []
     with running_server(ports, OUT / "server.log"):
-        runs = [send(way, url, truth_nhw) for way, url in ways.items()]
-        write_pictures(grpc_url)
+        for task in CLIPS:
+            runs += [send(task, way, url, truths[task]) for way, url in ways.items()]
+            write_pictures(task, grpc_url)
     print_table(runs)
-    (OUT / "summary.json").write_text(
-        json.dumps({run.way: {"mean_iou": run.iou} for run in runs}, indent=1) + "\n"
-    )
+    summary = {task: {run.way: run.quality for run in runs if run.task == task} for task in CLIPS}
+    (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     problems = [
-        f"mean IoU {run.iou:.3f} over {run.way} is below {GOOD_IOU}" for run in runs if run.iou < GOOD_IOU
+        f"{run.task} over {run.way}: {measure.name} {run.quality:.3f} is below {measure.least}"
+        for run in runs
+        if run.quality < (measure := MEASURES[ANSWERS[run.task]]).least
     ]
     for path in leftovers(before):
         print(f"note: new since the start, of this server or of another: {path}", file=sys.stderr)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    print(f"{'failed' if problems else 'ok'}: pictures, video and answers are in {OUT.relative_to(ROOT)}/")
+    print(f"{'failed' if problems else 'ok'}: pictures, films and answers are in {OUT.relative_to(ROOT)}/")
     return 1 if problems else 0
 
 

@@ -1,4 +1,4 @@
-"""Draws clips of moving shapes with their exact masks, and writes them as H.264. Knows no model.
+"""Draws clips of moving shapes with their exact masks and boxes. Knows no model and no codec.
 
 A `Scene` comes from a seed alone and any of its frames can be drawn on its own, in any order.
 """
@@ -6,17 +6,15 @@ A `Scene` comes from a seed alone and any of its frames can be drawn on its own,
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import Protocol
 
-import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-WIDTH_PX, HEIGHT_PX, FRAMES_PER_S = 640, 360, 30
+from clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels
+
 CIRCLE, SQUARE, TRIANGLE, STAR = 1, 2, 3, 4
 SHUTTER_S = 0.5 / FRAMES_PER_S
 SUB_FRAMES = 4
@@ -25,12 +23,62 @@ NOISE_SPAN_PX = 64
 # Circumradius over the size of a scene's shapes: pointed shapes reach further for the same area.
 REACH = {CIRCLE: 0.85, SQUARE: 1.1, TRIANGLE: 1.3, STAR: 1.35}
 STAR_WAIST = 0.5
+# Of the circumradius squared.
+AREA = {
+    CIRCLE: np.pi,
+    SQUARE: 2.0,
+    TRIANGLE: 0.75 * np.sqrt(3),
+    STAR: 5 * STAR_WAIST * np.sin(np.pi / 5),
+}
+# Less of a shape than this is no fair demand on a detector.
+LEAST_SHARE, LEAST_PX = 0.35, 150
+# The leading class must have more than this many times the pixels of the next, or the frame has no dominant class.
+CLEAR_LEAD = 1.25
 # Each class has its own family of hues (degrees: middle, width), so that a tiny model learns them in minutes;
-# it then goes by colour first: with hues swapped between the classes it finds next to nothing.
+# the segmenter then goes by colour first: with hues swapped between the classes it finds next to nothing.
 HUES = {CIRCLE: (0, 36), SQUARE: (125, 50), TRIANGLE: (225, 40), STAR: (54, 22)}
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What is exactly true of one drawn frame, at the middle of its exposure.
+
+    Attributes:
+        class_ids: uint8 `(H, W)`, 0 where no shape is: a pixel is the frontmost shape that covers its centre.
+        owners: uint8 `(H, W)`, the same by shape: 0, or 1 + its row in `boxes`.
+        boxes: float32 `(D, 4)`, x0 y0 x1 y1 in pixels around the visible pixels of each shape that has any.
+        box_class: uint8 `(D,)`.
+        box_ignored: bool `(D,)`, shapes of which less than `LEAST_SHARE` of their area or less than `LEAST_PX`
+            pixels are visible: a detector is not asked for them, and not blamed for finding them.
+    """
+
+    class_ids: Pixels
+    owners: Pixels
+    boxes: Floats
+    box_class: Pixels
+    box_ignored: npt.NDArray[np.bool_]
+
+    @property
+    def dominant(self) -> int:
+        """The class with most pixels as an index from 0 (circle), -1 unless it has the `CLEAR_LEAD`."""
+        counts = np.bincount(self.class_ids.ravel(), minlength=STAR + 1)[CIRCLE:]
+        second, first = np.sort(counts)[-2:]
+        return int(counts.argmax()) if first > CLEAR_LEAD * second else -1
+
+
+class Moving(Protocol):
+    """What `paint` can lay over a frame."""
+
+    @property
+    def class_id(self) -> int: ...
+    @property
+    def colour(self) -> Floats: ...
+    @property
+    def stripes(self) -> tuple[float, float]: ...
+    def place(self, time_s: float) -> tuple[float, float, float, float]:
+        """Centre x, centre y (pixels), angle (radians) and circumradius (pixels) at `time_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +99,8 @@ class Shape:
     colour: Floats
     stripes: tuple[float, float]
 
-    def place(self, time_s: float) -> tuple[float, float, float]:
-        """Centre x, centre y (pixels) and angle (radians) at `time_s`."""
+    def place(self, time_s: float) -> tuple[float, float, float, float]:
+        """Centre x, centre y (pixels), angle (radians) and circumradius (pixels) at `time_s`."""
         margin = self.radius_px / 2
         x, y = (
             margin + _bounce(start + speed * time_s, length - 2 * margin)
@@ -60,7 +108,7 @@ class Shape:
                 self.start_px, self.velocity_px_s, (WIDTH_PX, HEIGHT_PX), strict=True
             )
         )
-        return x, y, self.angle_rad + self.spin_rad_s * time_s
+        return x, y, self.angle_rad + self.spin_rad_s * time_s, self.radius_px
 
 
 class Scene:
@@ -69,25 +117,48 @@ class Scene:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         rng = np.random.default_rng(seed)
-        self._canvas = _background(rng)
+        self._canvas = background(rng, DRIFT_PX)
         self._drift_rad = rng.uniform(0, 2 * np.pi, 2)
-        self._noise = _noise(rng)
+        self._noise = noise(rng)
         self._shapes = _shapes(rng)
 
-    def draw(self, frame_index: int) -> tuple[Pixels, Pixels]:
-        """Pixels uint8 RGB `(H, W, 3)` and class ids uint8 `(H, W)` of one frame.
-
-        The ids hold at the middle of the exposure: a pixel is the frontmost shape that covers its centre.
-        """
+    def draw(self, frame_index: int) -> tuple[Pixels, Truth]:
+        """Pixels uint8 RGB `(H, W, 3)` of one frame, and what is true of it."""
         time_s = frame_index / FRAMES_PER_S
         top, left = (DRIFT_PX / 2 * (1 + np.sin(self._drift_rad + 0.6 * time_s))).astype(int)
         pixels = self._canvas[top : top + HEIGHT_PX, left : left + WIDTH_PX].copy()
-        ids = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
-        for shape in self._shapes:
-            _paint(shape, time_s, pixels, ids)
-        shift = np.random.default_rng([self.seed, frame_index]).integers(0, NOISE_SPAN_PX, 2)
-        pixels += self._noise[shift[0] : shift[0] + HEIGHT_PX, shift[1] : shift[1] + WIDTH_PX, None]
-        return np.clip(pixels + 0.5, 0, 255).astype(np.uint8), ids
+        layers = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
+        for layer, shape in enumerate(self._shapes, start=1):
+            paint(shape, time_s, pixels, layers, layer)
+        return grainy(pixels, self._noise, [self.seed, frame_index]), _truth(layers, self._shapes)
+
+
+def _truth(layers: Pixels, shapes: list[Shape]) -> Truth:
+    """What is true of a frame whose pixels belong to `layers`: 0, or 1 + the index in `shapes`."""
+    rows = []
+    owners = np.zeros_like(layers)
+    classes = np.array([0, *(shape.class_id for shape in shapes)], np.uint8)
+    for layer, shape in enumerate(shapes, start=1):
+        y, x = np.nonzero(layers == layer)
+        if len(x):
+            least = max(LEAST_PX, LEAST_SHARE * AREA[shape.class_id] * shape.radius_px**2)
+            rows.append((x.min(), y.min(), x.max() + 1, y.max() + 1, shape.class_id, len(x) < least))
+            owners[y, x] = len(rows)
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    return Truth(
+        class_ids=classes[layers],
+        owners=owners,
+        boxes=table[:, :4],
+        box_class=table[:, 4].astype(np.uint8),
+        box_ignored=table[:, 5] > 0,
+    )
+
+
+def grainy(pixels: Floats, grain: Floats, seed: list[int]) -> Pixels:
+    """A drawn frame `(H, W, 3)` under a window of `grain` that `seed` chooses, as uint8."""
+    top, left = np.random.default_rng(seed).integers(0, NOISE_SPAN_PX, 2)
+    noisy = pixels + grain[top : top + HEIGHT_PX, left : left + WIDTH_PX, None]
+    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
 
 def _bounce(position: float, length: float) -> float:
@@ -95,24 +166,25 @@ def _bounce(position: float, length: float) -> float:
     return length - abs(position % (2 * length) - length)
 
 
-def _paint(shape: Shape, time_s: float, pixels: Floats, ids: Pixels) -> None:
-    """Lay one shape over a frame: blurred by its motion in `pixels`, sharp in `ids`."""
-    x, y, angle = shape.place(time_s)
-    reach = shape.radius_px + 8
+def paint(shape: Moving, time_s: float, pixels: Floats, layers: Pixels, layer: int) -> None:
+    """Lay one shape over a frame: blurred by its motion in `pixels`, sharp as `layer` in `layers`."""
+    x, y, angle, radius = shape.place(time_s)
+    reach = radius + 8
     top, left = max(int(y - reach), 0), max(int(x - reach), 0)
     window = np.s_[top : int(y + reach) + 1, left : int(x + reach) + 1]
-    height, width = ids[window].shape
+    height, width = layers[window].shape
     columns = np.arange(left, left + width, dtype=np.float32) + 0.5
     rows = np.arange(top, top + height, dtype=np.float32)[:, None] + 0.5
     coverage = np.zeros((height, width), np.float32)
     for offset in (np.arange(SUB_FRAMES) + 0.5) / SUB_FRAMES - 0.5:
-        local = _local(columns, rows, *shape.place(time_s + offset * SHUTTER_S))
-        coverage += np.clip(0.5 - distance(shape.class_id, *local, shape.radius_px), 0, 1)
+        *blurred, blurred_radius = shape.place(time_s + offset * SHUTTER_S)
+        local = _local(columns, rows, *blurred)
+        coverage += np.clip(0.5 - distance(shape.class_id, *local, blurred_radius), 0, 1)
     across, along = _local(columns, rows, x, y, angle)
     depth, frequency = shape.stripes
     colour = shape.colour * (1 + depth * np.sin(frequency * across))[..., None]
     pixels[window] += (coverage / SUB_FRAMES)[..., None] * (colour - pixels[window])
-    ids[window][distance(shape.class_id, across, along, shape.radius_px) <= 0] = shape.class_id
+    layers[window][distance(shape.class_id, across, along, radius) <= 0] = layer
 
 
 def _local(columns: Floats, rows: Floats, x: float, y: float, angle: float) -> tuple[Floats, Floats]:
@@ -177,9 +249,9 @@ def _colour(rng: np.random.Generator, class_id: int) -> Floats:
     return np.array([255 * level for level in colour], np.float32)
 
 
-def _background(rng: np.random.Generator) -> Floats:
-    """Cloudy, muted colour, often with stripes: float32 `(H + DRIFT_PX, W + DRIFT_PX, 3)`, about 0..255."""
-    height, width = HEIGHT_PX + DRIFT_PX, WIDTH_PX + DRIFT_PX
+def background(rng: np.random.Generator, drift_px: int) -> Floats:
+    """Cloudy, muted colour, often with stripes: float32 `(H + drift_px, W + drift_px, 3)`, about 0..255."""
+    height, width = HEIGHT_PX + drift_px, WIDTH_PX + drift_px
     tint = rng.uniform(50, 200) + rng.uniform(-22, 22, 3)
     canvas = np.broadcast_to(tint.astype(np.float32), (height, width, 3)).copy()
     for cells, depth in ((3, 22), (9, 14), (40, 10), (120, 8)):
@@ -196,41 +268,7 @@ def _background(rng: np.random.Generator) -> Floats:
     return canvas
 
 
-def _noise(rng: np.random.Generator) -> Floats:
+def noise(rng: np.random.Generator) -> Floats:
     """Sensor noise, larger than a frame so that every frame cuts another window: float32, two axes."""
     size = HEIGHT_PX + NOISE_SPAN_PX, WIDTH_PX + NOISE_SPAN_PX
     return rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1, 7))
-
-
-def encode(target: Path | IO[bytes], frames: Iterable[Pixels], crf: int) -> None:
-    """Write frames `(H, W, 3)` as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so, as PyAV reads it."""
-    with av.open(target, "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast", "bf": "2", "g": "60", "threads": "1"}
-        stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def decode(source: Path | IO[bytes]) -> Iterator[Pixels]:
-    """The frames of a clip in presentation order, uint8 RGB `(H, W, 3)`."""
-    with av.open(source, "r") as container:
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-
-
-def draw_clip(
-    seed: int, frame_indices: Iterable[int], target: Path | IO[bytes], crf: int
-) -> npt.NDArray[np.uint8]:
-    """Draw and encode some frames of a scene; returns their masks, uint8 `(N, H, W)`."""
-    scene, masks = Scene(seed), []
-
-    def frames() -> Iterator[Pixels]:
-        for index in frame_indices:
-            pixels, ids = scene.draw(index)
-            masks.append(ids)
-            yield pixels
-
-    encode(target, frames(), crf)
-    return np.stack(masks)

@@ -1,168 +1,113 @@
-"""Makes the embedded demo model: draws clips of shapes, encodes them, and trains on what a decoder gives back.
+"""Makes the embedded demo models: draws clips of shapes, encodes them, and trains on what a decoder gives back.
 
-    python scripts/train_demo.py                     train, write the weights to assets/, print the IoU
-    python scripts/train_demo.py --evaluate-only     the IoU of the weights in assets/, on fresh clips
-    python scripts/train_demo.py --draw clip.mp4 --seed 7 [--seconds 5] [--truth clip.npz]
+    python scripts/train_demo.py                     train all, write the weights to assets/, print how good they are
+    python scripts/train_demo.py --task detection    only this one
+    python scripts/train_demo.py --evaluate-only     how good the weights in assets/ are, on fresh clips
+    python scripts/train_demo.py --draw clip.mp4 --seed 7 [--seconds 5] [--truth clip.npz] [--task action]
 
-Same machine and versions, same weights: everything is seeded. About four minutes on two cores.
+Same machine, versions and threads, same weights: everything is seeded. Those in assets/ were made with one thread,
+the segmenter with two. All four take about twenty minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from model_inference import DEMO_LABELS, DEMO_WEIGHTS, DemoSegmenter, Model, demo_spec  # noqa: E402
-from shapes import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, decode, draw_clip  # noqa: E402
+from clips import FRAMES_PER_S  # noqa: E402 - a script finds the project beside itself
+from demo_data import CLIP_CRF, draw_action_clip, draw_clip  # noqa: E402
+from demo_evaluation import evaluate  # noqa: E402
+from demo_training import train  # noqa: E402
+from pipelines.demo_networks import DemoTask  # noqa: E402
+from shapes import Truth  # noqa: E402
 
-CLIP_CRF = 26
-CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 300, 6, 25
-BATCH, STEPS, PEAK_RATE = 8, 700, 4e-3
-# Seeds 0 and up train; these are far beyond them.
-EVALUATION_SEEDS = range(900_001, 900_009)
-
-
-def prepare(frames: list[np.ndarray]) -> Tensor:  # type: ignore[type-arg]
-    """Decoded frames `(H, W, 3)` resized as `demo_spec` says, uint8 `(N, 3, h, w)`."""
-    short = demo_spec().preprocessing.resize_px
-    assert isinstance(short, int)
-    size = [short, short * WIDTH_PX // HEIGHT_PX]
-    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-    resized = nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+TASKS: tuple[DemoTask, ...] = get_args(DemoTask)
+# Both show every class or action within their seconds.
+DRAWING_SEED, DRAWING_S = 2027, 5.0
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """uint8 `(N, 3, h, w)` → what the model expects, float32."""
-    facts = demo_spec().preprocessing
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (facts.mean, facts.std))
-    return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+def weights_path(task: DemoTask) -> Path:
+    return ROOT / "assets" / f"demo_{task}.safetensors"
 
 
-def training_data() -> tuple[Tensor, Tensor]:
-    """Frames uint8 `(N, 3, h, w)` and class ids uint8 `(N, h, w)`, both at the model's size."""
-    pixels, ids = [], []
-    for seed in range(CLIPS):
-        clip = io.BytesIO()
-        indices = range(0, FRAMES_PER_CLIP * FRAME_STEP, FRAME_STEP)
-        masks = draw_clip(seed, indices, clip, crf=20 + seed % 12)
-        clip.seek(0)
-        pixels.append(prepare(list(decode(clip))))
-        truth = torch.from_numpy(masks)[:, None]
-        ids.append(nn.functional.interpolate(truth, size=pixels[-1].shape[-2:], mode="nearest-exact")[:, 0])
-    return torch.cat(pixels), torch.cat(ids)
-
-
-def augment(pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Flips of the whole batch, contrast and brightness of each frame."""
-    for axis in (-1, -2):
-        if torch.rand(()) < 0.5:
-            pixels, ids = pixels.flip(axis), ids.flip(axis)
-    gain = 0.8 + 0.4 * torch.rand(len(pixels), 1, 1, 1)
-    lift = 0.3 * (torch.rand(len(pixels), 1, 1, 1) - 0.5)
-    return normalize(pixels) * gain + lift, ids.long()
-
-
-def train(network: nn.Module, pixels: Tensor, ids: Tensor) -> None:
-    """AdamW on cross-entropy, one cycle of the learning rate.
-
-    Background counts little at first: it is the most of every frame, and while it rules the loss the network
-    is slow to learn what tells the shapes apart. Equal weights at the end make the borders exact.
-    """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.1)
-    weights = torch.ones(len(DEMO_LABELS))
-    began = time.perf_counter()
-    for step in range(STEPS):
-        weights[0] = 0.2 if step < 0.6 * STEPS else 1.0
-        chosen = torch.randint(len(pixels), (BATCH,))
-        batch, truth = augment(pixels[chosen], ids[chosen])
-        loss = nn.functional.cross_entropy(network(batch), truth, weights)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 99:
-            print(f"step {step + 1}: loss {loss.item():.4f}, {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def clip_iou(model: Model, seed: int) -> list[float]:
-    """IoU of each class over a fresh five-second clip, every fifth frame, at the clip's own size."""
-    clip = io.BytesIO()
-    masks = draw_clip(seed, range(0, 5 * FRAMES_PER_S, 5), clip, CLIP_CRF)
-    clip.seek(0)
-    frames = list(decode(clip))
-    found = []
-    for start in range(0, len(frames), 10):
-        logits = model(normalize(prepare(frames[start : start + 10])))
-        small = logits.argmax(1, keepdim=True).to(torch.uint8)
-        found.append(nn.functional.interpolate(small, size=(HEIGHT_PX, WIDTH_PX), mode="nearest-exact")[:, 0])
-    ids, truth = torch.cat(found).numpy(), masks
-    return [
-        float(((ids == k) & (truth == k)).sum() / ((ids == k) | (truth == k)).sum())
-        for k in range(len(DEMO_LABELS))
-    ]
-
-
-def evaluate() -> None:
-    """Print the IoU per class and clip, and the mean of all."""
-    model = Model(demo_spec(), "cpu")
-    scores = np.array([clip_iou(model, seed) for seed in EVALUATION_SEEDS])
-    for seed, row in zip(EVALUATION_SEEDS, scores, strict=True):
-        print(f"seed {seed}: mean {row.mean():.4f}, " + ", ".join(f"{value:.3f}" for value in row))
-    for label, value in zip(DEMO_LABELS, scores.mean(0), strict=True):
-        print(f"{label}: {value:.4f}")
-    print(f"mean IoU {scores.mean():.4f}, worst clip {scores.mean(1).min():.4f}")
-
-
-def make_weights() -> None:
-    """Draw, train and write the weights, as float16."""
+def make_weights(task: DemoTask) -> None:
+    """Draw, train and write the weights of one model, as float16."""
     torch.manual_seed(0)
-    network = DemoSegmenter(classes=len(DEMO_LABELS))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     began = time.perf_counter()
-    pixels, ids = training_data()
-    print(f"{len(pixels)} frames drawn in {time.perf_counter() - began:.0f} s", flush=True)
-    train(network, pixels, ids)
+    network = train(task)
     halves = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in network.state_dict().items()
     }
-    save_file(halves, DEMO_WEIGHTS)
-    print(f"{DEMO_WEIGHTS}: {DEMO_WEIGHTS.stat().st_size / 1e6:.2f} MB")
+    path = weights_path(task)
+    save_file(halves, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def truth_arrays(truths: list[Truth]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """What is true of a clip's N frames, as it is written.
+
+    `masks` uint8 `(N, H, W)`: 0 background, then the classes. `class_id` int8 `(N,)`: the dominant class, 0 for
+    the circle, -1 where none leads clearly. One row per visible shape: `boxes` float32 `(D, 4)`, x0 y0 x1 y1 in
+    source pixels, `box_class` uint8 `(D,)`, 1 for the circle, `box_frame` int32 `(D,)`, `box_ignored` bool `(D,)`.
+    """
+    counts = [len(truth.boxes) for truth in truths]
+    return {
+        "masks": np.stack([truth.class_ids for truth in truths]),
+        "class_id": np.array([truth.dominant for truth in truths], np.int8),
+        "boxes": np.concatenate([truth.boxes for truth in truths]),
+        "box_class": np.concatenate([truth.box_class for truth in truths]),
+        "box_frame": np.repeat(np.arange(len(truths), dtype=np.int32), counts),
+        "box_ignored": np.concatenate([truth.box_ignored for truth in truths]),
+    }
+
+
+def draw(clip: Path, truth: Path | None, seed: int, seconds: float, *, action: bool) -> None:
+    """Write a clip, and its truth: `truth_arrays`, or `action_id` int8 `(N,)` of an action clip."""
+    indices = range(max(1, round(seconds * FRAMES_PER_S)))
+    if action:
+        arrays = {"action_id": draw_action_clip(seed, indices, clip, CLIP_CRF).astype(np.int8)}
+    else:
+        arrays = truth_arrays(draw_clip(seed, indices, clip, CLIP_CRF))
+    if truth:
+        np.savez_compressed(truth, **arrays)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the demo models, or draw a clip with its truth.")
+    parser.add_argument("--task", choices=TASKS, help="train, judge or draw for this one (default: all)")
+    parser.add_argument("--draw", type=Path, metavar="FILE.mp4", help="draw a clip instead of training")
+    parser.add_argument("--seed", type=int, default=DRAWING_SEED, help="of the clip (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=DRAWING_S, help="length of the clip (default: %(default)s)"
+    )
+    parser.add_argument("--truth", type=Path, metavar="FILE.npz", help="write what is true of it too")
+    parser.add_argument("--evaluate-only", action="store_true", help="measure the weights in assets/")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo model, or draw a clip with its truth.")
-    parser.add_argument("--draw", type=Path, metavar="FILE.mp4", help="draw a clip instead of training")
-    parser.add_argument("--seed", type=int, default=2027, help="of the clip (default: %(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, help="length of the clip (default: %(default)s)"
-    )
-    parser.add_argument("--truth", type=Path, metavar="FILE.npz", help="write its masks (uint8, N×H×W) too")
-    parser.add_argument("--evaluate-only", action="store_true", help="measure the weights in assets/")
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
     if arguments.draw:
-        frame_count = max(1, round(arguments.seconds * FRAMES_PER_S))
-        masks = draw_clip(arguments.seed, range(frame_count), arguments.draw, CLIP_CRF)
-        if arguments.truth:
-            np.savez_compressed(arguments.truth, masks=masks)
+        action = arguments.task == "action"
+        draw(arguments.draw, arguments.truth, arguments.seed, arguments.seconds, action=action)
         return
-    if not arguments.evaluate_only:
-        make_weights()
-    evaluate()
+    for task in (arguments.task,) if arguments.task else TASKS:
+        if not arguments.evaluate_only:
+            make_weights(task)
+        evaluate(task, str(weights_path(task)))
 
 
 if __name__ == "__main__":
