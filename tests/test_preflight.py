@@ -55,7 +55,7 @@ def test_answers_fit_into_shared_memory_beside_a_medium() -> None:
         (["--http-port", "8001"], "must differ"),
         (["--max-frames", "-1"], "not a positive whole number"),
         (["--max-media-mb", "4096"], "at most 2047"),
-        (["--model", "resnet50"], "expected segmentation=NAME"),
+        (["--model", "labeling=resnet50"], "no task 'labeling'"),
         (["--demo", "--model", "segmentation=x"], "--demo brings its own model"),
         (["--demo", "--weights", "x.pth"], "--demo brings its own weights"),
         (["--what"], "unrecognized arguments"),
