@@ -39,10 +39,9 @@ from pipelines.stub_mends import mend_stub_files
 if TYPE_CHECKING:
     from pytriton.triton import Triton
 
-    from model_inference import ModelSpec, TaskName
+    from model_inference import TaskName
     from pipelines.endpoints import Endpoint
     from pipelines.pipeline import Pipeline
-    from pipelines.telemetry import Telemetry
 
 VERSION = "0.1.0"
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
@@ -52,8 +51,6 @@ CANARY_TIMEOUT_S = 60.0
 DRAIN_S = 30
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
-# Colours for a detector that does not say how many classes it has.
-UNNAMED_CLASSES = 32
 
 log = logging.getLogger("trivid")
 
@@ -67,75 +64,6 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
     findings.append(preflight.check_shm(settings.max_media_bytes))
     findings.append(preflight.check_nvdec(settings.device))
     return findings
-
-
-def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
-    """Load the models and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
-    import torch
-
-    from pipelines.sources import resolve
-    from pipelines.sources.demo import demo_specs
-    from pipelines.telemetry import Telemetry
-
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelUnavailable("no CUDA device is usable", hint="check nvidia-smi, or use --device cpu")
-    specs = demo_specs() if settings.demo else {}
-    for choice in settings.models:
-        spec = resolve(choice, allow_code=settings.allow_code)
-        if spec.task in specs:
-            raise ModelUnavailable(
-                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model a task"
-            )
-        specs[spec.task] = spec
-    telemetry = Telemetry()
-    return {task: make_pipeline(spec, settings, device, telemetry) for task, spec in specs.items()}
-
-
-def make_pipeline(spec: ModelSpec, settings: Settings, device: str, telemetry: Telemetry) -> Pipeline:
-    """A model on its device with its engine and its stages, warmed up."""
-    from pipelines.agreement import load_model
-    from pipelines.decode import Limits
-    from pipelines.engine import Engine
-    from pipelines.pipeline import Pipeline, StagePool, Stages
-    from pipelines.postprocess import Postprocessor
-    from pipelines.preprocess import Preprocessor
-
-    if "random weights" in spec.source.lower():
-        log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
-    log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
-    model = load_model(spec, device)
-    chunk, classes = (
-        settings.chunk_frames,
-        len(model.spec.labels) if len(model.spec.labels) > 1 else UNNAMED_CLASSES,
-    )
-
-    def make_stages() -> Stages:
-        return Stages(
-            preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=chunk),
-            postprocess=Postprocessor(device=device, max_frames=chunk, classes=classes),
-        )
-
-    limits = Limits(
-        max_media_bytes=settings.max_media_bytes, max_frames=settings.max_frames, chunk_frames=chunk
-    )
-    pipeline = Pipeline(Engine(model), StagePool(make_stages, settings.workers), limits, telemetry)
-    pipeline.warm_up()
-    return pipeline
-
-
-def check_example(pipeline: Pipeline) -> None:
-    """One small picture through every stage, as a proof before anything listens."""
-    import numpy as np
-
-    from pipelines.contract import Options
-    from pipelines.encode import png
-
-    picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
-    for _ in pipeline.run(picture, Options(overlay="jpeg")):
-        continue
 
 
 class Service:
@@ -366,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_SETTINGS
     _return_memory_early()
     try:
+        from pipelines.assembly import build_pipelines, check_example
+
         pipelines = build_pipelines(settings)
         for pipeline in pipelines.values():
             check_example(pipeline)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
 from model_inference import Preprocessing
+from pipelines.sources.torchvision_models import transform_preprocessing
 
 Picture = npt.NDArray[np.uint8]
 
@@ -30,20 +31,9 @@ def to_nchw(pixels_nhwc: Picture) -> Tensor:
 
 
 def preset(weights: Any) -> tuple[Preprocessing, Any]:
-    """What the attributes of the weights' own transform say, and the transform."""
+    """What a server takes from the weights' own transform, and the transform."""
     transform = weights.transforms()
-    sizes = list(transform.resize_size)
-    crops = list(getattr(transform, "crop_size", ()))
-    preprocessing = Preprocessing(
-        resize_px=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]),
-        crop_px=(crops[0], crops[-1]) if crops else None,
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
-        interpolation=transform.interpolation.value,
-        # The preset of video has no such flag, and resizes without.
-        antialias=bool(getattr(transform, "antialias", False)),
-    )
-    return preprocessing, transform
+    return transform_preprocessing(transform), transform
 
 
 def reference(preprocessing: Preprocessing, pixels_nhwc: Picture) -> Tensor:

@@ -14,18 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import media
-from model_inference import Clip, Model, ModelSpec, Preprocessing
+from model_inference import Clip, ModelSpec, Preprocessing
+from pipelines.assembly import make_pipeline
 from pipelines.contract import Options, Tail
 from pipelines.decode import Limits
-from pipelines.engine import Engine
 from pipelines.errors import InvalidOptions
 from pipelines.frames import FrameBatch
-from pipelines.pipeline import Pipeline, StagePool, Stages
-from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import Preprocessor
+from pipelines.pipeline import Pipeline
 from pipelines.results import ActionAnswer
 from pipelines.tasks.action import Action, Span, Window
-from pipelines.telemetry import Telemetry
 
 LENGTH = 4
 
@@ -114,15 +111,9 @@ def pipeline() -> Iterator[Pipeline]:
         clip=Clip(length=LENGTH, fps=10),
     )
 
-    def stages() -> Stages:
-        return Stages(
-            preprocess=Preprocessor(facts, device="cpu", max_frames=4),
-            postprocess=Postprocessor(device="cpu", max_frames=4, classes=2),
-        )
-
-    engine = Engine(Model(spec, "cpu"))
-    yield Pipeline(engine, StagePool(stages, 1), Limits(chunk_frames=4), Telemetry())
-    engine.close()
+    made = make_pipeline(spec, "cpu", limits=Limits(chunk_frames=4))
+    yield made
+    made.engine.close()
 
 
 def clip(levels: list[int], rate: int = 10, **settings: Any) -> bytes:

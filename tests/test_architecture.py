@@ -36,7 +36,7 @@ HOUSE = (
     ("tasks.job", "tasks.classes", "tasks.ranking", "tasks.mosaic"),
     ("tasks.boxes", "tasks.instances", "tasks.painter"),
     ("tasks.classification", "tasks.detection", "tasks.segmentation", "tasks.action", "tasks"),
-    ("pipeline", "endpoints", "services"),
+    ("pipeline", "assembly", "endpoints", "services"),
     ("client", "server"),
 )
 ORDER = {name: place for place, name in enumerate(name for floor in HOUSE for name in floor)}

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import media
-from model_inference import LogitOutput, Model, ModelSpec, Output, Preprocessing
+from model_inference import LogitOutput, ModelSpec, Output, Preprocessing
 from pipelines import tasks
+from pipelines.assembly import make_pipeline
 from pipelines.contract import Options
 from pipelines.decode import Limits
-from pipelines.engine import Engine
 from pipelines.frames import FrameBatch
-from pipelines.pipeline import Pipeline, StagePool, Stages
+from pipelines.pipeline import Pipeline
 from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import Preprocessor
 from pipelines.results import Answer, ClassificationAnswer
 from pipelines.tasks.job import SELECTION, FrameJob, Task, View
 from pipelines.tasks.ranking import Ranking
-from pipelines.telemetry import Telemetry
 
 FACTS = Preprocessing(resize_px=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
 LABELS = ("red", "green", "blue")
@@ -49,13 +47,7 @@ def spec_of(task: Any = "classification", **fields: Any) -> ModelSpec:
 
 
 def pipeline_of(spec: ModelSpec) -> Pipeline:
-    def stages() -> Stages:
-        return Stages(
-            preprocess=Preprocessor(FACTS, device="cpu", max_frames=4),
-            postprocess=Postprocessor(device="cpu", max_frames=4, classes=3),
-        )
-
-    return Pipeline(Engine(Model(spec, "cpu")), StagePool(stages, 1), Limits(chunk_frames=4), Telemetry())
+    return make_pipeline(spec, "cpu", limits=Limits(chunk_frames=4))
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 
 import media
-from model_inference import Model
+from pipelines.assembly import make_pipeline
 from pipelines.contract import OPTION_FIELDS, Options, Scalar, parse_options
 from pipelines.decode import Limits
-from pipelines.engine import Engine
 from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
-from pipelines.pipeline import Pipeline, StagePool, Stages
-from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import Preprocessor
+from pipelines.pipeline import Pipeline
 from pipelines.results import Answer, SegmentationAnswer
 from pipelines.sources.demo import demo_specs
-from pipelines.telemetry import Telemetry
 
 CHUNK = 4
 SPEC = demo_specs()["segmentation"]
@@ -29,19 +25,11 @@ DEMO_LABELS = SPEC.labels
 ALL = tuple(OPTION_FIELDS)
 
 
-def make_stages() -> Stages:
-    return Stages(
-        preprocess=Preprocessor(SPEC.preprocessing, device="cpu", max_frames=CHUNK),
-        postprocess=Postprocessor(device="cpu", max_frames=CHUNK, classes=len(DEMO_LABELS)),
-    )
-
-
 @pytest.fixture(scope="module")
 def pipeline() -> Iterator[Pipeline]:
-    engine = Engine(Model(SPEC, "cpu"))
-    limits = Limits(chunk_frames=CHUNK)
-    yield Pipeline(engine, StagePool(make_stages, 2), limits, Telemetry())
-    engine.close()
+    made = make_pipeline(SPEC, "cpu", limits=Limits(chunk_frames=CHUNK), workers=2)
+    yield made
+    made.engine.close()
 
 
 def whole(answers: Iterable[Answer]) -> SegmentationAnswer:

@@ -15,17 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model_inference import Model, ModelSpec, Preprocessing, Tiling
+from model_inference import ModelSpec, Preprocessing, Tiling
 from pipelines import rle
+from pipelines.assembly import make_pipeline
 from pipelines.contract import Options
 from pipelines.decode import Limits
 from pipelines.encode import png
-from pipelines.engine import Engine
-from pipelines.pipeline import Pipeline, StagePool, Stages
-from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import Preprocessor
+from pipelines.pipeline import Pipeline
 from pipelines.results import DetectionAnswer, SegmentationAnswer
-from pipelines.telemetry import Telemetry
 
 PLAIN = Preprocessing(resize_px=None, mean=(0, 0, 0), std=(1, 1, 1))
 HEIGHT, WIDTH = 100, 170
@@ -74,15 +71,9 @@ def spec_of(network: nn.Module, tiling: Tiling | None, preprocessing: Preprocess
 
 @contextmanager
 def pipeline_of(spec: ModelSpec) -> Iterator[Pipeline]:
-    def stages() -> Stages:
-        return Stages(
-            preprocess=Preprocessor(spec.preprocessing, device="cpu", max_frames=8),
-            postprocess=Postprocessor(device="cpu", max_frames=8, classes=2),
-        )
-
-    engine = Engine(Model(spec, "cpu"))
-    yield Pipeline(engine, StagePool(stages, 1), Limits(), Telemetry())
-    engine.close()
+    pipeline = make_pipeline(spec, "cpu", limits=Limits(chunk_frames=8))
+    yield pipeline
+    pipeline.engine.close()
 
 
 def blobs(*places: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:

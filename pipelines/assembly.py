@@ -1,0 +1,86 @@
+"""Settings → pipelines: loads the models and puts engine, stages and task together. Knows no transport."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from model_inference import ModelSpec, TaskName
+from pipelines.agreement import load_model
+from pipelines.contract import Options
+from pipelines.decode import Limits
+from pipelines.encode import png
+from pipelines.engine import Engine
+from pipelines.errors import ModelUnavailable
+from pipelines.pipeline import Pipeline, StagePool, Stages
+from pipelines.postprocess import Postprocessor
+from pipelines.preprocess import Preprocessor
+from pipelines.settings import Settings
+from pipelines.sources import resolve
+from pipelines.sources.demo import demo_specs
+from pipelines.telemetry import Telemetry
+
+# Colours for a detector that does not say how many classes it has.
+UNNAMED_CLASSES = 32
+
+log = logging.getLogger("trivid")
+
+
+def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
+    """Load the models and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelUnavailable("no CUDA device is usable", hint="check nvidia-smi, or use --device cpu")
+    specs = demo_specs() if settings.demo else {}
+    for choice in settings.models:
+        spec = resolve(choice, allow_code=settings.allow_code)
+        if spec.task in specs:
+            raise ModelUnavailable(
+                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model a task"
+            )
+        specs[spec.task] = spec
+    limits = Limits(
+        max_media_bytes=settings.max_media_bytes,
+        max_frames=settings.max_frames,
+        chunk_frames=settings.chunk_frames,
+    )
+    telemetry = Telemetry()
+    return {
+        task: make_pipeline(spec, device, limits=limits, workers=settings.workers, telemetry=telemetry)
+        for task, spec in specs.items()
+    }
+
+
+def make_pipeline(
+    spec: ModelSpec, device: str, *, limits: Limits, workers: int = 1, telemetry: Telemetry | None = None
+) -> Pipeline:
+    """A model on its device with its engine and the stages of `workers` threads, warmed up."""
+    if "random weights" in spec.source.lower():
+        log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
+    log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
+    model = load_model(spec, device)
+    labels = len(model.spec.labels)
+
+    def make_stages() -> Stages:
+        frames = limits.chunk_frames
+        return Stages(
+            preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=frames),
+            postprocess=Postprocessor(
+                device=device, max_frames=frames, classes=labels if labels > 1 else UNNAMED_CLASSES
+            ),
+        )
+
+    pipeline = Pipeline(Engine(model), StagePool(make_stages, workers), limits, telemetry or Telemetry())
+    pipeline.warm_up()
+    return pipeline
+
+
+def check_example(pipeline: Pipeline) -> None:
+    """One small picture through every stage, as a proof before anything listens."""
+    picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
+    for _ in pipeline.run(picture, Options(overlay="jpeg")):
+        continue
