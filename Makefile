@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export UV_SYSTEM_CERTS ?= 1
 export UV_NATIVE_TLS ?= true
 
-.PHONY: install demo test lint test-gpu reference clean
+.PHONY: install demo test lint test-gpu reference parity clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml uv.lock
@@ -34,6 +34,10 @@ test-gpu: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/codec_matrix.py
+
+parity: $(STAMP)
+	$(BIN)/python scripts/parity.py --write
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,222 @@
+"""What a parity run finds: measures with their bars, a row for each model. Knows no model and no medium."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One number and its bar: at most it (`at_most`), or at least; without a bar it only informs."""
+
+    name: str
+    value: float
+    bar: float | None = None
+    at_most: bool = True
+    digits: int = 4
+
+    @property
+    def passed(self) -> bool:
+        if self.bar is None:
+            return True
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    @property
+    def head(self) -> str:
+        """The name with its bar, the head of a column."""
+        if self.bar is None:
+            return self.name
+        return f"{self.name} ({'≤' if self.at_most else '≥'} {self.bar:g})"
+
+    @property
+    def cell(self) -> str:
+        shown = f"{self.value:.{self.digits}f}"
+        return shown if self.passed else f"**{shown}**"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A model's measures over some media."""
+
+    model: str
+    media: tuple[str, ...]
+    frames: int
+    measures: tuple[Measure, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(one.passed for one in self.measures)
+
+    def value(self, name: str) -> float:
+        """The measure of this name."""
+        return next(one.value for one in self.measures if one.name == name)
+
+    @property
+    def missed(self) -> list[str]:
+        return [f"{one.head}: {one.value:.5g}" for one in self.measures if not one.passed]
+
+
+def table(rows: Sequence[Row], first: str = "model") -> str:
+    """Rows of the same measures as a Markdown table."""
+    heads = [first, "media", "frames", *(one.head for one in rows[0].measures), ""]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        cells = [one.cell for one in row.measures]
+        verdict = "passes" if row.passed else "**fails**"
+        lines.append([f"`{row.model}`", str(len(row.media)), str(row.frames), *cells, verdict])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(slots=True, eq=False)
+class Pixels:
+    """Distances of model pixels in levels of 255, medium by medium; the worst of each counts."""
+
+    std: tuple[float, float, float]
+    mean: float = 0.0
+    high: float = 0.0
+
+    def add(self, ours: Tensor, theirs: Tensor) -> None:
+        """One medium's pixels `(N, 3, h, w)`. Raises ValueError where sizes differ."""
+        if ours.shape != theirs.shape:
+            raise ValueError(f"pixels are {tuple(ours.shape)}, torchvision's {tuple(theirs.shape)}")
+        apart = ((ours - theirs).abs() * torch.tensor(self.std)[:, None, None] * 255).flatten()
+        self.mean = max(self.mean, float(apart.mean()))
+        rank = max(1, round(apart.numel() * 0.999))
+        self.high = max(self.high, float(apart.kthvalue(rank).values))
+
+
+@dataclass(slots=True, eq=False)
+class Winners:
+    """Rows of probabilities `(n, K)` of both sides."""
+
+    ours: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    theirs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
+        """Raises ValueError where they are not as many."""
+        if ours.shape != theirs.shape:
+            raise ValueError(f"probabilities are {ours.shape}, torchvision's {theirs.shape}")
+        self.ours.append(ours)
+        self.theirs.append(theirs)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        ours, theirs = np.concatenate(self.ours), np.concatenate(self.theirs)
+        agree = ours.argmax(axis=1) == theirs.argmax(axis=1)
+        return (
+            Measure(name="top-1 agreement %", value=100 * agree.mean(), bar=99.5, at_most=False, digits=2),
+            Measure(name="max Δp", value=float(np.abs(ours - theirs).max()), bar=0.01),
+            Measure(name="mean winning p", value=float(theirs.max(axis=1).mean()), digits=2),
+            Measure(
+                name="winning classes",
+                value=len(np.unique(theirs.argmax(axis=1))),
+                bar=2 if len(theirs) > 4 else None,
+                at_most=False,
+                digits=0,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Boxes:
+    """Objects of one frame, best first; masks are bool `(D, H, W)`, keypoints `(D, P, 2)`, in source pixels."""
+
+    box_d4: Tensor
+    score_d: Tensor
+    class_id_d: Tensor
+    mask_dhw: Tensor | None = None
+    keypoint_dp2: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.score_d)
+
+
+@dataclass(slots=True, eq=False)
+class Matches:
+    """Boxes of both sides in pairs: torchvision's best first, each with that of its class which overlaps it most."""
+
+    threshold: float
+    counted: int = 0
+    missing: int = 0
+    surplus: int = 0
+    frames: int = 0
+    iou: list[float] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+    mask: list[float] = field(default_factory=list)
+    keypoint: list[float] = field(default_factory=list)
+
+    def add(self, ours: Boxes, theirs: Boxes) -> None:
+        """One frame's boxes. Those of `theirs` above the threshold count; nearer to it than the margin, either way."""
+        from torchvision.ops import box_iou
+
+        self.frames += 1
+        free = torch.ones(len(ours), dtype=torch.bool)
+        for row in range(len(theirs)):
+            score = float(theirs.score_d[row])
+            if score <= self.threshold:
+                continue
+            overlap = box_iou(theirs.box_d4[row : row + 1], ours.box_d4)[0] if len(ours) else torch.empty(0)
+            overlap = torch.where(free & (ours.class_id_d == theirs.class_id_d[row]), overlap, -1.0)
+            best = int(overlap.argmax()) if len(ours) else -1
+            if best < 0 or overlap[best] < LEAST_IOU:
+                self.missing += score > self.threshold + SCORE_MARGIN
+                continue
+            free[best] = False
+            self.counted += 1
+            self.iou.append(float(overlap[best]))
+            self.score.append(abs(score - float(ours.score_d[best])))
+            self._shapes(ours, best, theirs, row)
+        self.surplus += int((free & (ours.score_d > self.threshold + SCORE_MARGIN)).sum())
+
+    def join(self, other: Matches) -> None:
+        """Another medium's pairs too."""
+        self.counted, self.missing = self.counted + other.counted, self.missing + other.missing
+        self.surplus, self.frames = self.surplus + other.surplus, self.frames + other.frames
+        self.iou += other.iou
+        self.score += other.score
+        self.mask += other.mask
+        self.keypoint += other.keypoint
+
+    def _shapes(self, ours: Boxes, mine: int, theirs: Boxes, other: int) -> None:
+        """Masks and keypoints, which fail where ours has none."""
+        if theirs.mask_dhw is not None:
+            two = theirs.mask_dhw[other]
+            one = torch.zeros_like(two) if ours.mask_dhw is None else ours.mask_dhw[mine]
+            union = int((one | two).sum())
+            self.mask.append(int((one & two).sum()) / union if union else 1.0)
+        if theirs.keypoint_dp2 is not None:
+            there = theirs.keypoint_dp2[other]
+            here = torch.full_like(there, math.inf) if ours.keypoint_dp2 is None else ours.keypoint_dp2[mine]
+            self.keypoint += (here - there).norm(dim=-1).tolist()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return (
+            Measure(name="boxes", value=self.counted, bar=1, at_most=False, digits=0),
+            _share("boxes of IoU ≥ 0.95 %", [value >= 0.95 for value in self.iou]),
+            Measure(name="missing", value=self.missing, bar=0, digits=0),
+            Measure(name="surplus", value=self.surplus, bar=0, digits=0),
+            Measure(name="max Δscore", value=max(self.score, default=0.0), bar=0.01),
+            _share("masks of IoU ≥ 0.95 %", [value >= 0.95 for value in self.mask]),
+            _share("keypoints within 0.5 px %", [value <= 0.5 for value in self.keypoint]),
+        )
+
+
+# Boxes that overlap less are of different objects.
+LEAST_IOU = 0.5
+# A box whose score is this near to the threshold may be on either side of it.
+SCORE_MARGIN = 1e-3
+
+
+def _share(name: str, hits: Sequence[bool]) -> Measure:
+    """In per cent, of which 99 are wanted; nothing to count is no number."""
+    if not hits:
+        return Measure(name=name, value=float("nan"), digits=2)
+    return Measure(name=name, value=100 * sum(hits) / len(hits), bar=99.0, at_most=False, digits=2)
