@@ -23,6 +23,10 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 # Side of the random pictures for models that take any size.
 PROBE_PX = 224
+# What no model wants: a file that says so is damaged or hostile.
+MAX_SIDE_PX, MAX_CLIP_FRAMES, MAX_FPS, MAX_BATCH = 8192, 1024, 1000, 1024
+# Class maps are bytes.
+MAX_SEGMENTS = 256
 BOX_OUTPUTS = ("boxes", "labels", "scores")
 # Segmentation has scores of each pixel; the others of each frame or clip.
 LAYOUTS: dict[str, str] = {"segmentation": "(N, K, h, w)"}
@@ -58,10 +62,15 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         sizes = [self.resize_px] if isinstance(self.resize_px, int) else [*(self.resize_px or ())]
-        if any(size < 1 for size in [*sizes, *(self.crop_px or ()), self.max_px or 1]):
-            raise ValueError(f"sizes must be positive: {self.resize_px=}, {self.crop_px=}, {self.max_px=}")
-        if not all(self.std):
-            raise ValueError(f"std has a zero: {self.std}")
+        for size in (*sizes, *(self.crop_px or ()), self.max_px or 1):
+            if not 1 <= size <= MAX_SIDE_PX:
+                raise ValueError(f"a side of {size} px is not in 1 to {MAX_SIDE_PX}")
+        if not all(-1 <= value <= 2 for value in self.mean):
+            raise ValueError(f"mean {self.mean} is not of values in 0 to 1 (of levels to 255: divide by 255)")
+        if not all(0 < value <= 10 for value in self.std):
+            raise ValueError(f"std {self.std} is not of values in 0 to 1 (of levels to 255: divide by 255)")
+        if not 0 <= self.pad_value <= 255:
+            raise ValueError(f"pad_value {self.pad_value} is not in 0 to 255")
         if self.fit == "letterbox" and not isinstance(self.resize_px, tuple):
             raise ValueError(f"letterbox needs resize_px=(height, width), not {self.resize_px}")
         if self.max_px is not None and not isinstance(self.resize_px, int):
@@ -82,8 +91,11 @@ class Clip:
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if self.length < 1 or not self.fps > 0:
-            raise ValueError(f"a clip has frames and a rate, not {self}")
+        if not (1 <= self.length <= MAX_CLIP_FRAMES and 0 < self.fps <= MAX_FPS):
+            raise ValueError(
+                f"clips of {self.length} frames at {self.fps} a second are not of 1 to {MAX_CLIP_FRAMES} frames, "
+                f"above 0 and at most {MAX_FPS} a second"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +148,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if (self.clip is not None) != (self.task == "action"):
             raise ValueError(f"a model has clip facts if and only if its task is action, not {self.task}")
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch {self.max_batch} is not in 1 to {MAX_BATCH}")
 
     def example_shape(self, count: int = 1) -> tuple[int, ...]:
         """The shape of a batch that the model takes."""
@@ -211,9 +225,11 @@ class Model:
         self._buckets: tuple[int, ...] = ()
         self._autocast: torch.dtype | None = None
         self.spec = spec
-        first = self._probe()
+        first = self._try(min(2, spec.max_batch))
         self.outputs = _facts(first)
-        self.spec = replace(spec, labels=_labels(spec, first))
+        self.spec = replace(
+            spec, labels=_labels(spec, first), probabilities=spec.probabilities or _are_probabilities(first)
+        )
 
     def __call__(self, pixels: Tensor) -> Output:
         """Model pixels float32 `(N, 3, h, w)` or clips `(N, 3, T, h, w)` → outputs on the same device."""
@@ -223,6 +239,7 @@ class Model:
             if batch.ndim == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             outputs = _outputs(self._network(batch), self.spec)
+        _check_rows(outputs, len(batch), self.spec)
         return outputs.part(0, count) if len(batch) > count else outputs
 
     def optimise(self) -> None:
@@ -233,20 +250,23 @@ class Model:
             self._network = torch.compile(self._network, dynamic=False)
 
     def warm_up(self) -> None:
-        """Run every batch size that is kept static, so that no request pays for it."""
-        for count in self._buckets or (1, self.spec.max_batch):
-            self(torch.zeros(self.spec.example_shape(count)))
+        """Run every batch size that is kept static, so that no request pays for it, and the largest in any case."""
+        for count in self._buckets or (self.spec.max_batch,):
+            self._try(count)
 
-    def _probe(self) -> Output:
-        shape = self.spec.example_shape()
-        pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    def _try(self, count: int) -> Output:
+        """The outputs of random pictures; whatever fails with them makes the model unavailable."""
+        shape = self.spec.example_shape(count)
         try:
-            return self(pixels)
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            return self(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        except ModelUnavailable:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
             raise ModelUnavailable(
-                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: {reason[-1]}",
-                hint="check the task, and the model's input size (resize_px, crop_px, clip_length)",
+                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: {reason}",
+                hint="check the task, and what the model takes: one number as resize_px is the shorter side, "
+                "[height, width] a size; max_batch=1 for one exported without a free batch",
             ) from error
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -278,7 +298,12 @@ def _outputs(given: Any, spec: ModelSpec) -> Output:
             isinstance(frame, Mapping) and all(name in frame for name in BOX_OUTPUTS) for frame in frames
         ):
             return BoxOutput(frames)
-        raise _mismatch(spec, f"a {type(given).__name__}", "a list of boxes, labels and scores")
+        named = (
+            f"a dict of {', '.join(map(str, given))}"
+            if isinstance(given, Mapping)
+            else f"a {type(given).__name__}"
+        )
+        raise _mismatch(spec, named, "a list of boxes, labels and scores, or outputs of these names")
     tensors = dict(_named(given))
     layout = LAYOUTS.get(spec.task, LAYOUT)
     rank = layout.count(",") + 1
@@ -298,6 +323,28 @@ def _named(given: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(given, list | tuple):
         values = [value for value in given if isinstance(value, Tensor)]
         yield from ((f"logits_{place}" if place else "logits", value) for place, value in enumerate(values))
+
+
+def _check_rows(outputs: Output, count: int, spec: ModelSpec) -> None:
+    """Every output has a row for each picture: else answers would go to the wrong ones."""
+    if isinstance(outputs, BoxOutput):
+        lengths = {"boxes": len(outputs)}
+    else:
+        lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in outputs.tensors.items()}
+    for name, length in lengths.items():
+        if length != count:
+            raise ModelUnavailable(
+                f"{spec.name} gives {length} rows of {name} for a batch of {count}",
+                hint="max_batch=1 for one that was exported without a free batch",
+            )
+
+
+def _are_probabilities(output: Output) -> bool:
+    """Whether a network ends in a softmax already: logits are not all positive with a sum of 1."""
+    if isinstance(output, BoxOutput) or output.logits.shape[1] < 2:
+        return False
+    logits = output.logits
+    return bool((logits >= 0).all() and (logits.sum(dim=1) - 1).abs().max() < 1e-3)
 
 
 def _mismatch(spec: ModelSpec, found: str, expected: str) -> ModelUnavailable:
@@ -324,6 +371,8 @@ def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:
     if isinstance(output, BoxOutput):
         return spec.labels
     count = output.logits.shape[1]
+    if not count or (spec.task == "segmentation" and count > MAX_SEGMENTS):
+        raise ModelUnavailable(f"{spec.name} has {count} classes", hint=f"1 to {MAX_SEGMENTS} are served")
     if spec.labels and len(spec.labels) != count:
         raise ModelUnavailable(
             f"{spec.name} has {count} outputs and {len(spec.labels)} labels",

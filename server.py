@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,9 @@ EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
 WATCH_PERIOD_S = 1.0
 CANARY_PERIOD_S = 15.0
 CANARY_TIMEOUT_S = 60.0
+# Requests in flight have so long to end once the server is asked to stop; what then is left is ended.
 DRAIN_S = 30
+STOP_S = DRAIN_S + 3
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
 
@@ -231,7 +233,7 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def serve(service: Service) -> int:
-    """Start, tell where, wait for a signal or a death, stop. A second signal stops at once."""
+    """Start, tell where, wait for a signal or a death, stop within STOP_S. A second signal stops at once."""
     stop = threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
@@ -256,8 +258,25 @@ def serve(service: Service) -> int:
         service.kill()
         os._exit(EXIT_DEAD)
     log.info("stopping: finishing what is in flight, within %d s", DRAIN_S)
+    end_after(STOP_S, service.kill)
     service.stop()
     return 0
+
+
+def end_after(seconds: float, kill: Callable[[], None]) -> None:
+    """End this process with exit code 0 once the time is over, whatever it then waits for: a promise to supervisors.
+
+    PyTriton waits for Triton twice, then for every answer in the making, and Python for the threads of pools.
+    """
+
+    def end() -> None:
+        log.warning("stopping: not all was finished in time; ending the rest")
+        kill()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _return_memory_early() -> None:

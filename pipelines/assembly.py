@@ -20,10 +20,8 @@ from pipelines.preprocess import Preprocessor
 from pipelines.settings import Settings
 from pipelines.sources import resolve
 from pipelines.sources.demo import demo_specs
+from pipelines.tasks.painter import UNNAMED_COLOURS
 from pipelines.telemetry import Telemetry
-
-# Colours for a detector that does not say how many classes it has.
-UNNAMED_CLASSES = 32
 
 log = logging.getLogger("trivid")
 
@@ -62,6 +60,7 @@ def make_pipeline(
     if "random weights" in spec.source.lower():
         log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
     log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
+    log.info("%s takes %s", spec.name, spec.preprocessing)
     model = load_model(spec, device)
     labels = len(model.spec.labels)
 
@@ -70,7 +69,7 @@ def make_pipeline(
         return Stages(
             preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=frames),
             postprocess=Postprocessor(
-                device=device, max_frames=frames, classes=labels if labels > 1 else UNNAMED_CLASSES
+                device=device, max_frames=frames, classes=labels if labels > 1 else UNNAMED_COLOURS
             ),
         )
 

@@ -122,9 +122,13 @@ def parse_options(
     """
     unknown = [name for name in parameters if name not in allowed]
     if unknown:
-        raise InvalidOptions(
-            f"unknown option {unknown[0]!r}", hint=f"allowed here: {', '.join(sorted(allowed)) or 'none'}"
+        name = unknown[0]
+        what = (
+            f"option {name!r} is not for this endpoint"
+            if name in OPTION_FIELDS
+            else f"unknown option {name!r}"
         )
+        raise InvalidOptions(what, hint=f"allowed here: {', '.join(sorted(allowed)) or 'none'}")
     given = {name: _read_scalar(name, value) for name, value in parameters.items()}
     values: dict[str, Any] = {**(preset or {}), **given}
     return Options(**values)

@@ -152,6 +152,11 @@ class PictureWriter:
         """Whether any pictures were asked for."""
         return self._overlay != "none"
 
+    @property
+    def is_film(self) -> bool:
+        """Whether they are asked for as a film."""
+        return self._overlay == "mp4"
+
     def pictures(self, pixels_nhwc: PixelArray) -> list[bytes]:
         """Frames uint8 RGB `(N, H, W, 3)` one by one; nothing where a film, or nothing, was asked for."""
         if self._overlay == "jpeg":

@@ -95,9 +95,14 @@ class Endpoint:
         return parse_options(named, allowed=self.allowed, preset=self.preset)
 
     def _input(self, request: TritonRequest, column: Column, index: int | None) -> Tensor:
-        value = request[column.name]
+        value = request[column.name] if index is None else request[column.name][index]
+        if value.size == 0:
+            raise InvalidMedia(
+                f"{column.name} is empty: its shape is {value.shape}",
+                hint="send a tensor of at least one element",
+            )
         # Triton reuses the memory behind its views for the next request.
-        return np.array(value if index is None else value[index])
+        return np.array(value)
 
     def _check_size(self, row: Row) -> None:
         size = sum(map(nbytes, row.values()))

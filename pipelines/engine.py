@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model_inference import Model, Output
-from pipelines.errors import InternalError, ModelUnavailable, TrividError
+from pipelines.errors import InternalError, ModelUnavailable
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Engine:
         """
         future: Future[list[T]] = Future()
         with self._changed:
-            if self._closed:
+            if self._closed or not self._thread.is_alive():
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
             self._pending.append(_Work(pixels=pixels, read=read, future=future))
             self._changed.notify()
@@ -88,7 +88,7 @@ class Engine:
             if not self._pending:
                 return []
             shape = self._pending[0].pixels.shape[1:]
-            room = self.model.spec.max_batch
+            room = self._room(shape)
             if not self._closed:
                 self._changed.wait_for(lambda: self._closed or self._ready(shape) >= room, self._max_wait_s)
             slices = []
@@ -103,6 +103,13 @@ class Engine:
                     break
             return slices
 
+    def _room(self, shape: torch.Size) -> int:
+        """Most frames, or clips, of a shape in one batch: fewer of clips that are longer than the model's own."""
+        spec = self.model.spec
+        if spec.clip is None:
+            return spec.max_batch
+        return max(1, spec.max_batch * spec.clip.length // max(shape[1], spec.clip.length))
+
     def _ready(self, shape: torch.Size) -> int:
         return sum(work.left for work in self._pending if work.pixels.shape[1:] == shape)
 
@@ -114,23 +121,16 @@ class Engine:
             batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
             self.batch_sizes[len(batch)] += 1
             outputs = self.model(batch)
-        except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-            self._fail(works, InternalError(f"the model failed on frames of {shape}: {error}"))
+        except Exception as error:  # noqa: BLE001 - the model's border: what it raises must not end this thread
+            reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
+            self._fail(works, InternalError(f"the model failed on frames of {shape}: {reason}"))
             return
         start = 0
         for work, pixels in slices:
             stop = start + len(pixels)
             try:
                 work.parts.append(work.read(outputs.part(start, stop)))
-            except (
-                ArithmeticError,
-                LookupError,
-                MemoryError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-                TrividError,
-            ) as error:
+            except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
                 self._fail([work], error)
             start = stop
             if not work.left and not work.future.done():

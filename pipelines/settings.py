@@ -164,7 +164,8 @@ def _with_flag(
     if None in by_task and name in OF_ONE_MODEL and len(models) > 1:
         raise WrongSettings(f"{_flag(name)} {by_task[None]}: for which model? write {_flag(name)} TASK=VALUE")
     for task in by_task:
-        if task and len(models) > 1 and task not in [model.task for model in models]:
+        known = [model.task for model in models]
+        if task and task not in known and (len(models) > 1 or known[0]):
             raise WrongSettings(f"{_flag(name)} {task}={by_task[task]}: no --model has task {task}")
     if name == "precision" and (wrong := [one for one in by_task.values() if one not in get_args(Precision)]):
         raise WrongSettings(f"--precision {wrong[0]}: expected one of {', '.join(get_args(Precision))}")

@@ -1,8 +1,9 @@
-"""Mends of the two files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
+"""Mends of the files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
 
-Both faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
-fails the requests of all others in its batch, and the second stub of an endpoint may connect to the first in the
-moment before that one listens, which fails the start. Knows no PyTriton; stdlib only.
+These faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
+fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
+moment before that one listens, which fails the start; a tensor of no elements fails its batch, and what of the
+batch lies in shared memory by then stays there. Knows no PyTriton; stdlib only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pipelines.errors import InternalError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mend:
-    """One expression of a file and what stands for it: a call of a function that is added at the file's end."""
+    """One expression of a file and what stands for it, calling a function that is added at the file's end."""
 
     file: str
     expression: str
@@ -48,6 +49,37 @@ def _connect_patiently(sock, path, deadline):
             if time.time() >= deadline:
                 raise
             time.sleep(0.002)
+""",
+    ),
+    # Python casts no memoryview of an array of no elements.
+    Mend(
+        file="data.py",
+        expression='frame.cast("B")',
+        instead="_bytes_of(frame)",
+        function="""
+def _bytes_of(view):
+    return view.cast("B") if view.nbytes else b""
+""",
+    ),
+    # Two blanks deeper the loop is the `with`'s, and the lines of its body, left as they are, still are its own.
+    Mend(
+        file="data.py",
+        expression="        for tensor, block in zip(tensors, blocks):",
+        instead="""\
+        with _released_on_failure(self._remote_blocks_store, tensors_ids):
+          for tensor, block in zip(tensors, blocks, strict=True):""",
+        function="""
+import contextlib
+
+
+@contextlib.contextmanager
+def _released_on_failure(store, tensors_ids):
+    try:
+        yield
+    except BaseException:
+        for tensor_id in tensors_ids:
+            store.release_block(tensor_id)
+        raise
 """,
     ),
 )

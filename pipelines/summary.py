@@ -30,7 +30,8 @@ class Summary:
         self._rows += len(answer)
         self._decoder = answer.decoder
         if isinstance(answer, SegmentationAnswer):
-            self._add_pixels(answer)
+            if len(answer):
+                self._add_pixels(answer)
         elif isinstance(answer, DetectionAnswer):
             self._counts.update(answer.class_name.tolist())
             boxes = sum(self._counts.values())

@@ -3,8 +3,8 @@
     python scripts/export.py resnet50 r3d_18 --output out/onnx [--weights DEFAULT] [--opset 18] [--report onnx.md]
     python scripts/export.py --all-tutorial --weights random --output out/onnx --report-only
 
-MODEL is what the server takes as a source: a torchvision name, or a file with its own options left out. A file that
-is written says how its pixels are prepared, so `server.py --model classification=out/onnx/resnet50.onnx` is enough.
+MODEL is a torchvision name; weights of your own come with `--weights FILE`. A file that is written says how its
+pixels are prepared, so `server.py --model out/onnx/resnet50.onnx` is enough.
 Exits with 1 if any model misses the bar that the report states.
 """
 

@@ -176,3 +176,17 @@ def test_a_length_that_the_model_does_not_take_is_the_requests_fault(pipeline: P
     spec = dataclasses.replace(pipeline.spec, clip=Clip(length=LENGTH, fps=10, fixed=True))
     with pytest.raises(InvalidOptions, match=r"clip_length=3.*takes clips of 4 frames"):
         Action(spec, Options(clip_length=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_length": 33}, "clip_length=33 is over 8 times the model's 4"),
+        ({"fps": 81}, "fps=81 is over 8 times the model's 10"),
+    ],
+)
+def test_clips_that_cost_too_much_are_refused(
+    pipeline: Pipeline, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidOptions, match=message):
+        list(pipeline.run(media.image("png"), Options(**options)))

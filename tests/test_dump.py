@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.contract import to_tensors
 from pipelines.dump import Dump, row_lines
 from pipelines.errors import InternalError
-from pipelines.results import ActionAnswer, Answer, ClassificationAnswer
+from pipelines.results import ANSWERS, ActionAnswer, Answer, ClassificationAnswer, answer_columns
 from pipelines.summary import Summary
 from toy_answers import answer, detected, ranked
 
@@ -159,3 +160,15 @@ def test_summary(parts: list[Answer], expected: str) -> None:
     for part in parts:
         summary.add(part)
     assert str(summary) == expected
+
+
+@pytest.mark.parametrize("kind", list(ANSWERS.values()), ids=list(ANSWERS))
+def test_no_frame_at_all_is_said(kind: type[Answer]) -> None:
+    """As it comes off the wire: padded, and cut back to nothing."""
+    columns = answer_columns(kind)
+    padded = {
+        name: value[0] for name, value in to_tensors(columns, [{"count": np.zeros(1, np.int64)}]).items()
+    }
+    summary = Summary()
+    summary.add(kind.from_columns(padded))
+    assert str(summary).startswith("0 ")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_inference import LogitOutput, Model, ModelSpec, Output, Preprocessing
+from model_inference import Clip, LogitOutput, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
 from pipelines.errors import InternalError, ModelUnavailable
 
@@ -95,6 +95,57 @@ def test_a_fault_of_the_model_fails_its_batch_and_the_engine_goes_on() -> None:
     with pytest.raises(InternalError, match="negative pixels"):
         engine.submit(frames(-1), read).result(timeout=10)
     assert values(engine.submit(frames(2), read)) == [2]
+    engine.close()
+
+
+class Fault(nn.Module):
+    """Fails as no list of exceptions foresees, when a pixel is negative."""
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        if (pixels_nchw < 0).any():
+            raise AssertionError("Guard failed: x.size()[0] == 1")
+        return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_no_fault_ends_the_engine() -> None:
+    spec = ModelSpec(
+        name="toy",
+        task="segmentation",
+        build=Fault,
+        source="test",
+        labels=("a",),
+        preprocessing=Preprocessing(resize_px=None),
+    )
+    engine = Engine(Model(spec, "cpu"), max_wait_ms=1)
+    for _ in range(3):
+        with pytest.raises(InternalError, match="Guard failed"):
+            engine.submit(frames(-1), read).result(timeout=10)
+        assert values(engine.submit(frames(2), read)) == [2]
+    engine.close()
+
+
+def test_longer_clips_run_in_smaller_batches() -> None:
+    class Means(nn.Module):
+        def forward(self, clips: Tensor) -> Tensor:
+            return clips.mean(dim=(3, 4)).mean(dim=2)
+
+    spec = ModelSpec(
+        name="toy",
+        task="action",
+        build=Means,
+        source="test",
+        preprocessing=Preprocessing(resize_px=(4, 4)),
+        clip=Clip(length=4, fps=10),
+        max_batch=8,
+    )
+    engine = Engine(Model(spec, "cpu"), max_wait_ms=1)
+    for length, largest in ((4, 8), (2, 8), (8, 4), (32, 1)):
+        engine.batch_sizes.clear()
+        clips = torch.zeros(8, 3, length, 4, 4)
+        assert (
+            sum(len(part) for part in engine.submit(clips, lambda output: [0] * len(output)).result(10)) == 8
+        )
+        assert max(engine.batch_sizes) == largest
     engine.close()
 
 

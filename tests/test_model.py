@@ -83,14 +83,14 @@ def test_outputs_are_found_by_a_first_pass(
 @pytest.mark.parametrize(
     ("give", "task", "labels", "message"),
     [
-        (means, "segmentation", (), r"toy gives logits \(1, 3\), task segmentation needs \(N, K, h, w\)"),
+        (means, "segmentation", (), r"toy gives logits \(2, 3\), task segmentation needs \(N, K, h, w\)"),
         (lambda pixels: pixels, "classification", (), r"task classification needs \(N, K\)"),
         (means, "detection", (), "toy gives a Tensor, task detection needs a list of boxes"),
         (boxes, "classification", (), "toy gives a list, task classification"),
         (lambda pixels: [{"boxes": pixels}], "detection", (), "needs a list of boxes, labels and scores"),
         (means, "classification", ("a", "b"), "toy has 3 outputs and 2 labels"),
-        (nn.Linear(7, 3), "classification", (), r"toy does not take pixels \(1, 3, 32, 40\)"),
-        (nn.Conv2d(3, 3, 3), "action", (), r"toy does not take pixels \(1, 3, 4, 32, 40\)"),
+        (nn.Linear(7, 3), "classification", (), r"toy does not take pixels \(2, 3, 32, 40\)"),
+        (nn.Conv2d(3, 3, 3), "action", (), r"toy does not take pixels \(2, 3, 4, 32, 40\)"),
         (nn.Conv3d(3, 3, 3), "segmentation", (), "task segmentation"),
     ],
 )
@@ -101,6 +101,69 @@ def test_a_model_of_another_kind_is_refused(
         Model(spec_of(give, task, labels=labels), "cpu")
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+class Whimsical(nn.Module):
+    """Raises what no list of exceptions would name."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise StopIteration("no more")
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (Whimsical(), "no more"),
+        (lambda pixels: means(pixels)[-1:], "gives 1 rows of logits for a batch of 2"),
+        (lambda pixels: None, "toy gives a NoneType"),
+        (lambda pixels: means(pixels)[:, :0], "has 0 classes"),
+    ],
+)
+def test_whatever_a_network_does_wrong_is_said_in_a_line(give: Any, message: str) -> None:
+    with pytest.raises(ModelUnavailable, match=message) as caught:
+        Model(spec_of(give, "classification"), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_is_too_large_is_found_before_anything_listens() -> None:
+    def at_most_four(pixels: Tensor) -> Tensor:
+        assert len(pixels) <= 4
+        return means(pixels)
+
+    with pytest.raises(ModelUnavailable, match=r"does not take pixels \(8, 3, 32, 40\)"):
+        Model(spec_of(at_most_four, "classification"), "cpu").warm_up()
+    Model(spec_of(at_most_four, "classification", max_batch=4), "cpu").warm_up()
+
+
+def test_more_classes_than_a_class_map_holds_are_refused() -> None:
+    def many(pixels: Tensor) -> Tensor:
+        return pixels[:, :1].expand(-1, 300, -1, -1)
+
+    with pytest.raises(ModelUnavailable, match="has 300 classes"):
+        Model(spec_of(many, "segmentation"), "cpu")
+
+
+@pytest.mark.parametrize(("last", "found"), [(nn.Identity(), False), (nn.Softmax(1), True)])
+def test_a_network_that_ends_in_a_softmax_is_known_by_its_outputs(last: nn.Module, found: bool) -> None:
+    model = Model(spec_of(lambda pixels: last(means(pixels)), "classification"), "cpu")
+    assert model.spec.probabilities is found
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"resize_px": 10**9}, "a side of 1000000000 px"),
+        ({"resize_px": (32, 0)}, "a side of 0 px"),
+        ({"resize_px": 32, "mean": (123.675, 116.28, 103.53)}, "of levels to 255: divide by 255"),
+        ({"resize_px": 32, "mean": (float("nan"), 0, 0)}, "mean"),
+        ({"resize_px": 32, "std": (1, 1, 0)}, "std"),
+        ({"resize_px": 32, "std": (-1, 1, 1)}, "std"),
+        ({"resize_px": 32, "pad_value": 300}, "pad_value 300"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused(facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**facts)
 
 
 def test_outputs_split_by_frames() -> None:

@@ -85,13 +85,19 @@ def _file_draft(choice: ModelSettings, path: Path, allow_code: bool) -> Draft:
         )
     check_file(path, choice.sha256, what="model")
     suffix = path.suffix.lower()
+    torchscript = suffix not in (*STATE_SUFFIXES, ".onnx", ".pt2") and is_torchscript(path)
+    if choice.arch and (suffix in (".onnx", ".pt2") or torchscript):
+        raise ModelUnavailable(
+            f"arch={choice.arch} goes with a state dict, {path} brings its own network", hint="leave it out"
+        )
     if suffix == ".onnx":
         return onnx_draft(path, sha256=choice.sha256)
-    if suffix == ".pt2" or (suffix not in STATE_SUFFIXES and is_torchscript(path)):
+    if suffix == ".pt2" or torchscript:
         return saved_draft(path, sha256=choice.sha256, allow_code=allow_code)
     if not choice.arch:
         raise ModelUnavailable(
-            f"{path} holds weights without their network",
-            hint="say whose they are, a torchvision name: --arch resnet50; or save the model with torch.export",
+            f"{path} is no saved model that can be read without running code from it",
+            hint="of a state dict say whose it is: --arch resnet50; save a whole model with torch.export.save, "
+            "torch.jit.save or torch.onnx.export",
         )
     return state_draft(choice.arch, path, sha256=choice.sha256)

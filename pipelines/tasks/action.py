@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,11 @@ from pipelines.postprocess import Postprocessor
 from pipelines.results import ActionAnswer, Floats
 from pipelines.tasks.job import Task, View
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
+
+# A model's clips may be longer than those that it was trained with by this factor, and faster: what frames cost in
+# memory and time grows with both.
+LONGEST = 8
+FASTEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,11 @@ class Action:
             raise InvalidOptions(
                 f"clip_length={length}: {spec.name} takes clips of {clip.length} frames", hint="leave it out"
             )
+        if length > LONGEST * clip.length:
+            raise InvalidOptions(
+                f"clip_length={length} is over {LONGEST} times the model's {clip.length}",
+                hint=f"at most {LONGEST * clip.length}",
+            )
         self._spec = spec
         self._window = Window(length, options.clip_stride or length, options.tail)
         self._ranking = Ranking(spec.labels, options.top_k)
@@ -195,13 +205,23 @@ class Action:
             draw_caption(shown[place] if place >= 0 else self._last_frame, lines)
             for place, lines in captions.items()
         ]
+        overlay = self._writer.pictures(np.stack(clips)) if clips else []
+        film = b"" if frames is None else self._film(shown, frames, captions)
+        return overlay, film + (self._writer.close() if final else b"")
+
+    def _film(
+        self,
+        shown: Sequence[npt.NDArray[np.uint8]],
+        frames: FrameBatch,
+        captions: Mapping[int, list[str]],
+    ) -> bytes:
+        if not self._writer.is_film:
+            return b""
         drawn = []
         for place, pixels in enumerate(shown):
             self._caption = captions.get(place, self._caption)
             drawn.append(draw_caption(pixels, self._caption))
-        film = self._writer.film(np.stack(drawn), frames.pts_s) if drawn and frames is not None else b""
-        overlay = self._writer.pictures(np.stack(clips)) if clips else []
-        return overlay, film + (self._writer.close() if final else b"")
+        return self._writer.film(np.stack(drawn), frames.pts_s)
 
 
 def _clip(spec: ModelSpec) -> Clip:
@@ -211,7 +231,13 @@ def _clip(spec: ModelSpec) -> Clip:
 
 def _select(spec: ModelSpec, options: Options) -> Options:
     """Frames at the rate that the model was trained for, unless the request says another."""
-    return options if options.fps else dataclasses.replace(options, fps=_clip(spec).fps)
+    rate = _clip(spec).fps
+    if options.fps > FASTEST * rate:
+        raise InvalidOptions(
+            f"fps={options.fps:g} is over {FASTEST} times the model's {rate:g}",
+            hint=f"at most {FASTEST * rate:g}",
+        )
+    return options if options.fps else dataclasses.replace(options, fps=rate)
 
 
 TASK = Task(

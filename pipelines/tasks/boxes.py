@@ -18,6 +18,9 @@ from pipelines.tasks.job import View
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")
 # Boxes of two tiles that share this much, and the class, are of one object.
 SAME_OBJECT_IOU = 0.5
+# The best of a frame that are answered. Torchvision's detectors give 100 to 300; a network may give any number, and
+# masks and captions take time for each.
+MAX_OBJECTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +81,7 @@ class Found:
 def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int]) -> Found:
     """One frame of a `BoxOutput` → the objects that count: scored above the threshold, of one of the classes.
 
-    A box with a coordinate that is no number is left out.
+    A box with a coordinate that is no number is left out; of more than MAX_OBJECTS the best stay.
 
     Args:
         class_ids: empty for all classes.
@@ -87,7 +90,10 @@ def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequenc
     counts = (frame["scores"] > threshold) & frame["boxes"].isfinite().all(dim=1)
     if class_ids:
         counts &= torch.isin(labels, torch.tensor(class_ids, device=labels.device))
-    kept = {name: tensor[counts] for name, tensor in frame.items() if name in COLUMNS}
+    rows = counts.nonzero()[:, 0]
+    if len(rows) > MAX_OBJECTS:
+        rows = rows[frame["scores"][rows].topk(MAX_OBJECTS).indices.sort().values]
+    kept = {name: tensor[rows] for name, tensor in frame.items() if name in COLUMNS}
     box_d4, score_d = _host(kept["boxes"]), _host(kept["scores"])
     keypoints = _host(kept["keypoints"]) if "keypoints" in kept else np.empty((len(box_d4), 0, 3), np.float32)
     sure = _host(kept["keypoints_scores"]) if "keypoints_scores" in kept else keypoints[..., 2]
@@ -128,7 +134,8 @@ def to_source(found: Found, view: View) -> Found:
 def join_views(parts: Sequence[Found]) -> Found:
     """What was found in several views of one frame, in its pixels, best first, each object once.
 
-    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays. With one view, all do.
+    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays, and of those MAX_OBJECTS at
+    most. With one view, all do.
     """
     if len(parts) == 1:
         return parts[0]
@@ -141,4 +148,4 @@ def join_views(parts: Sequence[Found]) -> Found:
         torch.from_numpy(found.class_id_d),
         SAME_OBJECT_IOU,
     )
-    return found.pick(kept.numpy())
+    return found.pick(kept[:MAX_OBJECTS].numpy())

@@ -20,6 +20,8 @@ from pipelines.tasks.instances import ClassMap
 
 # Class maps are bytes.
 MOST_COLOURS = 256
+# For a detector that does not say how many classes it has.
+UNNAMED_COLOURS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +44,7 @@ class Painter:
         return cls(
             style=RenderStyle.of(options),
             labels=labels,
-            colours_k3=palette(max(2, len(labels))),
+            colours_k3=palette(len(labels) if len(labels) > 1 else UNNAMED_COLOURS),
             lines_px=options.outline_px if options.is_set("outline_px") else None,
         )
 
@@ -86,7 +88,10 @@ class Painter:
         colours = self.colours_k3[self.numbers(found.class_id_d)]
         lines_px = fitting_px if self.lines_px is None else self.lines_px
         names = self.names(found.class_id_d)
-        captions = [f"{name} {score:.2f}" for name, score in zip(names, found.score_d, strict=True)]
+        captions = [
+            f"{name if self.labels else f'class {name}'} {score:.2f}"
+            for name, score in zip(names, found.score_d, strict=True)
+        ]
         drawn = draw_boxes(pixels_hwc, found.box_d4, captions, colours, lines_px)
         # The scores of torchvision's keypoints are logits; of others none is below 0.
         points = found.keypoint_dp3 * np.array([1, 1, 0], np.float32)
