@@ -39,7 +39,7 @@ class Summary:
             self._words = [f"{boxes} {_plural('box', boxes)}", *classes]
         elif isinstance(answer, ClassificationAnswer | ActionAnswer):
             self._noun = "clip" if isinstance(answer, ActionAnswer) else "frame"
-            ranked = zip(answer.mean_class_name, answer.mean_probability, strict=True)
+            ranked = zip(answer.mean_class_name, answer.mean_probability, strict=False)
             self._words = [f"{name} {100 * value:.2f} %" for name, value in ranked][:NAMED]
 
     def _add_pixels(self, answer: SegmentationAnswer) -> None:
