@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,11 @@ EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
 WATCH_PERIOD_S = 1.0
 CANARY_PERIOD_S = 15.0
 CANARY_TIMEOUT_S = 60.0
-# Requests in flight have so long to end once the server is asked to stop; what then is left is ended.
-DRAIN_S = 30
-STOP_S = DRAIN_S + 3
+# Asked to stop, the server is gone after STOP_S; requests in flight have DRAIN_S to end.
+STOP_S = 30
+DRAIN_S = STOP_S - 4
+# `timeout` and others send a signal to a process and to its group: within this time they are one.
+ONE_SIGNAL_S = 0.1
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
 
@@ -93,8 +95,14 @@ class Service:
         self._triton = self._make_triton()
         try:
             self._triton.run()
-        except (InferenceServerException, PyTritonClientTimeoutError) as error:
-            log.error("Triton did not start: %s", error)
+        except (
+            InferenceServerException,
+            PyTritonClientTimeoutError,
+            http.client.HTTPException,
+            OSError,
+        ) as error:
+            # A connection that breaks while PyTriton waits need not mean anything: what counts is what is ready.
+            log.error("Triton did not start: %s", error or type(error).__name__)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
         if unready := [endpoint.name for endpoint in self.endpoints if not self._ready(endpoint.name)]:
@@ -107,6 +115,9 @@ class Service:
         while not stop.wait(WATCH_PERIOD_S):
             if lost := watchdog.lost(self._children):
                 return f"process {lost[0]} ({self._children[lost[0]]}) died"
+            for pipeline in self.pipelines.values():
+                if not pipeline.engine.alive:
+                    return f"the engine of {pipeline.spec.name} died"
             if time.monotonic() > canary_at:
                 if fault := self._canary():
                     return f"the canary request failed: {fault}"
@@ -199,7 +210,10 @@ class Service:
         triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
 
     def _ready(self, name: str) -> bool:
-        return self._get(f"/v2/models/{name}/ready") == http.client.OK
+        try:
+            return self._get(f"/v2/models/{name}/ready") == http.client.OK
+        except (http.client.HTTPException, OSError):
+            return False
 
     def _canary(self) -> str:
         body = {"inputs": [{"name": "query", "shape": [1, 1], "datatype": "BYTES", "data": ["canary"]}]}
@@ -234,12 +248,15 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
 
 def serve(service: Service) -> int:
     """Start, tell where, wait for a signal or a death, stop within STOP_S. A second signal stops at once."""
-    stop = threading.Event()
+    stop, asked_s = threading.Event(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
-        if stop.is_set():
+        nonlocal asked_s
+        if stop.is_set() and time.monotonic() - asked_s > ONE_SIGNAL_S:
             service.kill()
             os._exit(128 + number)
+        if not stop.is_set():
+            asked_s = time.monotonic()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -257,26 +274,10 @@ def serve(service: Service) -> int:
         log.error("%s: the server cannot go on and ends; start it again", fault)
         service.kill()
         os._exit(EXIT_DEAD)
-    log.info("stopping: finishing what is in flight, within %d s", DRAIN_S)
-    end_after(STOP_S, service.kill)
+    log.info("stopping: finishing what is in flight, within %d s", STOP_S)
+    watchdog.end_after(STOP_S - 1, service.kill)
     service.stop()
     return 0
-
-
-def end_after(seconds: float, kill: Callable[[], None]) -> None:
-    """End this process with exit code 0 once the time is over, whatever it then waits for: a promise to supervisors.
-
-    PyTriton waits for Triton twice, then for every answer in the making, and Python for the threads of pools.
-    """
-
-    def end() -> None:
-        log.warning("stopping: not all was finished in time; ending the rest")
-        kill()
-        os._exit(0)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
 
 
 def _return_memory_early() -> None:

@@ -64,11 +64,16 @@ class Engine:
         """
         future: Future[list[T]] = Future()
         with self._changed:
-            if self._closed or not self._thread.is_alive():
+            if self._closed or not self.alive:
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
             self._pending.append(_Work(pixels=pixels, read=read, future=future))
             self._changed.notify()
         return future
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""

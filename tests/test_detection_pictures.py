@@ -20,7 +20,9 @@ from pipelines.drawing import palette
 from pipelines.frames import FrameBatch
 from pipelines.postprocess import Postprocessor
 from pipelines.results import DetectionAnswer
+from pipelines.tasks.boxes import read_frame, to_source
 from pipelines.tasks.detection import Detection
+from pipelines.tasks.instances import object_masks
 from toy_boxes import (
     DOG,
     HEIGHT,
@@ -57,6 +59,38 @@ def test_masks_at_the_edges_are_pasted_as_torchvision_does() -> None:
     boxes = resize_boxes(frame["boxes"], [HEIGHT // 2, WIDTH // 2], [HEIGHT, WIDTH])
     expected = (paste_masks_in_image(given, boxes, (HEIGHT, WIDTH)) > 0.5)[:, 0].numpy()
     assert np.array_equal(np.stack([rle.decode_object(mask) for mask in answer.mask]), expected)
+
+
+# Far larger than the frame, on one side or on all.
+VAST: list[Row] = [
+    (-300, -200, 300, 200, 1, 0.9),
+    (10, 10, 900, 700, 1, 0.9),
+    (-900, 20, 40, 400, 1, 0.9),
+    (30, -4000, 34, 4000, 1, 0.9),
+]
+
+
+def test_masks_of_vast_boxes_are_pasted_as_torchvision_does() -> None:
+    given = masks(len(VAST))
+    frame = seen(*VAST, masks=given)
+    boxes = resize_boxes(frame["boxes"], [HEIGHT // 2, WIDTH // 2], [HEIGHT, WIDTH])
+    expected = paste_masks_in_image(given, boxes, (HEIGHT, WIDTH))[:, 0].numpy()
+    assert expected.any(axis=(1, 2)).all()
+    pasted = np.zeros_like(expected)
+    view = to_source(read_frame(frame, 0.5, ()), WHOLE)
+    for whole, mask in zip(pasted, object_masks(view, (HEIGHT, WIDTH)), strict=True):
+        whole[mask.rows, mask.columns] = mask.probability_hw
+    np.testing.assert_allclose(pasted, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", [1e4, 1e6, 1e20, 1e38])
+def test_masks_of_boxes_without_measure_are_those_of_the_middle(reach: float) -> None:
+    """A region of any size takes memory for the frame alone."""
+    given = torch.zeros(1, 1, 28, 28)
+    given[..., 10:18, 10:18] = 1
+    answer = ask(seen((-reach, -reach, reach, reach, 1, 0.9), masks=given))
+    assert answer.box.tolist() == [[0, 0, WIDTH, HEIGHT]]
+    assert rle.decode_object(answer.mask[0]).all()
 
 
 @pytest.mark.parametrize("tiled", [False, True])

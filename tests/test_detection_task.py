@@ -14,7 +14,7 @@ from pipelines.contract import Options
 from pipelines.errors import InvalidOptions
 from pipelines.preprocess import geometry
 from pipelines.results import DetectionAnswer
-from pipelines.tasks.boxes import Found
+from pipelines.tasks.boxes import MAX_OBJECTS, Found
 from pipelines.tasks.detection import TASK, Detection
 from pipelines.tasks.job import View
 from toy_boxes import DOG, FAINT, HEIGHT, LABELS, PERSON, WIDTH, Row, ask, batch, masks, seen, spec, tile
@@ -174,6 +174,22 @@ def test_many_objects() -> None:
     rows: list[Row] = [(*map(float, box), 1 + row % 5, 0.99) for row, box in enumerate(corners)]  # type: ignore[misc]
     answer = ask(seen(*rows, masks=masks(100)), overlay="jpeg")
     assert (len(answer.box), len(answer.mask), len(answer.overlay)) == (100, 100, 1)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_of_too_many_objects_the_best_are_answered(tiled: bool) -> None:
+    count = MAX_OBJECTS + 200
+    scores = np.random.default_rng(0).permutation(np.linspace(0.6, 0.9, count))
+    # Side by side in what a tile shows, 600 in each.
+    spots = [(row % 600 % 32, row % 600 // 32) for row in range(count)]
+    rows: list[Row] = [(x, y, x + 1, y + 1, 1, one) for (x, y), one in zip(spots, scores, strict=True)]
+    if tiled:
+        answer = ask(seen(*rows[: count // 2]), seen(*rows[count // 2 :]), views=[tile(0, 0), tile(0, 64)])
+        expected = np.sort(scores)[: -MAX_OBJECTS - 1 : -1]
+    else:
+        answer = ask(seen(*rows))
+        expected = scores[scores >= np.sort(scores)[-MAX_OBJECTS]]
+    assert answer.score == pytest.approx(expected)
 
 
 def test_what_is_read_keeps_nothing_of_the_batch() -> None:

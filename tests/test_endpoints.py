@@ -236,6 +236,31 @@ def test_wrong_options_of_the_bare_stages_are_errors_too(server: Server, demo_me
     assert error_code(answer) == "invalid_media"
 
 
+def test_tensors_of_no_elements_are_typed_errors_and_stay_nowhere(server: Server) -> None:
+    frames = np.full((1, 1080, 1920, 3), 7, np.uint8)
+
+    def ask(side: int) -> str:
+        probability = np.zeros((1, side, side), np.float32)
+        return error_code(
+            infer_grpc(server, "dali_postprocess", {"frame": frames, "probability": probability})
+        )
+
+    def shared_bytes() -> int:
+        return sum(path.stat().st_blocks for path in Path("/dev/shm").iterdir()) * 512
+
+    assert ask(16) == ""
+    before = shared_bytes()
+    assert [ask(0) for _ in range(10)] == ["invalid_media"] * 10
+    assert shared_bytes() - before < 2 * frames.nbytes
+    for model in ("torch_classification", "torch_segmentation"):
+        answer = infer_grpc(server, model, {"pixels": np.zeros((2, 3, 0, 8), np.float32)})
+        assert [error_code(answer, row) for row in range(2)] == ["invalid_media"] * 2, model
+    assert (
+        error_code(infer_grpc(server, "ResNet101", {"video": np.zeros((1, 0), np.uint8)})) == "invalid_media"
+    )
+    assert ask(16) == ""
+
+
 def test_raw_pixels_beyond_the_answer_limit_are_refused(server: Server) -> None:
     big = media.clip(frames=220, width=1280, height=720, codec="mpeg4")
     answer = infer_grpc(server, "segmentation", {"media": column(big)}, overlay="raw", mask="none")

@@ -139,6 +139,30 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
     assert "Traceback" not in server.output()
 
 
+BUSY = """
+import threading, time
+from pipelines import watchdog
+from concurrent.futures import ThreadPoolExecutor
+watchdog.end_after(0.2, lambda: print("killed", flush=True))
+ThreadPoolExecutor(1).submit(time.sleep, 600)
+threading.Event().wait({wait_s})
+"""
+
+
+@pytest.mark.parametrize("wait_s", [0, 600])
+def test_stopping_ends_in_time_whatever_goes_on(wait_s: int) -> None:
+    """A main thread that waits for Triton, and an interpreter that waits for the threads of a pool."""
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY.format(wait_s=wait_s)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "killed\n"), done.stderr
+
+
 def test_a_killed_stub_ends_the_server_with_a_message(tmp_path: Path) -> None:
     before = leftovers()
     server = start_server(tmp_path)

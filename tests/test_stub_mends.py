@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
+import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.errors import InternalError
@@ -39,3 +45,49 @@ def test_another_version_is_refused() -> None:
     files = {**stub_files(), "file:1/model.py": b"pass"}
     with pytest.raises(InternalError, match=re.escape("0 times 'json.loads(triton_request.parameters())'")):
         mend_stub_files(files)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The store of a stub: tensors in shared memory, handed out by a process of its own."""
+    package = tmp_path / "mended_proxy"
+    package.mkdir()
+    for name, text in mend_stub_files(stub_files()).items():
+        (package / name.rpartition("/")[2]).write_bytes(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    # What the store's own process unpickles must be found there too.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    data = importlib.import_module("mended_proxy.data")
+    opened = data.TensorStore(tmp_path / "store.sock", b"key")
+    opened.start()
+    yield opened
+    opened.close()
+    for name in [name for name in sys.modules if name.startswith("mended_proxy")]:
+        del sys.modules[name]
+
+
+def used(store: Any) -> list[str]:
+    """Blocks of shared memory that hold a tensor."""
+    status = importlib.import_module("mended_proxy.data").get_debug_status(store)
+    return [block for segment in status["segments"] for block in segment["used_blocks"]]
+
+
+def test_tensors_of_no_elements_are_kept_as_others_are(store: Any) -> None:
+    given = [np.arange(6.0).reshape(2, 3), np.zeros((1, 0, 0), np.float32), np.zeros((0,), np.uint8)]
+    names = store.put(given)
+    found = [store.get(name) for name in names]
+    for tensor, expected in zip(found, given, strict=True):
+        assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(tensor, expected)
+    for name in names:
+        store.release_block(name)
+    assert used(store) == []
+
+
+def test_tensors_that_cannot_be_kept_leave_nothing_behind(store: Any) -> None:
+    kept = store.put([np.ones(3)])
+    without_buffer = np.zeros(3, "datetime64[s]")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="buffer"):
+            store.put([np.ones(5), without_buffer])
+    assert len(used(store)) == len(kept)
