@@ -57,6 +57,8 @@ NUMBERS = ("score_threshold", "clip_fps")
 FLAGS = ("compiled", "antialias")
 PATHS = ("labels", "model_proc")
 LISTS = {"resize_px": int, "crop_px": int, "tile_px": int, "mean": float, "std": float}
+LARGEST_BYTES = 16 << 20
+LARGEST_NUMBER = 1e30
 # Sources and weights that are files go by these endings.
 FILE_SUFFIXES = (".pt2", ".pt", ".ts", ".torchscript", ".onnx", ".safetensors", ".pth", ".bin")
 
@@ -100,10 +102,15 @@ def _parsed(path: Path) -> dict[str, Any]:
     # The standard library has it since Python 3.11, and type checkers know one of the two only.
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
+        # A pipe would never end.
+        if path.exists() and not path.is_file():
+            raise WrongSettings(f"cannot read the settings file {path}: it is no file")
+        if path.exists() and path.stat().st_size > LARGEST_BYTES:
+            raise WrongSettings(f"the settings file {path} is larger than {LARGEST_BYTES >> 20} MB")
         whole: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongSettings(f"cannot read the settings file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongSettings(f"the settings file {path} is no TOML: {error}") from error
     return whole
 
@@ -146,7 +153,7 @@ def _value(path: Path, where: str, name: str, value: Any) -> Any:
     if name in WHOLES:
         return _typed(path, where, value, (int,), "a whole number")
     if name in NUMBERS:
-        return float(_typed(path, where, value, (int, float), "a number"))
+        return _finite(path, where, _typed(path, where, value, (int, float), "a number"))
     text = _typed(path, where, value, (str,), "a text")
     is_file = name in PATHS or (name in ("source", "weights") and text.lower().endswith(FILE_SUFFIXES))
     return str(path.parent / Path(text).expanduser()) if is_file and text else text
@@ -158,7 +165,15 @@ def _numbers(path: Path, where: str, value: Any, *, whole: bool) -> tuple[float,
     values = value if isinstance(value, list) else [value]
     if not values:
         raise _wrong(path, where, value, expected)
-    return tuple(_typed(path, where, one, kinds, expected) for one in values)
+    found = tuple(_typed(path, where, one, kinds, expected) for one in values)
+    return found if whole else tuple(_finite(path, where, one) for one in found)
+
+
+def _finite(path: Path, where: str, value: float) -> float:
+    # TOML has inf and nan, and whole numbers that no float holds.
+    if not abs(value) < LARGEST_NUMBER:
+        raise _wrong(path, where, value, "a number")
+    return float(value)
 
 
 def _typed(path: Path, where: str, value: Any, kinds: tuple[type, ...], expected: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,24 @@ def test_pixels_of_a_model_proc_file(tmp_path: Path, params: Any, expected: Prep
         ({"color_space": "GRAYSCALE"}, None, 'params.color_space is "GRAYSCALE" (allowed: RGB, BGR)'),
         ({"range": [1]}, None, "params.range is [1] (allowed: a list of 2 numbers)"),
         ({"range": [1, 0]}, None, "params.range is [1, 0] (allowed: a lower and a higher number)"),
-        ({"mean": [1, 2, "x"]}, None, 'params.mean[2] is "x" (allowed: a number)'),
-        ({"std": [1, 2, 0]}, None, "params.std is [1, 2, 0]"),
+        ({"mean": [1, 2, "x"]}, None, 'params.mean[2] is "x" (allowed: a number from -1e+06 to'),
+        ({"std": [1, 2, 0]}, None, "params.std[2] is 0 (allowed: a number from 1e-06 to 1e+06)"),
+        ({"std": [1, 2, -1]}, None, "params.std[2] is -1"),
+        ({"std": [1, 2, float("nan")]}, None, "params.std[2] is NaN"),
+        ({"mean": [float("inf"), 0, 0]}, None, "params.mean[0] is Infinity"),
+        ({"mean": [10**400, 0, 0]}, None, "params.mean[0] is 1000"),
+        ({"range": [0, float("nan")]}, None, "params.range[1] is NaN"),
+        ({"padding": {"stride_x": 10**30}}, None, "padding.stride_x is 1000"),
+        ({"padding": {"fill_value": [300, 300, 300]}}, None, "padding.fill_value[0] is 300"),
+        ({"a\n\x1b[2J": 1}, None, "unknown field input_preproc[0].params.'a"),
+        ({}, {"labels": ["a\nb"]}, "output_postproc[0].labels[0] is "),
+        ({}, {"labels": ["\x9b31m"]}, "output_postproc[0].labels[0] is "),
+        ({}, {"labels": ["x" * 1001]}, "output_postproc[0].labels[0] is "),
+        ({}, {"labels": ["x"] * 100_001}, "allowed: at most 100000 labels"),
+        ({}, {"labels-file": "/etc/passwd"}, "a file beside the model-proc file or below it"),
+        ({}, {"labels-file": "../labels.txt"}, "a file beside the model-proc file or below it"),
+        ({}, {"labels-file": "a/../../labels.txt"}, "a file beside the model-proc file or below it"),
+        ({}, {"labels-file": "a\0b"}, "a file beside the model-proc file or below it"),
         (
             {"colour_space": "RGB"},
             None,
@@ -137,6 +154,7 @@ def test_a_wrong_field_of_a_model_proc_file_is_named(
     with pytest.raises(ModelUnavailable) as caught:
         read_model_proc(file)
     assert message in str(caught.value)
+    assert str(caught.value).isprintable()
     assert str(file) in str(caught.value)
 
 
@@ -160,3 +178,37 @@ def test_labels_of_a_model_proc_file_may_be_a_file_beside_it(tmp_path: Path) -> 
     file = proc_file(tmp_path, [], {"labels-file": "labels.txt", "method": "max"})
     proc = read_model_proc(file)
     assert (proc.labels, proc.probabilities, proc.score_threshold) == (("cat", "dog"), True, -1)
+
+
+def test_a_labels_file_may_lie_below_and_must_be_printable(tmp_path: Path) -> None:
+    (tmp_path / "names").mkdir()
+    file = proc_file(tmp_path, [], {"labels-file": "names/labels.txt"})
+    (tmp_path / "names" / "labels.txt").write_bytes(b"cat\r\ndog\r\n")
+    assert read_model_proc(file).labels == ("cat", "dog")
+    (tmp_path / "names" / "labels.txt").write_bytes(b"cat\n\x1b[31mdog\n")
+    with pytest.raises(ModelUnavailable, match="printable labels"):
+        read_model_proc(file)
+
+
+@pytest.mark.parametrize("what", ["model-proc", "labels"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, what: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    file = proc_file(tmp_path, [], {"labels-file": "pipe"}) if what == "labels" else tmp_path / "pipe"
+    with pytest.raises(ModelUnavailable, match=r"is no file|a file that can be read"):
+        read_model_proc(file)
+
+
+def test_a_model_proc_file_that_is_huge_or_of_bytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    with pytest.raises(ModelUnavailable, match="is larger than 16 MB"):
+        read_model_proc(tmp_path / "huge.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelUnavailable, match="is no UTF-8 text"):
+        read_model_proc(tmp_path / "bytes.json")
+
+
+def test_pixels_that_no_network_takes_are_an_error_of_the_file(tmp_path: Path) -> None:
+    proc = read_model_proc(proc_file(tmp_path, {"mean": [1e6, 0, 0]}))
+    with pytest.raises(ModelUnavailable, match=r"model, as its model-proc file has it: mean \("):
+        proc.preprocessing((64, 64), "model")

@@ -148,9 +148,9 @@ def test_a_wrong_rank_or_task_is_named(tmp_path: Path, form: str) -> None:
     FORMS[form](tmp_path / form)
     options: dict[str, Any] = {"resize_px": (SIDE_PX, SIDE_PX)}
     text = error_of(tmp_path / form, task="segmentation", **options)
-    assert "(1, 3), task segmentation needs (N, K, h, w)" in text
+    assert "(2, 3), task segmentation needs (N, K, h, w)" in text
     text = error_of(tmp_path / form, task="action", clip_length=4, clip_fps=15.0, **options)
-    assert f"does not take pixels (1, 3, 4, {SIDE_PX}, {SIDE_PX}) as task action gives them" in text
+    assert f"does not take pixels (2, 3, 4, {SIDE_PX}, {SIDE_PX}) as task action gives them" in text
 
 
 @pytest.mark.parametrize("form", [*FORMS, "toy.pth", "toy.safetensors"])
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, form: str) -> None:
 
 def test_a_state_dict_needs_its_network(tmp_path: Path) -> None:
     torch.save(Toy().state_dict(), tmp_path / "toy.pt")
-    assert "say whose they are, a torchvision name: --arch" in error_of(tmp_path / "toy.pt")
+    assert "say whose it is: --arch" in error_of(tmp_path / "toy.pt")
 
 
 class WritesAFile:

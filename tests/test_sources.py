@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,23 @@ def test_models_with_random_weights_answer(name: str) -> None:
         ("", {}, "a model needs a source"),
         ("resnet50", {"labels": "/no/such.txt"}, "cannot read the labels file /no/such.txt"),
         ("resnet50", {"mean": (0.5, 0.5)}, "mean is one number or one for each of three channels"),
-        ("resnet50", {"std": (0.0,)}, "std has a zero"),
+        ("resnet50", {"std": (0.0,)}, "std (0.0, 0.0, 0.0) is not"),
+        ("resnet50", {"std": (0.5, 0.5, -1.0)}, "std (0.5, 0.5, -1.0) is not"),
+        ("resnet50", {"std": (math.nan,)}, "std (nan, nan, nan) is not"),
+        ("resnet50", {"mean": (math.inf,)}, "mean (inf, inf, inf) is not"),
+        ("resnet50", {"pad_value": 300}, "pad_value 300 is not in 0 to 255"),
+        ("resnet50", {"resize_px": (10**30, 5)}, "resize_px: a side of 1000"),
+        ("resnet50", {"resize_px": (10**9,)}, "a side of 1000000000 px is not in 1 to 8192"),
+        ("resnet50", {"crop_px": (8193,)}, "crop_px: a side of 8193 px is not in 1 to 8192"),
+        ("resnet50", {"tile_px": (10**30,)}, "tile_px: a side of 1000"),
+        ("resnet50", {"max_batch": 10**9}, "max_batch 1000000000 is not in 1 to 1024"),
+        ("resnet50", {"max_batch": -1}, "max_batch -1 is not in 1 to 1024"),
+        ("resnet50", {"score_threshold": math.nan}, "score_threshold nan is not in 0 to 1"),
+        ("resnet50", {"score_threshold": 1.5}, "score_threshold 1.5 is not in 0 to 1"),
+        ("r3d_18", {"clip_length": 10**9}, "clips of 1000000000 frames"),
+        ("r3d_18", {"clip_length": -4}, "clips of -4 frames"),
+        ("r3d_18", {"clip_fps": math.inf}, "frames at inf a second"),
+        ("r3d_18", {"clip_fps": math.nan}, "frames at nan a second"),
         ("resnet50", {"resize_px": (1, 2, 3)}, "resize_px is one number or height and width"),
         ("resnet50", {"fit": "letterbox"}, "letterbox needs resize_px=(height, width)"),
         ("resnet50", {"tile_overlap_px": 3}, "tile_overlap_px=3 needs tile_px"),
@@ -281,7 +298,16 @@ def test_labels_are_lines(tmp_path: Path, text: str, expected: tuple[str, ...]) 
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "is empty"), (b"a\n\nb", "has no label in line 2"), (b"\xff\xfe", "is no UTF-8 text")],
+    [
+        (b"", "is empty"),
+        (b"a\n\nb", "has no label in line 2"),
+        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"a\nb\x1b[31m\n", "has in line 2 a label that is not printable"),
+        (b"a\0b", "in line 1 a label that is not printable"),
+        (b"a\x0bb\nc", "in line 1 a label that is not printable"),
+        (b"a\n" + b"x" * 1001, "in line 2 a label that is longer than 1000 characters"),
+        (b"a\n" * 100_001, "has 100001 labels, more than 100000"),
+    ],
 )
 def test_wrong_labels_are_named(tmp_path: Path, data: bytes, message: str) -> None:
     file = tmp_path / "labels.txt"

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from model_inference import Clip, ModelSpec, Preprocessing, TaskName, Tiling
+from model_inference import MAX_BATCH, MAX_SIDE_PX, Clip, ModelSpec, Preprocessing, TaskName, Tiling
 from pipelines.errors import ModelUnavailable
 from pipelines.sources.choice import ModelSettings
 from pipelines.sources.model_proc import ModelProc, read_model_proc
+from pipelines.sources.state import MOST_NAMES, read_text, wrong_name
 
 PLAIN_FIELDS = ("fit", "interpolation", "antialias", "channels", "pad_value")
 ALL_FIELDS = ("resize_px", "max_px", "crop_px", "mean", "std", *PLAIN_FIELDS)
@@ -81,20 +82,33 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
             source=draft.source,
             labels=_labels(draft, choice, proc, task),
             preprocessing=_preprocessing(draft, choice, proc),
-            max_batch=choice.max_batch or draft.max_batch,
+            max_batch=_max_batch(draft, choice),
             clip=_clip(draft, choice, task),
             tiling=_tiling(choice) or draft.tiling,
             keypoint_names=draft.keypoint_names,
             probabilities=proc.probabilities
             if proc and proc.probabilities is not None
             else draft.probabilities,
-            score_threshold=choice.score_threshold if choice.score_threshold >= 0 else threshold,
+            score_threshold=_threshold(choice, threshold),
             licence=draft.licence,
             precision=choice.precision,
             compiled=choice.compiled,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ModelUnavailable(f"{draft.name}: {error}", hint="check the options of this model") from error
+
+
+def _max_batch(draft: Draft, choice: ModelSettings) -> int:
+    batch = choice.max_batch or draft.max_batch
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"max_batch {batch} is not in 1 to {MAX_BATCH}")
+    return batch
+
+
+def _threshold(choice: ModelSettings, other: float) -> float:
+    if choice.score_threshold != -1 and not 0 <= choice.score_threshold <= 1:
+        raise ValueError(f"score_threshold {choice.score_threshold} is not in 0 to 1")
+    return choice.score_threshold if choice.score_threshold >= 0 else other
 
 
 def _task(draft: Draft, choice: ModelSettings) -> TaskName:
@@ -128,22 +142,21 @@ def _labels(draft: Draft, choice: ModelSettings, proc: ModelProc | None, task: T
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """The labels of a UTF-8 text file, one a line; blank lines at its end do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except OSError as error:
-        raise ModelUnavailable(
-            f"cannot read the labels file {path}: {error.strerror}", hint="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ModelUnavailable(
-            f"the labels file {path} is no UTF-8 text: {error.reason}", hint="save it as UTF-8"
-        ) from error
-    labels = tuple(line.strip() for line in lines)
+    text = read_text(path, "labels").rstrip(" \n")
+    labels = tuple(line.strip(" ") for line in text.split("\n")) if text else ()
     for number, label in enumerate(labels, 1):
         if not label:
             raise ModelUnavailable(
                 f"the labels file {path} has no label in line {number}", hint="a label a line"
             )
+        if wrong := wrong_name(label):
+            raise ModelUnavailable(
+                f"the labels file {path} has in line {number} a label that is {wrong}", hint="a label a line"
+            )
+    if len(labels) > MOST_NAMES:
+        raise ModelUnavailable(
+            f"the labels file {path} has {len(labels)} labels, more than {MOST_NAMES}", hint="check the path"
+        )
     if not labels:
         raise ModelUnavailable(f"the labels file {path} is empty", hint="a label a line")
     return labels
@@ -243,6 +256,9 @@ def _side_or_size(name: str, values: tuple[int, ...]) -> int | tuple[int, int] |
 def _size(name: str, values: tuple[int, ...]) -> tuple[int, int]:
     if len(values) not in (1, 2):
         raise ValueError(f"{name} is one number or height and width, not {values}")
+    for size in values:
+        if not 1 <= size <= MAX_SIDE_PX:
+            raise ValueError(f"{name}: a side of {size} px is not in 1 to {MAX_SIDE_PX}")
     return values[0], values[-1]
 
 

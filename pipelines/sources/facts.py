@@ -16,11 +16,13 @@ from typing import NoReturn, TypeVar, get_args
 
 from torch import nn
 
-from model_inference import Clip, Interpolation, ModelSpec, Preprocessing, TaskName
+from model_inference import MAX_SIDE_PX, Clip, Interpolation, ModelSpec, Preprocessing, TaskName
 from pipelines.errors import ModelUnavailable
+from pipelines.sources.state import LONGEST_NAME, MOST_NAMES, wrong_name
 
 MODEL_FACTS_KEY = "trivid"
 VERSION = 1
+LARGEST_WHOLE = (1 << 31) - 1
 HINT = "write it again with scripts/export.py, or give the preprocessing as options"
 
 T = TypeVar("T")
@@ -119,7 +121,7 @@ class _Facts:
 
     def done(self) -> None:
         for name in self.left:
-            self.fail(name, "is unknown")
+            self.fail(name if name.isprintable() else ascii(name)[:40], "is unknown")
 
 
 class _Wrong(Exception):
@@ -143,7 +145,7 @@ def _preprocessing(outer: _Facts) -> Read[Preprocessing]:
             "",
             lambda: Preprocessing(
                 resize_px=facts.need("resize_px", _or_none(_side_or_size)),
-                max_px=facts.take("max_px", _or_none(_whole), default.max_px),
+                max_px=facts.take("max_px", _or_none(_side), default.max_px),
                 fit=facts.take("fit", _one_of(("stretch", "letterbox")), default.fit),
                 crop_px=facts.take("crop_px", _or_none(_size), default.crop_px),
                 mean=facts.take("mean", _three, default.mean),
@@ -175,19 +177,27 @@ def _clip(outer: _Facts) -> Read[Clip]:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    # Escapes: what is wrong may be that it cannot be printed.
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "nested too deep"
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Wrong("a text")
+    if wrong_name(value):
+        raise _Wrong(f"a printable text of at most {LONGEST_NAME} characters")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _Wrong("a list of texts")
+    if len(value) > MOST_NAMES or any(map(wrong_name, value)):
+        raise _Wrong(f"a list of at most {MOST_NAMES} printable texts of at most {LONGEST_NAME} characters")
     return tuple(value)
 
 
@@ -200,7 +210,15 @@ def _flag(value: object) -> bool:
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise _Wrong("a whole number")
+    if abs(value) > LARGEST_WHOLE:
+        raise _Wrong(f"a whole number of at most {LARGEST_WHOLE}")
     return value
+
+
+def _side(value: object) -> int:
+    if not 1 <= (side_px := _whole(value)) <= MAX_SIDE_PX:
+        raise _Wrong(f"a side of 1 to {MAX_SIDE_PX} px")
+    return side_px
 
 
 def _level(value: object) -> int:
@@ -226,12 +244,12 @@ def _three(value: object) -> tuple[float, float, float]:
 def _size(value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise _Wrong("[height, width]")
-    height_px, width_px = map(_whole, value)
+    height_px, width_px = map(_side, value)
     return height_px, width_px
 
 
 def _side_or_size(value: object) -> int | tuple[int, int]:
-    return _size(value) if isinstance(value, list) else _whole(value)
+    return _size(value) if isinstance(value, list) else _side(value)
 
 
 def _or_none(read: Read[T]) -> Read[T | None]:

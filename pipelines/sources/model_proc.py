@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from model_inference import Preprocessing
+from model_inference import MAX_SIDE_PX, Preprocessing
 from pipelines.errors import ModelUnavailable
+from pipelines.sources.state import LONGEST_NAME, MOST_NAMES, read_text, wrong_name
 
 Resize = Literal["no", "no-aspect-ratio", "aspect-ratio"]
 Triple = tuple[float, float, float]
@@ -21,6 +22,8 @@ SCHEMA = "2.2.0"
 # DL Streamer resizes to this much more than the input where it crops afterwards.
 CROP_MARGIN = 1.125
 BYTE_MAX = 255.0
+LARGEST_NUMBER = 1e6
+SMALLEST_STD = 1e-6
 PARAMS = ("resize", "crop", "color_space", "range", "mean", "std", "padding", "stride_x", "stride_y")
 INPUT_FIELDS = ("layer_name", "format", "precision", "params")
 OUTPUT_FIELDS = (
@@ -81,16 +84,21 @@ class ModelProc:
         margin = CROP_MARGIN if self.crop else 1.0
         resized = int(height_px * margin), int(width_px * margin)
         cut = self.crop or self.resize == "no" or any(self.padding_px)
-        return Preprocessing(
-            resize_px=None if self.resize == "no" else resized,
-            fit="letterbox" if self.resize == "aspect-ratio" else "stretch",
-            crop_px=input_px if cut else None,
-            mean=self.mean,
-            std=self.std,
-            antialias=False,
-            channels=self.channels,
-            pad_value=self.pad_value,
-        )
+        try:
+            return Preprocessing(
+                resize_px=None if self.resize == "no" else resized,
+                fit="letterbox" if self.resize == "aspect-ratio" else "stretch",
+                crop_px=input_px if cut else None,
+                mean=self.mean,
+                std=self.std,
+                antialias=False,
+                channels=self.channels,
+                pad_value=self.pad_value,
+            )
+        except ValueError as error:
+            raise ModelUnavailable(
+                f"{name}, as its model-proc file has it: {error}", hint="check range, mean and std in it"
+            ) from error
 
 
 def read_model_proc(path: Path) -> ModelProc:
@@ -101,11 +109,7 @@ def read_model_proc(path: Path) -> ModelProc:
             message names file, field, value and what is allowed.
     """
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelUnavailable(
-            f"cannot read the model-proc file {path}: {error.strerror}", hint="check the path"
-        ) from error
+        whole = json.loads(read_text(path, "model-proc"))
     except (ValueError, RecursionError) as error:
         raise ModelUnavailable(
             f"the model-proc file {path} is no JSON: {error}", hint="see DL Streamer's documentation of it"
@@ -125,7 +129,10 @@ class _Node:
         self.file, self.path, self.value = file, path, value
 
     def fail(self, allowed: str) -> NoReturn:
-        shown = json.dumps(self.value)
+        try:
+            shown = json.dumps(self.value)
+        except RecursionError:
+            shown = "nested too deep"
         raise ModelUnavailable(
             f"the model-proc file {self.file}: {self.path or 'the whole'} is "
             f"{shown if len(shown) <= 60 else shown[:57] + '…'}",
@@ -137,7 +144,8 @@ class _Node:
             self.fail("an object")
         for name in self.value:
             if name not in known:
-                field = f"{self.path}.{name}".lstrip(".")
+                known_as = name if name.isprintable() else ascii(name)
+                field = f"{self.path}.{known_as}".lstrip(".")[:100]
                 raise ModelUnavailable(
                     f"the model-proc file {self.file}: unknown field {field}",
                     hint=f"allowed: {', '.join(known)}",
@@ -161,16 +169,21 @@ class _Node:
             self.fail(", ".join(allowed))
         return str(self.value)
 
-    def number(self, least: float = -1e30, most: float = 1e30) -> float:
+    def label(self) -> str:
+        if wrong_name(self.text()):
+            self.fail(f"a printable text of at most {LONGEST_NAME} characters")
+        return self.text()
+
+    def number(self, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
         number = self.value
         if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
-            self.fail(f"a number from {least:g} to {most:g}" if least > -1e30 else "a number")
+            self.fail(f"a number from {least:g} to {most:g}")
         return float(number)
 
-    def numbers(self, count: int) -> tuple[float, ...]:
+    def numbers(self, count: int, least: float = -LARGEST_NUMBER) -> tuple[float, ...]:
         if not isinstance(self.value, list) or len(self.value) != count:
             self.fail(f"a list of {count} numbers")
-        return tuple(item.number() for item in self.items())
+        return tuple(item.number(least) for item in self.items())
 
 
 def _only(node: _Node, what: str) -> _Node | None:
@@ -208,9 +221,7 @@ def _colours(params: dict[str, _Node]) -> dict[str, object]:
     if high <= low:
         params["range"].fail("a lower and a higher number")
     mean = params["mean"].numbers(3) if "mean" in params else (0.0,) * 3
-    std = params["std"].numbers(3) if "std" in params else (1.0,) * 3
-    if not all(std):
-        params["std"].fail("numbers that are not 0")
+    std = params["std"].numbers(3, SMALLEST_STD) if "std" in params else (1.0,) * 3
     return {
         "channels": channels,
         "mean": tuple((one - low) / (high - low) for one in mean),
@@ -224,7 +235,7 @@ def _padding(params: dict[str, _Node]) -> dict[str, object]:
         fields |= params["padding"].fields(("stride_x", "stride_y", "fill_value"))
     pads = []
     for name in ("stride_y", "stride_x"):
-        pad = fields[name].number(0, 1e6) if name in fields else 0.0
+        pad = fields[name].number(0, MAX_SIDE_PX) if name in fields else 0.0
         if pad != int(pad):
             fields[name].fail("whole pixels")
         pads.append(int(pad))
@@ -260,9 +271,17 @@ def _output(node: _Node) -> dict[str, object]:
 
 def _labels(node: _Node) -> tuple[str, ...]:
     if isinstance(node.value, list):
-        return tuple(item.text() for item in node.items())
-    path = node.file.parent / node.text()
+        if len(node.value) > MOST_NAMES:
+            node.fail(f"at most {MOST_NAMES} labels")
+        return tuple(item.label() for item in node.items())
+    named = Path(node.text())
+    # A file from elsewhere must not have others read than those that came with it.
+    if named.is_absolute() or ".." in named.parts or wrong_name(node.text()):
+        node.fail("a list of texts, or a file beside the model-proc file or below it")
     try:
-        return tuple(path.read_text(encoding="utf-8").rstrip().splitlines())
-    except (OSError, ValueError):
+        lines = read_text(node.file.parent / named, "labels").rstrip(" \n").split("\n")
+    except ModelUnavailable:
         node.fail("a list of texts, or a file that can be read with a label a line")
+    if len(lines) > MOST_NAMES or any(map(wrong_name, lines)):
+        node.fail(f"a file of at most {MOST_NAMES} printable labels of at most {LONGEST_NAME} characters")
+    return tuple(lines)

@@ -25,7 +25,11 @@ from pipelines.sources.archive import check_exported, check_script, members, rea
 from pipelines.sources.draft import Draft, draft_of
 from pipelines.sources.facts import MODEL_FACTS_KEY, spec_from_facts
 from pipelines.sources.onnx_models import OnnxNetwork, fixed_input, read_onnx_facts
-from pipelines.sources.state import check_file
+from pipelines.sources.state import LARGEST_TEXT, check_file
+
+# Pictures are of four dimensions, clips of five; no side, batch or clip is larger than this.
+RANKS = (4, 5)
+LARGEST_DIM = 8192
 
 
 def is_torchscript(path: Path) -> bool:
@@ -51,11 +55,14 @@ def saved_draft(path: Path, *, sha256: str = "", allow_code: bool = False) -> Dr
 
     source = f"{path.name}, {'an exported program' if exported else 'TorchScript'}"
     plain = Draft(name=path.stem, build=build, source=source)
+    batch, *_, height_px, width_px = _exported_dims(path, names) if exported else (None,) * 4
     member = next((name for name in names if name.endswith(f"/extra/{MODEL_FACTS_KEY}")), None)
     if member is None:
-        return replace(plain, input_px=_exported_px(path, names) if exported else None)
-    text = read_member(path, member).decode("utf-8", "replace")
-    return draft_of(spec_from_facts(text, build=build, source=source, file=path))
+        drafted = replace(plain, input_px=(height_px, width_px) if height_px and width_px else None)
+    else:
+        text = read_member(path, member, LARGEST_TEXT).decode("utf-8", "replace")
+        drafted = draft_of(spec_from_facts(text, build=build, source=source, file=path))
+    return replace(drafted, max_batch=batch or drafted.max_batch)
 
 
 def onnx_draft(path: Path, *, sha256: str = "") -> Draft:
@@ -113,7 +120,8 @@ def _reading(path: Path, what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = "".join(one if one.isprintable() else "?" for one in line)
         raise ModelUnavailable(f"cannot read {path} as {what}: {reason}", hint="is it complete?") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -135,8 +143,8 @@ def _weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _exported_px(path: Path, names: list[str]) -> tuple[int, int] | None:
-    """Height and width that an exported program takes, None where they are free or its graph is unusual."""
+def _exported_dims(path: Path, names: list[str]) -> tuple[int | None, ...]:
+    """The dimensions `(N, …, h, w)` that an exported program takes, None where they are free or cannot be told."""
     member = next((name for name in names if "/models/" in name), None)
     try:
         module = read_json(path, member or "models")["graph_module"]
@@ -144,7 +152,8 @@ def _exported_px(path: Path, names: list[str]) -> tuple[int, int] | None:
             spec["user_input"]["arg"] for spec in module["signature"]["input_specs"] if "user_input" in spec
         ]
         sizes = module["graph"]["tensor_values"][inputs[0]["as_tensor"]["name"]]["sizes"]
-        height_px, width_px = (size.get("as_int") for size in sizes[-2:])
+        dims = tuple(size.get("as_int") for size in sizes)
     except (LookupError, TypeError, AttributeError, ValueError):
-        return None
-    return (height_px, width_px) if height_px and width_px else None
+        return (None,) * 4
+    whole = all(size is None or (type(size) is int and 0 < size <= LARGEST_DIM) for size in dims)
+    return dims if whole and len(dims) in RANKS else (None,) * 4

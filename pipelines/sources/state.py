@@ -1,10 +1,15 @@
-"""Files of weights: state dicts read without running code, and their SHA-256. Knows no torchvision, no options."""
+"""Files of weights: state dicts read without running code, and their SHA-256; small texts beside a model.
+
+Knows no torchvision, no options. Files are looked at before they are opened: a pipe would never end.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import unicodedata
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +22,50 @@ from pipelines.errors import ModelUnavailable
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
 # Heads that only training uses: a file may hold them, the served network has none.
 TRAINING_HEADS = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
+
+
+# Most bytes of a text beside a model, characters of a name in it, and names.
+LARGEST_TEXT = 16 << 20
+LONGEST_NAME = 1000
+MOST_NAMES = 100_000
+# Characters that would break lines of a log, move a terminal's cursor or turn the direction of text around it.
+UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small UTF-8 text file; a mark at its begin does not count.
+
+    Raises:
+        ModelUnavailable: there is no such file, it is larger than 16 MB, or no UTF-8; `what` names it.
+    """
+    try:
+        if not path.is_file():
+            reason = "is no file" if path.exists() else "No such file or directory"
+            raise ModelUnavailable(f"cannot read the {what} file {path}: {reason}", hint="check the path")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ModelUnavailable(
+                f"the {what} file {path} is larger than {LARGEST_TEXT >> 20} MB", hint="check the path"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelUnavailable(
+            f"the {what} file {path} is no UTF-8 text: {error.reason}", hint="save it as UTF-8"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelUnavailable(
+            f"cannot read the {what} file {path}: {reason}", hint="check the path"
+        ) from error
+
+
+def wrong_name(text: str) -> str:
+    """What is wrong with a label or a name that is shown to people; empty: nothing."""
+    if len(text) > LONGEST_NAME:
+        return f"longer than {LONGEST_NAME} characters"
+    if any(unicodedata.category(one) in UNSEEN or one in TURNING for one in text):
+        return "not printable"
+    return ""
 
 
 def check_file(path: Path, sha256: str = "", what: str = "weights") -> None:
@@ -52,6 +101,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_stored(path)
         with warnings.catch_warnings():
             # Torch warns of protocols that it does not write itself, and then fails.
             warnings.simplefilter("ignore")
@@ -61,12 +111,26 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
             f"{path} is no state dict that can be read without running code from it",
             hint="save it with torch.save(model.state_dict(), FILE), or as .safetensors",
         ) from error
+    except ModelUnavailable:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelUnavailable(
             f"cannot read the weights file {path}: {reason}", hint="is it complete, and a state dict?"
         ) from error
     return _tensors(state, path)
+
+
+def _check_stored(path: Path) -> None:
+    """torch.save compresses nothing, and a small file that does could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    if any(info.compress_type for info in infos) or sum(one.file_size for one in infos) > path.stat().st_size:
+        raise ModelUnavailable(
+            f"{path} is compressed, as torch does not do it", hint="save it with torch.save"
+        )
 
 
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:
