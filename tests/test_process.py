@@ -24,6 +24,9 @@ from pipelines import watchdog
 from pipelines.errors import TrividError
 from pipelines.results import SegmentationAnswer
 
+# Each endpoint takes Triton a second or two to start.
+FEW_ENDPOINTS = ("--demo", "--device", "cpu", "--endpoints", "media")
+
 
 def run_server(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -111,7 +114,7 @@ def test_a_torchvision_model_serves_with_weights_of_ones_own(tmp_path: Path) -> 
 def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -> None:
     before = leftovers()
     env = {name: os.environ[name] for name in ("HOME", "PATH", "SSL_CERT_FILE") if name in os.environ}
-    server = start_server(tmp_path, "--demo", "--device", "cpu", "--endpoints", "media", env=env)
+    server = start_server(tmp_path, *FEW_ENDPOINTS, env=env)
     answers: list[SegmentationAnswer] = []
     try:
         assert codes_until_ready(server) == {"model_unavailable"}
@@ -165,7 +168,7 @@ def test_stopping_ends_in_time_whatever_goes_on(wait_s: int) -> None:
 
 def test_a_killed_stub_ends_the_server_with_a_message(tmp_path: Path) -> None:
     before = leftovers()
-    server = start_server(tmp_path)
+    server = start_server(tmp_path, *FEW_ENDPOINTS)
     try:
         server.wait_ready()
         stubs = [
@@ -187,7 +190,7 @@ def test_a_killed_stub_ends_the_server_with_a_message(tmp_path: Path) -> None:
 
 def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     before = leftovers()
-    server = start_server(tmp_path)
+    server = start_server(tmp_path, *FEW_ENDPOINTS)
     try:
         server.wait_ready()
         family = watchdog.children(server.process.pid)
@@ -267,7 +270,7 @@ def film(seconds: int) -> bytes:
 @pytest.mark.timeout(300)
 def test_memory_does_not_grow_with_the_length_of_a_film(tmp_path: Path) -> None:
     """Ten minutes against ten seconds, streamed. Some 30 MB of upload lie in memory too."""
-    server = start_server(tmp_path, "--demo", "--device", "cpu", "--max-media-mb", "200")
+    server = start_server(tmp_path, *FEW_ENDPOINTS, "--max-media-mb", "200")
     try:
         server.wait_ready()
         with Client(server.grpc_url, timeout_s=120) as client:
