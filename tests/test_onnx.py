@@ -22,7 +22,7 @@ PLAIN = ModelSpec(
     task="classification",
     build=nn.Identity,
     source="test",
-    labels=("Katze", "犬", 'a "quoted"\nlabel'),
+    labels=("Katze", "犬", 'a "quoted" label'),
     preprocessing=Preprocessing(resize_px=256, crop_px=(224, 192)),
 )
 
@@ -204,7 +204,7 @@ def test_pixels_of_another_size_are_an_error_of_the_model(tmp_path: Path) -> Non
         source="toy",
         preprocessing=Preprocessing(resize_px=(16, 16)),
     )
-    with pytest.raises(ModelUnavailable, match=r"toy does not take pixels \(1, 3, 16, 16\)"):
+    with pytest.raises(ModelUnavailable, match=r"toy does not take pixels \(2, 3, 16, 16\)"):
         Model(spec, "cpu")
 
 

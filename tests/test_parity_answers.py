@@ -83,8 +83,8 @@ def test_classes_are_torchvisions(classifier: Subject) -> None:
 WRONG: list[dict[str, Any]] = [
     {"interpolation": "nearest"},
     {"antialias": False},
-    {"mean": (0.5, 0.456, 0.406)},
-    {"std": (0.229, 0.224, 0.26)},
+    {"mean": (0.6, 0.456, 0.406)},
+    {"std": (0.229, 0.224, 0.3)},
     {"channels": "BGR"},
     {"crop_px": (222, 222)},
     {"resize_px": 258},
