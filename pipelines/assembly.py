@@ -78,8 +78,12 @@ def make_pipeline(
     return pipeline
 
 
+def example_picture() -> bytes:
+    """A small picture, as PNG."""
+    return png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
+
+
 def check_example(pipeline: Pipeline) -> None:
     """One small picture through every stage, as a proof before anything listens."""
-    picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
-    for _ in pipeline.run(picture, Options(overlay="jpeg")):
+    for _ in pipeline.run(example_picture(), Options(overlay="jpeg")):
         continue
