@@ -5,7 +5,7 @@
     python server.py --model resnet50 --model detection=my.onnx     models by name or file, one a task
     python server.py --list-models     torchvision's models by name
     python server.py --check           look at the machine, change nothing
-    python server.py --dry-run --demo  one picture through every stage of every model, no port opened
+    python server.py --dry-run --demo  a picture and a video through every stage of every model, no port opened
 
 Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died.
 """
@@ -112,10 +112,10 @@ class Service:
         self._answer_first()
 
     def _answer_first(self) -> None:
-        """A picture over the wire to each instance of each task, so that no client's request is the first."""
-        from pipelines.assembly import example_picture
+        """A video over the wire to each instance of each task, so that no client's request is the first."""
+        from pipelines.assembly import example_clip
 
-        media = base64.b64encode(example_picture()).decode()
+        media = base64.b64encode(example_clip()).decode()
         body = json.dumps({"media": media, "base64": True})
         for task in [task for task in self.pipelines for _ in range(UNARY_INSTANCES)]:
             try:

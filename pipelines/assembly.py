@@ -11,7 +11,7 @@ from model_inference import ModelSpec, TaskName
 from pipelines.agreement import load_model
 from pipelines.contract import Options
 from pipelines.decode import Limits
-from pipelines.encode import png
+from pipelines.encode import Mp4Writer, png
 from pipelines.engine import Engine
 from pipelines.errors import ModelUnavailable
 from pipelines.pipeline import Pipeline, StagePool, Stages
@@ -78,12 +78,17 @@ def make_pipeline(
     return pipeline
 
 
-def example_picture() -> bytes:
-    """A small picture, as PNG."""
-    return png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
+def example_clip() -> bytes:
+    """A small video of one frame, as MP4."""
+    height_px, width_px = 64, 96
+    writer = Mp4Writer(width_px=width_px, height_px=height_px)
+    levels = np.arange(height_px * width_px * 3, dtype=np.uint8)
+    return writer.write(levels.reshape(1, height_px, width_px, 3), [0.0]) + writer.close()
 
 
 def check_example(pipeline: Pipeline) -> None:
-    """One small picture through every stage, as a proof before anything listens."""
-    for _ in pipeline.run(example_picture(), Options(overlay="jpeg")):
-        continue
+    """A picture and a video, small ones, through every stage, as a proof before anything listens."""
+    picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
+    for medium in (picture, example_clip()):
+        for _ in pipeline.run(medium, Options(overlay="jpeg")):
+            continue
