@@ -6,19 +6,15 @@ Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia, UnsupportedMedia
 from pipelines.images import image_format, open_image, probe_image
-from pipelines.medium import Limits, MediaInfo, Medium
+from pipelines.medium import Limits, MediaInfo, Medium, Wanted
 from pipelines.pyav_decode import Video
 
-if TYPE_CHECKING:
-    from model_inference import Preprocessing
+__all__ = ["Limits", "MediaInfo", "Medium", "Wanted", "open_media", "probe"]
 
-__all__ = ["Limits", "MediaInfo", "Medium", "open_media", "probe"]
-
+WHOLE_FRAMES = Wanted()
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -42,8 +38,7 @@ def open_media(
     options: Options,
     limits: Limits,
     device: str,
-    prepare: Preprocessing | None = None,
-    repeat_frames: bool = False,
+    wanted: Wanted = WHOLE_FRAMES,
 ) -> Medium:
     """Open a medium for one pass over its selected frames; use it in a `with` statement.
 
@@ -52,9 +47,9 @@ def open_media(
         options: `start_s`, `end_s`, `fps`, `keyframes_only`, `stride`, `max_frames` select frames; `decoder`
             chooses among decoders.
         device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
-        prepare: lets NVDEC's graph make the model's pixels in passing; other decoders leave it to others.
-        repeat_frames: with `fps`, frames that are shown for longer come as often as the rate asks (models of
-            clips know one rate alone); else each comes once.
+        wanted: what is made of the frames. NVDEC's graph makes the model's pixels in passing, and so does the
+            CPU's decoder where they are wanted on the CPU; images, and the CPU's decoder for a GPU, keep the
+            frames alone.
 
     Raises:
         InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by the
@@ -67,34 +62,33 @@ def open_media(
         return open_image(media, options=options, limits=limits)
     video = Video(media, limits)
     try:
-        return _route(video, options, device, prepare, repeat_frames)
+        return _route(video, options, device, wanted)
     except BaseException:
         video.close()
         raise
 
 
-def _route(
-    video: Video, options: Options, device: str, prepare: Preprocessing | None, repeat_frames: bool
-) -> Medium:
-    if options.decoder == "cpu":
-        return video.medium(options, "option decoder=cpu", repeat_frames=repeat_frames)
+def _route(video: Video, options: Options, device: str, wanted: Wanted) -> Medium:
     if not device.startswith("cuda"):
-        reason = f"device is {device}"
+        reason = "option decoder=cpu" if options.decoder == "cpu" else f"device is {device}"
+    elif options.decoder == "cpu":
+        reason = "option decoder=cpu"
     else:
-        # DALI and torch are loaded only where there is a GPU to use.
+        # DALI is loaded only where there is a GPU to use.
         from pipelines.nvdec import index_frames, open_nvdec
 
         index = index_frames(video, device)
         if not isinstance(index, str):
-            return open_nvdec(
-                video, index, options=options, device=device, prepare=prepare, repeat_frames=repeat_frames
-            )
+            return open_nvdec(video, index, options=options, device=device, wanted=wanted)
         reason = index
     if options.decoder == "nvdec":
         raise UnsupportedMedia(
             f"NVDEC cannot decode this medium: {reason}", hint="leave out decoder=nvdec, or use decoder=cpu"
         )
-    return video.medium(options, reason, repeat_frames=repeat_frames)
+    if device.startswith("cuda"):
+        # Frames go up as they are, and DALI prepares them there.
+        wanted = Wanted(repeat_frames=wanted.repeat_frames)
+    return video.medium(options, reason, wanted)
 
 
 def _check(media: bytes, limits: Limits) -> None:

@@ -37,37 +37,57 @@ class FrameBatch:
     """N decoded frames of one medium, upright, with their own times.
 
     Attributes:
-        pixels_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC.
+        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC; None where nobody
+            draws on them.
+        size_hw: height and width of the frames.
         pts_s: float64 `(N,)`, the medium's presentation times in seconds.
         frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.
-        model_nchw: float32 `(N, 3, h, w)` where the decoder's own graph prepared the model's pixels too.
+        model_nchw: float32 `(N, 3, h, w)` where the decoder prepared the model's pixels too.
     """
 
-    pixels_nhwc: PixelArray
+    kept_nhwc: PixelArray | None
+    size_hw: tuple[int, int]
     pts_s: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
     model_nchw: Any | None = None
 
     def __post_init__(self) -> None:
-        shape = tuple(self.pixels_nhwc.shape)
-        if len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise ValueError(f"pixels_nhwc must be (N, H, W, 3) with no zero, not {shape}")
-        lengths = (shape[0], len(self.pts_s), len(self.frame_index))
-        if len(set(lengths)) != 1:
-            raise ValueError(f"pixels_nhwc, pts_s and frame_index disagree on N: {lengths}")
-        if self.model_nchw is not None and len(self.model_nchw) != shape[0]:
-            raise ValueError(f"model_nchw has {len(self.model_nchw)} frames, pixels_nhwc {shape[0]}")
+        count = len(self.frame_index)
+        if not count or 0 in self.size_hw:
+            raise ValueError(f"a batch of {count} frames of {self.size_hw} pixels")
+        if len(self.pts_s) != count:
+            raise ValueError(f"there are {len(self.pts_s)} pts_s, {count} frame_index")
+        expected = (count, *self.size_hw, 3)
+        if self.kept_nhwc is not None and tuple(self.kept_nhwc.shape) != expected:
+            raise ValueError(f"kept_nhwc must be {expected}, not {tuple(self.kept_nhwc.shape)}")
+        if self.model_nchw is not None and len(self.model_nchw) != count:
+            raise ValueError(f"model_nchw has {len(self.model_nchw)} frames, frame_index {count}")
+
+    @classmethod
+    def of(
+        cls, pixels_nhwc: PixelArray, *, pts_s: npt.NDArray[np.float64], frame_index: npt.NDArray[np.int64]
+    ) -> FrameBatch:
+        """Frames whose pixels are kept, uint8 RGB `(N, H, W, 3)`."""
+        size_hw = int(pixels_nhwc.shape[1]), int(pixels_nhwc.shape[2])
+        return cls(kept_nhwc=pixels_nhwc, size_hw=size_hw, pts_s=pts_s, frame_index=frame_index)
 
     def __len__(self) -> int:
         return len(self.frame_index)
 
     @property
+    def pixels_nhwc(self) -> PixelArray:
+        """The frames' pixels. Raises ValueError where they were not kept."""
+        if self.kept_nhwc is None:
+            raise ValueError("the pixels of these frames were not kept")
+        return self.kept_nhwc
+
+    @property
     def height_px(self) -> int:
-        return int(self.pixels_nhwc.shape[1])
+        return self.size_hw[0]
 
     @property
     def width_px(self) -> int:
-        return int(self.pixels_nhwc.shape[2])
+        return self.size_hw[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,8 +163,8 @@ def _one_frame(
     pixels_hwc: npt.NDArray[np.uint8], options: Options, limits: Limits
 ) -> Generator[FrameBatch, None, None]:
     for picked in select([Selected(0, 0.0, pixels_hwc)], options, limits):
-        yield FrameBatch(
-            pixels_nhwc=picked.frame[None],
+        yield FrameBatch.of(
+            picked.frame[None],
             pts_s=np.array([picked.pts_s]),
             frame_index=np.array([picked.frame_index], np.int64),
         )

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from model_inference import Preprocessing
 from pipelines.errors import TooLarge
 from pipelines.frames import FrameBatch
 
@@ -52,6 +53,26 @@ class Limits:
     def chunk_length(self, width_px: int, height_px: int) -> int:
         """Frames in a chunk: `chunk_frames`, or as many of this size as MAX_CHUNK_BYTES of RGB hold."""
         return max(1, min(self.chunk_frames, MAX_CHUNK_BYTES // (width_px * height_px * 3)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is made of a medium's frames.
+
+    Attributes:
+        prepare: the model's pixels, for which the frames are read.
+        keep_pixels: whether the frames themselves are kept; without it `prepare` is needed.
+        repeat_frames: with the option `fps`, frames that are shown for longer come as often as the rate asks
+            (models of clips know one rate alone); else each comes once.
+    """
+
+    prepare: Preprocessing | None = None
+    keep_pixels: bool = True
+    repeat_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prepare is None and not self.keep_pixels:
+            raise ValueError("frames that are not kept have to be prepared for a model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,13 +18,13 @@ from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
-from model_inference import Preprocessing
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia
 from pipelines.frames import FrameBatch
-from pipelines.medium import MediaInfo, Medium
+from pipelines.geometry import geometry
+from pipelines.medium import MediaInfo, Medium, Wanted
 from pipelines.packets import CONTAINERS, PacketIndex, read_index
-from pipelines.preprocess import geometry, prepare_frames
+from pipelines.preprocess import prepare_frames
 from pipelines.pyav_decode import Video
 from pipelines.selection import Selected, in_groups, select
 
@@ -132,15 +132,14 @@ def open_nvdec(
     *,
     options: Options,
     device: str,
-    prepare: Preprocessing | None,
-    repeat_frames: bool = False,
+    wanted: Wanted,
     dali_device: str = "mixed",
 ) -> Medium:
     """The selected frames as CUDA tensors; closes `video`, whose first look is all it needs.
 
     Args:
         index: of all frames, as `index_frames` gives it.
-        prepare: with it, the same graph makes the model's pixels (`FrameBatch.model_nchw`).
+        wanted: with `prepare`, the same graph makes the model's pixels (`FrameBatch.model_nchw`).
         dali_device: `"cpu"` runs the same graph with DALI's own decoder (VP8, VP9, MJPEG), for trials.
 
     Raises:
@@ -152,22 +151,22 @@ def open_nvdec(
         Selected(number, pts_s, None, ticks in index.key_ticks)
         for number, (pts_s, ticks) in enumerate(zip(index.times_s, index.ticks, strict=True))
     )
-    picked = list(select(frames, options, limits, tick_s=float(index.time_base), repeat=repeat_frames))
+    picked = list(select(frames, options, limits, tick_s=float(index.time_base), repeat=wanted.repeat_frames))
     length = limits.chunk_length(info.width_px, info.height_px)
-    pipeline = _build(info, length, prepare, device=device, dali_device=dali_device)
+    pipeline = _build(info, length, wanted, device=device, dali_device=dali_device)
     pipeline.feed_input("media", [np.frombuffer(video.media, np.uint8)])
     return Medium(
         info=info,
         decoder="nvdec",
         decoder_reason=f"NVDEC here decodes {info.codec} 4:2:0 8 bit",
-        batches=_batches(pipeline, picked, total=len(index.ticks), length=length, device=device),
+        batches=_batches(
+            pipeline, picked, wanted, info, total=len(index.ticks), length=length, device=device
+        ),
     )
 
 
-def _build(
-    info: MediaInfo, length: int, prepare: Preprocessing | None, *, device: str, dali_device: str
-) -> Any:
-    """The graph: encoded bytes → frames FHWC, and the model's pixels FCHW where `prepare` says how."""
+def _build(info: MediaInfo, length: int, wanted: Wanted, *, device: str, dali_device: str) -> Any:
+    """The graph: encoded bytes → frames FHWC where they are kept, and the model's pixels FCHW where wanted."""
     untyped: Any = Pipeline
     pipeline = untyped(
         batch_size=1,
@@ -179,17 +178,24 @@ def _build(
         frames = fn.experimental.inputs.video(
             name="media", device=dali_device, sequence_length=length, last_sequence_policy="partial"
         )
-        outputs = [frames]
-        if prepare is not None:
-            shape = geometry(prepare, info.height_px, info.width_px)
-            outputs.append(prepare_frames(frames, shape, prepare, layout="FCHW"))
+        outputs = [frames] if wanted.keep_pixels else []
+        if wanted.prepare is not None:
+            shape = geometry(wanted.prepare, info.height_px, info.width_px)
+            outputs.append(prepare_frames(frames, shape, wanted.prepare, layout="FCHW"))
         pipeline.set_outputs(*outputs)
     pipeline.build()
     return pipeline
 
 
 def _batches(
-    pipeline: Any, picked: Sequence[Selected[None]], *, total: int, length: int, device: str
+    pipeline: Any,
+    picked: Sequence[Selected[None]],
+    wanted: Wanted,
+    info: MediaInfo,
+    *,
+    total: int,
+    length: int,
+    device: str,
 ) -> Generator[FrameBatch, None, None]:
     """Run the graph up to the last picked frame; of each run keep the picked ones."""
     last = picked[-1].frame_index if picked else -1
@@ -208,10 +214,11 @@ def _batches(
             whole = places == list(range(expected))
             chosen = tensors if whole else [tensor[places] for tensor in tensors]
             yield FrameBatch(
-                pixels_nhwc=chosen[0],
+                kept_nhwc=chosen[0] if wanted.keep_pixels else None,
+                size_hw=(info.height_px, info.width_px),
                 pts_s=np.array([one.pts_s for one in group]),
                 frame_index=np.array([one.frame_index for one in group], np.int64),
-                model_nchw=chosen[1] if len(chosen) > 1 else None,
+                model_nchw=None if wanted.prepare is None else chosen[-1],
             )
 
 

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from model_inference import Preprocessing
 from pipelines.contract import Options
-from pipelines.decode import Limits, Medium, open_media
+from pipelines.decode import Limits, Medium, Wanted, open_media
 from pipelines.engine import Engine
 from pipelines.errors import InternalError, InvalidOptions, TrividError
-from pipelines.frames import FrameBatch, Geometry, tiles
+from pipelines.frames import FrameBatch, Geometry, PixelArray, tiles
+from pipelines.geometry import geometry
 from pipelines.postprocess import ClassScores, Postprocessor
-from pipelines.preprocess import Preprocessor, geometry
+from pipelines.preprocess import Preprocessor
+from pipelines.resize import prepare_on_cpu
 from pipelines.results import Answer
 from pipelines.tasks import TASKS
 from pipelines.tasks.job import Job, View
@@ -107,8 +109,11 @@ class Pipeline:
                 options=self.task.select(self.spec, options) if self.task.select else options,
                 limits=limits or self.limits,
                 device=self.device,
-                prepare=None if self.spec.tiling else self.preprocessing,
-                repeat_frames=self.task.repeat_frames,
+                wanted=Wanted(
+                    prepare=None if self.spec.tiling else self.preprocessing,
+                    keep_pixels=bool(self.spec.tiling) or options.overlay != "none",
+                    repeat_frames=self.task.repeat_frames,
+                ),
             ) as medium,
             _judging(options),
         ):
@@ -126,7 +131,8 @@ class Pipeline:
         with contextlib.ExitStack() as lent:
             all_stages = [lent.enter_context(self.stages.lend()) for _ in range(self.stages.size)]
             for stages in all_stages:
-                stages.preprocess(np.zeros((1, *EXAMPLE_HW, 3), np.uint8))
+                if self.device != "cpu":
+                    stages.preprocess(np.zeros((1, *EXAMPLE_HW, 3), np.uint8))
                 if "mask" in self.task.options:
                     ones = torch.ones((1, *EXAMPLE_HW), dtype=torch.uint8, device=self.device)
                     stages.postprocess(None, ClassScores(class_map_nhw=ones), WHOLE_EXAMPLE, None)
@@ -173,10 +179,20 @@ class Pipeline:
         """The model's pixels of N frames, float32 `(V·N, 3, h, w)`, view by view."""
         if frames.model_nchw is not None:
             return torch.as_tensor(frames.model_nchw)
-        views = self.views(frames.height_px, frames.width_px)
+        if self.device != "cpu":
+            return self.prepare_by_dali(frames)
+        with self.telemetry.span("preprocess"):
+            return torch.cat([prepare_on_cpu(pixels, self.preprocessing) for pixels in self._windows(frames)])
+
+    def prepare_by_dali(self, frames: FrameBatch) -> Tensor:
+        """The same by the DALI graph, which a CPU is slower at."""
         with self.stages.lend() as stages, self.telemetry.span("preprocess"):
-            parts = [stages.preprocess(frames.pixels_nhwc[_window(view)]) for view in views]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return torch.cat([stages.preprocess(pixels) for pixels in self._windows(frames)])
+
+    def _windows(self, frames: FrameBatch) -> list[PixelArray]:
+        """What the model sees of N frames, `(N, h, w, 3)` for each view."""
+        views = self.views(frames.height_px, frames.width_px)
+        return [frames.pixels_nhwc[_window(view)] for view in views]
 
     def _submit(self, frames: FrameBatch, job: Job) -> Future[list[Any]] | None:
         inputs = job.inputs(self.prepare(frames), frames)

@@ -1,4 +1,4 @@
-"""Frames of any size → the model's pixels, with DALI. Owns torchvision's arithmetic of sizes.
+"""Frames of any size → the model's pixels, with DALI: on a GPU, and wherever the DALI stage alone is asked for.
 
 Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
 halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.
@@ -6,7 +6,6 @@ halves the work, and it gives torchvision's pixels to one level of 255. Knows no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,87 +17,17 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from torch import Tensor
 
 from model_inference import Preprocessing
-from pipelines.errors import InvalidMedia, ModelUnavailable, TooLarge
+from pipelines.errors import InvalidMedia
 from pipelines.frames import Geometry, PixelArray
+from pipelines.geometry import geometry, pads
 from pipelines.graph import Graph, as_samples, number_input, picture_input, runs
+from pipelines.resize import check_kernel
 
-# A frame of 1:15 at a shorter side of 520; beyond it one frame fills the memory of a GPU in the model.
-MAX_MODEL_PIXELS = 4 << 20
 INTERPOLATIONS = {
     "nearest": DALIInterpType.INTERP_NN,
     "bilinear": DALIInterpType.INTERP_LINEAR,
     "bicubic": DALIInterpType.INTERP_CUBIC,
 }
-
-
-def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
-    """Where the model's window lies on a frame of this size, in torchvision's integers.
-
-    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop` (Python's
-    `round`, half to even; a side that is too short is padded, the odd pixel behind), or, with `max_px`, of its
-    detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the odd pixel behind.
-    The window reaches beyond the resized frame where pixels are padded: its top or left is negative then.
-
-    Raises:
-        TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
-    """
-    resized_hw = _resized_hw(preprocessing, height_px, width_px)
-    canvas_hw, crop_hw = _canvas_hw(preprocessing, resized_hw), preprocessing.crop_px
-    crop_h, crop_w = crop_hw or canvas_hw
-    if crop_h * crop_w > MAX_MODEL_PIXELS:
-        raise TooLarge(
-            f"a frame of {width_px}x{height_px} px becomes {crop_w}x{crop_h} px for the model, "
-            f"over the limit of {MAX_MODEL_PIXELS} pixels",
-            hint="cut long, narrow frames into pieces",
-        )
-    top, left = (
-        _centred(canvas, crop) - (canvas - resized) // 2
-        for canvas, crop, resized in zip(canvas_hw, (crop_h, crop_w), resized_hw, strict=True)
-    )
-    return Geometry(
-        source_hw=(height_px, width_px), resized_hw=resized_hw, crop_yxhw=(top, left, crop_h, crop_w)
-    )
-
-
-def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> tuple[int, int]:
-    """Size of the whole frame after resizing, without bars."""
-    wanted, shorter, longer = preprocessing.resize_px, *sorted((height_px, width_px))
-    if wanted is None:
-        return height_px, width_px
-    if isinstance(wanted, tuple):
-        if preprocessing.fit == "stretch":
-            return wanted
-        scale = min(wanted[0] / height_px, wanted[1] / width_px)
-        return max(1, round(height_px * scale)), max(1, round(width_px * scale))
-    if preprocessing.max_px is not None:
-        scale = min(wanted / shorter, preprocessing.max_px / longer)
-        # torchvision fails where a side of an extreme frame comes to nothing.
-        return max(1, math.floor(height_px * scale)), max(1, math.floor(width_px * scale))
-    if width_px <= height_px:
-        return int(wanted * height_px / width_px), wanted
-    return wanted, int(wanted * width_px / height_px)
-
-
-def _canvas_hw(preprocessing: Preprocessing, resized_hw: tuple[int, int]) -> tuple[int, int]:
-    """What the centre crop is taken from: the resized frame, or the letterbox around it."""
-    wanted = preprocessing.resize_px
-    return wanted if preprocessing.fit == "letterbox" and isinstance(wanted, tuple) else resized_hw
-
-
-def _centred(side_px: int, crop_px: int) -> int:
-    """Where a centre crop begins on a side, as torchvision has it; negative where it pads."""
-    return round((side_px - crop_px) / 2.0) if crop_px <= side_px else -((crop_px - side_px) // 2)
-
-
-def _pads(preprocessing: Preprocessing) -> bool:
-    """Whether the model's window may reach beyond the resized frame."""
-    resized, cropped = preprocessing.resize_px, preprocessing.crop_px
-    if preprocessing.fit == "letterbox" or cropped is None:
-        return preprocessing.fit == "letterbox"
-    if preprocessing.max_px is not None or resized is None:
-        return True
-    sides = (resized, resized) if isinstance(resized, int) else resized
-    return any(crop > side for crop, side in zip(cropped, sides, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +97,7 @@ def prepare_frames(
         antialias=preprocessing.antialias,
         dtype=DALIDataType.UINT8 if rounds else DALIDataType.FLOAT,
     )
-    if _pads(preprocessing):
+    if pads(preprocessing):
         pixels = _padded(pixels, window, preprocessing)
     return fn.crop_mirror_normalize(
         _swapped(pixels) if swaps and rounds else pixels,
@@ -209,13 +138,11 @@ class Preprocessor:
     """
 
     def __init__(self, preprocessing: Preprocessing, *, device: str, max_frames: int) -> None:
-        if preprocessing.interpolation == "bicubic" and not preprocessing.antialias:
-            # torchvision's kernel is another one then (a = -0.75): up to 12 of 255 off.
-            raise ModelUnavailable("bicubic interpolation without antialias is not supported")
+        check_kernel(preprocessing)
         self._preprocessing = preprocessing
         self._device = device
         self._max_frames = max_frames
-        self._numbers = ("start", "end", "size", *(("anchor", "shape") if _pads(preprocessing) else ()))
+        self._numbers = ("start", "end", "size", *(("anchor", "shape") if pads(preprocessing) else ()))
         self._graph = Graph(self._define, device=device, max_samples=max_frames)
 
     def __call__(self, pixels_nhwc: PixelArray) -> Tensor:

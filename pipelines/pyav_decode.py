@@ -19,15 +19,15 @@ from typing import Any
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
-from pipelines.colours import MATRICES, TRANSFERS, has_matrix, is_full_range, is_rgb, to_rgb
+from pipelines.colours import MATRICES, TRANSFERS, has_matrix, is_full_range, is_rgb
 from pipelines.containers import declared_bytes, open_container, pick_stream, read_packets
 from pipelines.contract import Options
 from pipelines.errors import InvalidMedia, UnsupportedMedia
 from pipelines.frames import FrameBatch
-from pipelines.medium import Limits, MediaInfo, Medium, Orientation
+from pipelines.medium import Limits, MediaInfo, Medium, Orientation, Wanted
 from pipelines.packets import CODECS, CONTAINERS, PacketIndex, read_index
+from pipelines.pixels import FrameReader
 from pipelines.selection import Selected, in_groups, select
 
 # Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
@@ -74,7 +74,7 @@ class Video:
         """The codec's name, whichever of FFmpeg's decoders reads it (`av1`, not `libdav1d`)."""
         return self.stream.codec.canonical_name
 
-    def medium(self, options: Options, reason: str, *, repeat_frames: bool = False) -> Medium:
+    def medium(self, options: Options, reason: str, wanted: Wanted) -> Medium:
         """The selected frames in chunks; `reason` says why this decoder reads them."""
         if options.keyframes_only:
             self._index = self._read_index()
@@ -82,7 +82,7 @@ class Video:
             info=self.info,
             decoder="pyav",
             decoder_reason=reason,
-            batches=self._batches(options, repeat_frames),
+            batches=self._batches(options, wanted),
             release=self.close,
         )
 
@@ -220,20 +220,17 @@ class Video:
                 hint=f"served are: {', '.join(sorted(set(MATRICES.values())))}",
             )
 
-    def _batches(self, options: Options, repeat: bool) -> Generator[FrameBatch, None, None]:
-        size = self.info.width_px, self.info.height_px
-        reformatter = VideoReformatter()
-        for group in in_groups(self._selected(options, repeat), self.limits.chunk_length(*size)):
-            pixels_nhwc = np.empty((len(group), size[1], size[0], 3), np.uint8)
-            for place, picked in enumerate(group):
-                if place and picked is group[place - 1]:
-                    pixels_nhwc[place] = pixels_nhwc[place - 1]
-                else:
-                    pixels_nhwc[place] = self.orientation.apply(to_rgb(picked.frame, reformatter))
+    def _batches(self, options: Options, wanted: Wanted) -> Generator[FrameBatch, None, None]:
+        size_hw = (self.info.height_px, self.info.width_px)
+        length = self.limits.chunk_length(self.info.width_px, self.info.height_px)
+        read = FrameReader(self.orientation, wanted, size_hw)
+        for group in in_groups(map(read, self._selected(options, wanted.repeat_frames)), length):
             yield FrameBatch(
-                pixels_nhwc=pixels_nhwc,
-                pts_s=np.array([picked.pts_s for picked in group]),
-                frame_index=np.array([picked.frame_index for picked in group], np.int64),
+                kept_nhwc=read.kept([one.frame for one in group]),
+                size_hw=size_hw,
+                pts_s=np.array([one.pts_s for one in group]),
+                frame_index=np.array([one.frame_index for one in group], np.int64),
+                model_nchw=read.normalized([one.frame for one in group]),
             )
 
     def _selected(self, options: Options, repeat: bool) -> Iterator[Selected[VideoFrame]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from parity_media import Material, decode
 from parity_subject import Subject
 from pipelines.contract import Options
-from pipelines.decode import Limits, open_media
+from pipelines.decode import Limits, Wanted, open_media
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +77,6 @@ def served_index(material: Material, wanted: float) -> npt.NDArray[np.int64]:
     """Numbers of the frames that the server takes of a video at a rate, for clips."""
     options = replace(Options(), fps=wanted)
     with open_media(
-        material.load(), options=options, limits=Limits(), device="cpu", repeat_frames=True
+        material.load(), options=options, limits=Limits(), device="cpu", wanted=Wanted(repeat_frames=True)
     ) as medium:
         return np.concatenate([one.frame_index for one in medium.chunks()])

@@ -149,8 +149,8 @@ def decode(material: Material, options: Options) -> FrameBatch:
     """The selected frames of a medium as the server's own decoder gives them, all at once."""
     with open_media(material.load(), options=options, limits=Limits(), device="cpu") as medium:
         parts = list(medium.chunks())
-    return FrameBatch(
-        pixels_nhwc=np.concatenate([to_numpy(part.pixels_nhwc) for part in parts]),
+    return FrameBatch.of(
+        np.concatenate([to_numpy(part.pixels_nhwc) for part in parts]),
         pts_s=np.concatenate([part.pts_s for part in parts]),
         frame_index=np.concatenate([part.frame_index for part in parts]),
     )

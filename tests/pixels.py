@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
 from model_inference import Preprocessing
+from pipelines.geometry import geometry
 from pipelines.sources.torchvision_models import transform_preprocessing
 
 Picture = npt.NDArray[np.uint8]
@@ -36,14 +38,20 @@ def preset(weights: Any) -> tuple[Preprocessing, Any]:
     return transform_preprocessing(transform), transform
 
 
-def reference(preprocessing: Preprocessing, pixels_nhwc: Picture) -> Tensor:
-    """The same by the functions that torchvision's presets are made of, on uint8 tensors."""
+def reference(
+    preprocessing: Preprocessing, pixels_nhwc: Picture, *, resize: Any = functional.resize
+) -> Tensor:
+    """The same by the functions that torchvision's presets are made of, on uint8 tensors.
+
+    Args:
+        resize: torchvision's first one, by floats, or that of its second interface, by integers as Pillow's.
+    """
     pixels: Any = to_nchw(pixels_nhwc)
     if preprocessing.resize_px is not None:
         size = preprocessing.resize_px
         mode = InterpolationMode(preprocessing.interpolation)
         wanted = [size] if isinstance(size, int) else list(size)
-        pixels = functional.resize(pixels, wanted, interpolation=mode, antialias=preprocessing.antialias)
+        pixels = resize(pixels, wanted, interpolation=mode, antialias=preprocessing.antialias)
     if preprocessing.crop_px is not None:
         pixels = functional.center_crop(pixels, list(preprocessing.crop_px))
     scaled = functional.convert_image_dtype(pixels)
@@ -54,3 +62,29 @@ def reference(preprocessing: Preprocessing, pixels_nhwc: Picture) -> Tensor:
 def levels_apart(left: Tensor, right: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Absolute difference in levels of 255, before normalization."""
     return (left - right).abs() * torch.tensor(preprocessing.std)[:, None, None] * 255
+
+
+def letterboxed(
+    preprocessing: Preprocessing, pixels_nhwc: Picture, *, resize: Any = functional.resize
+) -> Tensor:
+    """The same by torchvision's functions: resize, pad, swap, normalize."""
+    shape = geometry(preprocessing, *pixels_nhwc.shape[1:3])
+    top, left, height, width = shape.crop_yxhw
+    resized = resize(to_nchw(pixels_nhwc), list(shape.resized_hw), antialias=preprocessing.antialias)
+    below, right = height + top - shape.resized_hw[0], width + left - shape.resized_hw[1]
+    padded = functional.pad(resized, [-left, -top, right, below], fill=preprocessing.pad_value)
+    swapped = padded.flip(1) if preprocessing.channels == "BGR" else padded
+    scaled = functional.convert_image_dtype(swapped)
+    normalized: Tensor = functional.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
+    return normalized
+
+
+PER_CHANNEL: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.5, 0.25)}
+BOX = Preprocessing(resize_px=(96, 128), fit="letterbox", pad_value=114, **PER_CHANNEL)
+FORMS = {
+    "letterbox": BOX,
+    "letterbox, blue first": dataclasses.replace(BOX, channels="BGR"),
+    "letterbox, not rounded": dataclasses.replace(BOX, round_pixels=False),
+    "letterbox, not rounded, blue first": dataclasses.replace(BOX, round_pixels=False, channels="BGR"),
+    "letterbox, black": dataclasses.replace(BOX, pad_value=0, antialias=False),
+}

@@ -31,9 +31,7 @@ def chunk(first: int, count: int) -> tuple[Tensor, FrameBatch]:
     """Frames whose pixels are their number."""
     numbers = np.arange(first, first + count)
     pixels = torch.from_numpy(numbers).float().view(-1, 1, 1, 1).expand(count, 3, 2, 2)
-    frames = FrameBatch(
-        pixels_nhwc=np.zeros((count, 2, 2, 3), np.uint8), pts_s=numbers / 10, frame_index=numbers
-    )
+    frames = FrameBatch.of(np.zeros((count, 2, 2, 3), np.uint8), pts_s=numbers / 10, frame_index=numbers)
     return pixels, frames
 
 

@@ -213,7 +213,7 @@ def test_extracts_leave_the_masks_alone() -> None:
 
 def test_redaction_hides_what_is_in_the_box() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    frames = FrameBatch(pixels_nhwc=noise, pts_s=np.zeros(1), frame_index=np.zeros(1, np.int64))
+    frames = FrameBatch.of(noise, pts_s=np.zeros(1), frame_index=np.zeros(1, np.int64))
     drawn = raw(ask(seen(PERSON), overlay="raw", style="redact", pictures=frames))[0]
     outside = np.ones((HEIGHT, WIDTH), bool)
     outside[BOX] = False
@@ -226,7 +226,7 @@ def test_redaction_hides_what_is_in_the_box() -> None:
 
 def test_redaction_hides_the_pixels_of_masks() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    frames = FrameBatch(pixels_nhwc=noise, pts_s=np.zeros(1), frame_index=np.zeros(1, np.int64))
+    frames = FrameBatch.of(noise, pts_s=np.zeros(1), frame_index=np.zeros(1, np.int64))
     answer = ask(seen(PERSON, masks=masks(1)), overlay="raw", style="redact", pictures=frames)
     inside = rle.decode_object(answer.mask[0])
     same = (raw(answer)[0] == noise[0]).all(axis=2)

@@ -12,7 +12,7 @@ from torchvision.models.detection.transform import resize_boxes, resize_keypoint
 from model_inference import BoxOutput, Preprocessing
 from pipelines.contract import Options
 from pipelines.errors import InvalidOptions
-from pipelines.preprocess import geometry
+from pipelines.geometry import geometry
 from pipelines.results import DetectionAnswer
 from pipelines.tasks.boxes import MAX_OBJECTS, Found
 from pipelines.tasks.detection import TASK, Detection

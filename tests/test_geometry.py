@@ -14,7 +14,8 @@ from torchvision.transforms import functional
 from model_inference import Preprocessing
 from pipelines.errors import TooLarge
 from pipelines.frames import Geometry, tiles
-from pipelines.preprocess import Preprocessor, geometry
+from pipelines.geometry import geometry
+from pipelines.preprocess import Preprocessor
 from pixels import reference
 
 FCN = Preprocessing(resize_px=520)

@@ -14,7 +14,7 @@ import torch
 from media import clip, read_number
 from model_inference import Preprocessing
 from pipelines.contract import Options
-from pipelines.decode import Limits, open_media, probe
+from pipelines.decode import Limits, Wanted, open_media, probe
 from pipelines.errors import InvalidMedia, TooLarge
 from pipelines.frames import FrameBatch
 from pipelines.nvdec import DecodeCaps, count_frames, kind_refusal, open_nvdec, query_caps, size_refusal
@@ -137,8 +137,7 @@ def run_on_cpu(
         index,
         options=options,
         device="cpu",
-        prepare=prepare,
-        repeat_frames=repeat_frames,
+        wanted=Wanted(prepare=prepare, repeat_frames=repeat_frames),
         dali_device="cpu",
     ) as medium:
         return list(medium.chunks())
@@ -183,7 +182,9 @@ def test_the_graph_repeats_frames_where_the_rate_asks() -> None:
     data, wanted = clip(frames=7, **VP9), Options(fps=25)
     chunks = run_on_cpu(data, wanted, Limits(chunk_frames=4), SMALL, repeat_frames=True)
     assert max(map(len, chunks)) <= 4
-    with open_media(data, options=wanted, limits=Limits(), device="cpu", repeat_frames=True) as medium:
+    with open_media(
+        data, options=wanted, limits=Limits(), device="cpu", wanted=Wanted(repeat_frames=True)
+    ) as medium:
         expected = [int(one) for chunk in medium.chunks() for one in chunk.frame_index]
     assert [int(one) for chunk in chunks for one in chunk.frame_index] == expected
     assert len(expected) == 18
@@ -221,7 +222,9 @@ def test_other_frames_than_the_containers_are_an_error(spoil: str) -> None:
     else:
         video.media = video.media[:600] + bytes(len(video.media) - 600)
     with (
-        open_nvdec(video, index, options=Options(), device="cpu", prepare=None, dali_device="cpu") as medium,
+        open_nvdec(
+            video, index, options=Options(), device="cpu", wanted=Wanted(), dali_device="cpu"
+        ) as medium,
         pytest.raises(InvalidMedia, match="NVDEC"),
     ):
         list(medium.chunks())

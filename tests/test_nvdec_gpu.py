@@ -12,7 +12,7 @@ import torch
 from media import clip, read_number
 from model_inference import Preprocessing
 from pipelines.contract import Options
-from pipelines.decode import Limits, open_media
+from pipelines.decode import Limits, Wanted, open_media
 from pipelines.errors import UnsupportedMedia
 from pipelines.frames import FrameBatch
 from pipelines.preprocess import Preprocessor
@@ -29,7 +29,11 @@ def on_gpu(
     data: bytes, prepare: Preprocessing | None = None, **options: Any
 ) -> tuple[list[FrameBatch], str, str]:
     with open_media(
-        data, options=Options(**options), limits=Limits(chunk_frames=5), device="cuda", prepare=prepare
+        data,
+        options=Options(**options),
+        limits=Limits(chunk_frames=5),
+        device="cuda",
+        wanted=Wanted(prepare=prepare),
     ) as medium:
         return list(medium.chunks()), medium.decoder, medium.decoder_reason
 

@@ -14,8 +14,8 @@ from model_inference import Preprocessing
 from pipelines.drawing import palette
 from pipelines.errors import InternalError
 from pipelines.frames import Geometry
+from pipelines.geometry import geometry
 from pipelines.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle
-from pipelines.preprocess import geometry
 
 CLASSES = 5
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

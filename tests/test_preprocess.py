@@ -12,13 +12,13 @@ import pytest
 import torch
 from nvidia.dali import fn
 from torch import Tensor
-from torchvision.transforms import functional
 
 from model_inference import Preprocessing
 from pipelines.errors import Cancelled, InternalError, InvalidMedia, ModelUnavailable
+from pipelines.geometry import geometry
 from pipelines.graph import Graph, number_input, picture_input
-from pipelines.preprocess import Preprocessor, geometry, prepare_frames
-from pixels import Picture, levels_apart, natural, reference, to_nchw
+from pipelines.preprocess import Preprocessor, prepare_frames
+from pixels import FORMS, letterboxed, levels_apart, natural, reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 FCN = Preprocessing(resize_px=520)
@@ -83,32 +83,6 @@ def test_bicubic_is_close_to_torchvisions() -> None:
     unsupported = dataclasses.replace(preprocessing, antialias=False)
     with pytest.raises(ModelUnavailable, match="bicubic"):
         Preprocessor(unsupported, device="cpu", max_frames=1)
-
-
-def letterboxed(preprocessing: Preprocessing, pixels_nhwc: Picture) -> Tensor:
-    """The same by torchvision's functions: resize, pad, swap, normalize."""
-    shape = geometry(preprocessing, *pixels_nhwc.shape[1:3])
-    top, left, height, width = shape.crop_yxhw
-    resized = functional.resize(
-        to_nchw(pixels_nhwc), list(shape.resized_hw), antialias=preprocessing.antialias
-    )
-    below, right = height + top - shape.resized_hw[0], width + left - shape.resized_hw[1]
-    padded = functional.pad(resized, [-left, -top, right, below], fill=preprocessing.pad_value)
-    swapped = padded.flip(1) if preprocessing.channels == "BGR" else padded
-    scaled = functional.convert_image_dtype(swapped)
-    normalized: Tensor = functional.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
-    return normalized
-
-
-PER_CHANNEL: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.5, 0.25)}
-BOX = Preprocessing(resize_px=(96, 128), fit="letterbox", pad_value=114, **PER_CHANNEL)
-FORMS = {
-    "letterbox": BOX,
-    "letterbox, blue first": dataclasses.replace(BOX, channels="BGR"),
-    "letterbox, not rounded": dataclasses.replace(BOX, round_pixels=False),
-    "letterbox, not rounded, blue first": dataclasses.replace(BOX, round_pixels=False, channels="BGR"),
-    "letterbox, black": dataclasses.replace(BOX, pad_value=0, antialias=False),
-}
 
 
 @pytest.mark.parametrize("hw", [(70, 53), (53, 70), (300, 401), (8, 8), (97, 128)])

@@ -14,7 +14,7 @@ import pytest
 
 from media import clip, image, mutated, read_number, truncated
 from pipelines.contract import Options
-from pipelines.decode import Limits, open_media
+from pipelines.decode import Limits, Wanted, open_media
 from pipelines.errors import InvalidMedia, TrividError
 
 VP9: dict[str, Any] = {"codec": "libvpx-vp9", "container": "webm"}
@@ -24,7 +24,11 @@ def read(data: bytes, options: Options, *, repeat_frames: bool = False) -> tuple
     """Numbers and times of the frames that are answered; their pixels are those of that number."""
     index, times, shown = [], [], []
     with open_media(
-        data, options=options, limits=Limits(chunk_frames=5), device="cpu", repeat_frames=repeat_frames
+        data,
+        options=options,
+        limits=Limits(chunk_frames=5),
+        device="cpu",
+        wanted=Wanted(repeat_frames=repeat_frames),
     ) as medium:
         for chunk in medium.chunks():
             index += chunk.frame_index.tolist()
@@ -237,7 +241,7 @@ def test_damaged_media_give_frames_or_typed_errors(options: dict[str, Any], name
                 options=Options(**options),
                 limits=Limits(max_pixels=1 << 20),
                 device="cpu",
-                repeat_frames=True,
+                wanted=Wanted(repeat_frames=True),
             ) as medium,
         ):
             for chunk in medium.chunks():

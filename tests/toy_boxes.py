@@ -14,8 +14,8 @@ from media import picture
 from model_inference import BoxOutput, ModelSpec, Preprocessing
 from pipelines.contract import Options
 from pipelines.frames import FrameBatch, Geometry
+from pipelines.geometry import geometry
 from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import geometry
 from pipelines.results import DetectionAnswer
 from pipelines.tasks.detection import Detection
 from pipelines.tasks.job import View
@@ -54,7 +54,7 @@ def seen(*rows: Row, **more: Tensor) -> dict[str, Tensor]:
 def batch(count: int, first: int = 0, height: int = HEIGHT, width: int = WIDTH) -> FrameBatch:
     index = np.arange(first, first + count)
     pixels = np.stack([picture(int(number), width=width, height=height) for number in index])
-    return FrameBatch(pixels_nhwc=pixels, pts_s=index / 10, frame_index=index)
+    return FrameBatch.of(pixels, pts_s=index / 10, frame_index=index)
 
 
 def ask(

@@ -103,7 +103,7 @@ class Segmentation(FrameJob):
     ) -> SegmentationAnswer:
         assert frames is not None
         scores, geometry = join_views(ClassScores.concatenate(parts), views, frames)
-        rendered = postprocessor(frames.pixels_nhwc, scores, geometry, self._style)
+        rendered = postprocessor(frames.kept_nhwc, scores, geometry, self._style)
         masks = self._masks(rendered)
         if self._options.mask == "probability":
             levels = _levels(whole_frame(scores.confidence, geometry), geometry.source_hw)
