@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export UV_SYSTEM_CERTS ?= 1
 export UV_NATIVE_TLS ?= true
 
-.PHONY: install demo test lint test-gpu reference parity clean
+.PHONY: install demo test lint test-gpu reference parity bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml uv.lock
@@ -38,6 +38,21 @@ reference: $(STAMP)
 
 parity: $(STAMP)
 	$(BIN)/python scripts/parity.py --write
+
+# Figures are of this machine and this minute: run it on a quiet one. BENCH adds flags, e.g. BENCH="--task detection".
+BENCH_STAMP := .venv/.installed-bench
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/uv sync --quiet --locked --inexact --group bench --python $(BIN)/python
+	touch $@
+
+bench: $(BENCH_STAMP)
+	mkdir -p out
+	$(BIN)/python scripts/bench.py --peers --clients 1 4 --duration 15 --json out/bench.json --plot out/bench.png $(BENCH)
+
+bench-gpu: $(BENCH_STAMP)
+	mkdir -p out
+	$(BIN)/python scripts/bench.py --device cuda --peers --clients 1 4 16 --json out/bench-gpu.json \
+		--plot out/bench-gpu.png $(BENCH)
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,122 @@
+"""Media to measure with: one picture, clips and films of 720p H.264. Knows no model and no server.
+
+A second of film is encoded once and repeated as it is, so that an hour costs no encoding: real film where the
+sample lies beside the project, else moving noise with grain, which is as hard to decode.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Picture = npt.NDArray[np.uint8]
+WIDTH_PX, HEIGHT_PX, RATE = 1280, 720, 24
+SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "sintel_h264_720p.mp4"
+# A medium's name → its frames.
+FRAMES = {"image": 1, "short": 48, "clip": 240, "minute": 1440, "film": 14_400, "hour": 86_400}
+# x264's rate factor, less is better; films have few bits, so that they pass a server's upload limit.
+QUALITY = {"short": 23, "clip": 23, "film": 40, "minute": 45, "hour": 45}
+# Frames that each picture is shown for: slow motion makes an hour as small as a minute.
+HELD = {"minute": 10, "hour": 10}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """A file, how many frames it has, and in words what it shows."""
+
+    path: Path
+    frames: int
+    about: str
+
+
+def make_medium(kind: str, folder: Path) -> Medium:
+    """A medium by its kind (a key of FRAMES), made in the folder, or any file by its path."""
+    if kind not in FRAMES:
+        path = Path(kind)
+        if not path.is_file():
+            raise SystemExit(f"error: no medium {kind!r}: a file, or one of {', '.join(FRAMES)}")
+        return Medium(path=path, frames=count_frames(path), about=f"{path.name}, {path.stat().st_size} bytes")
+    path = folder / (f"{kind}.jpg" if kind == "image" else f"{kind}.mp4")
+    source = "real film" if SAMPLE.is_file() else "moving noise"
+    if not path.exists():
+        if kind == "image":
+            Image.fromarray(next(film_second())).save(path, quality=90)
+        else:
+            held = HELD.get(kind, 1)
+            path.write_bytes(_looped(_group(QUALITY[kind], held), FRAMES[kind] // (RATE * held), held))
+    about = f"{source}, {WIDTH_PX}x{HEIGHT_PX}, {FRAMES[kind]} frames, {path.stat().st_size / 1e6:.1f} MB"
+    return Medium(path=path, frames=FRAMES[kind], about=about)
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video's first stream by its packets; pictures have one."""
+    with av.open(str(path)) as source:
+        return sum(1 for packet in source.demux(video=0) if packet.size)
+
+
+def film_second() -> Iterator[Picture]:
+    """A second of film, frame by frame."""
+    if not SAMPLE.is_file():
+        yield from (_noise(number) for number in range(RATE))
+        return
+    count = 0
+    with av.open(str(SAMPLE)) as source:
+        for frame in source.decode(video=0):
+            pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            yield pixels
+            count += 1
+            if count == RATE:
+                return
+    yield from (pixels for _ in range(RATE - count))
+
+
+def _noise(number: int) -> Picture:
+    """Soft shapes that move, under grain that does not stand still."""
+    shapes = np.random.default_rng(0).integers(0, 256, (HEIGHT_PX // 40, WIDTH_PX // 40, 3), np.uint8)
+    large = np.asarray(Image.fromarray(shapes).resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC))
+    grain = np.random.default_rng(number + 1).normal(0, 6, (HEIGHT_PX, WIDTH_PX, 1))
+    moved = np.roll(large, (2 * number, 5 * number), axis=(0, 1))
+    noisy: Picture = np.clip(moved + grain, 0, 255).astype(np.uint8)
+    return noisy
+
+
+def _group(quality: int, held: int) -> bytes:
+    """The pictures, each for `held` frames, as one group of H.264 frames."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="mp4") as target:
+        options = {"preset": "medium", "crf": str(quality), "threads": "1"}
+        stream: Any = target.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
+        stream.gop_size = RATE * held
+        for pixels in film_second():
+            for _ in range(held):
+                target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        target.mux(stream.encode(None))
+    return sink.getvalue()
+
+
+def _looped(group: bytes, turns: int, seconds: int) -> bytes:
+    """The same packets again and again, each time as many seconds later."""
+    sink = io.BytesIO()
+    with av.open(io.BytesIO(group), "r") as source, av.open(sink, "w", format="mp4") as target:
+        origin = source.streams.video[0]
+        packets: list[Any] = [packet for packet in source.demux(origin) if packet.size]
+        stream: Any = target.add_stream_from_template(origin)
+        assert origin.time_base is not None
+        ticks = round(seconds / origin.time_base)
+        for turn in range(turns):
+            for packet in packets:
+                copy: Any = av.Packet(bytes(packet))
+                copy.stream, copy.time_base, copy.is_keyframe = stream, origin.time_base, packet.is_keyframe
+                copy.duration = packet.duration
+                copy.pts, copy.dts = packet.pts + turn * ticks, packet.dts + turn * ticks
+                target.mux(copy)
+    return sink.getvalue()
