@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pipelines.contract import OPTION_FIELDS, OPTION_TYPES
+from pipelines.contract import OPTION_FIELDS, OPTION_TYPES, STREAM_OPTIONS
 from pipelines.dump import Dump, row_lines
 from pipelines.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
 from pipelines.remote import DEFAULT_URL, Client, ModelInfo, ServerInfo
@@ -70,7 +70,7 @@ exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage
 """
 
 FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
-OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("base64", "task"))
+OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("base64", "task", *STREAM_OPTIONS))
 SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder")
 CLIPS = ("clip_length", "clip_stride", "tail")
 

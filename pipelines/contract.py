@@ -21,6 +21,7 @@ from pipelines.errors import InvalidOptions
 
 Scalar = str | int | float | bool
 Tensor = npt.NDArray[Any]
+Row = dict[str, Tensor]
 
 Overlay = Literal["none", "jpeg", "mp4", "raw"]
 Style = Literal["overlay", "extract", "redact"]
@@ -74,9 +75,18 @@ class Options:
     mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or how probable they are as PNG")
     decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
+    deadline_ms: float = option(
+        0, "milliseconds from its arrival in which a request is to be answered; 0: no bound", low=0
+    )
+    credits: int = option(
+        0, "stream: at most this many answers now; 0: all, while they are small", low=0, high=1000
+    )
+    session: str = option("", "stream: go on where the answer with this token stopped; media is empty then")
+    last_seq: int = option(-1, "with session: the answers after this number, again", low=-1)
+    cancel: bool = option(False, "with session: end the stream now")
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in OPTION_TYPES.items():
             _check_option(name, kind, getattr(self, name))
         if self.end_s <= self.start_s:
             raise InvalidOptions(f"end_s={self.end_s} is not after start_s={self.start_s}")
@@ -87,6 +97,18 @@ class Options:
         for one, other in (("class_name", "class_id"), ("fps", "keyframes_only")):
             if self.is_set(one) and self.is_set(other):
                 raise InvalidOptions(f"{one} and {other} are both set", hint="set one of them")
+        self._check_session()
+
+    def _check_session(self) -> None:
+        """A session goes on with the options of its start."""
+        for name in OPTION_FIELDS:
+            of_session = name in ("last_seq", "cancel")
+            if of_session and not self.session and self.is_set(name):
+                raise InvalidOptions(f"{name} without a session", hint="send the token of its last answer")
+            if self.session and name not in (*STREAM_OPTIONS, "base64") and self.is_set(name):
+                raise InvalidOptions(
+                    f"option {name} is set with a session", hint="a stream keeps the options of its start"
+                )
 
     def is_set(self, name: str) -> bool:
         """Whether an option has another value than its default."""
@@ -108,6 +130,8 @@ def _check_option(name: str, kind: Any, value: Any) -> None:
             )
 
 
+# What a request says of a pull of a stream, and not of the medium.
+STREAM_OPTIONS = ("credits", "session", "last_seq", "cancel")
 OPTION_FIELDS = {entry.name: entry for entry in dataclasses.fields(Options)}
 OPTION_TYPES: dict[str, Any] = get_type_hints(Options)
 
@@ -198,6 +222,16 @@ COMMON_COLUMNS = (
     Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
     Column(name="final", dtype=np.uint8, dims=(1,), help="1 on the last answer of a medium"),
     Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'),
+)
+
+STREAM_COLUMNS = (
+    Column(name="seq", dtype=np.int64, dims=(1,), help="number of the answer in its stream, from 0"),
+    Column(
+        name="session",
+        dtype=object,
+        dims=(1,),
+        help="empty, or the token to go on with, where the stream pauses behind this answer",
+    ),
 )
 
 

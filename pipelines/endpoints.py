@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +25,7 @@ import numpy as np
 from pipelines.contract import (
     Column,
     Options,
+    Row,
     Scalar,
     Tensor,
     nbytes,
@@ -30,14 +34,22 @@ from pipelines.contract import (
     text_column,
     to_tensors,
 )
-from pipelines.errors import InternalError, InvalidMedia, Overloaded, TooLarge, TrividError
+from pipelines.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidMedia,
+    InvalidOptions,
+    Overloaded,
+    TooLarge,
+    TrividError,
+)
+from pipelines.sessions import Sessions
 from pipelines.telemetry import Telemetry
 
 log = logging.getLogger("trivid")
 
 HEADER_PREFIX = "trivid-"
 
-Row = dict[str, Tensor]
 Rows = list[dict[str, Tensor]]
 
 
@@ -59,7 +71,7 @@ class Endpoint:
     Attributes:
         answer: the inputs of one row (copies, so they may be kept) and its options → one row of columns,
             or the rows of a stream.
-        stream: whether it answers with any number of rows (decoupled) instead of one.
+        sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
         max_answer_bytes: an answer over this is refused, for /dev/shm holds it twice.
         batch: most requests of one call.
@@ -73,21 +85,49 @@ class Endpoint:
     max_answer_bytes: int
     allowed: tuple[str, ...] = ()
     preset: Mapping[str, Scalar] = field(default_factory=dict)
-    stream: bool = False
+    sessions: Sessions | None = None
     batch: int = 32
 
-    def rows(self, request: TritonRequest, index: int | None) -> Iterator[Row]:
-        """The answers of one row of a request (`index` None: the request has no rows); errors are a row too."""
+    @property
+    def stream(self) -> bool:
+        return self.sessions is not None
+
+    def rows(self, request: TritonRequest, index: int | None, arrived_s: float) -> Generator[Row, None, None]:
+        """The answers of one row of a request (`index` None: the request has no rows); errors are a row too.
+
+        Args:
+            arrived_s: when the request came, by `time.monotonic`; deadlines count from there.
+        """
+        return self._guarded(self._answers(request, index, arrived_s))
+
+    def _guarded(self, rows: Iterator[Row]) -> Generator[Row, None, None]:
+        """The same rows; an error is the last of them."""
         try:
-            options = self._options(request.parameters or {})
-            inputs = {column.name: self._input(request, column, index) for column in self.inputs}
-            if options.base64:
-                inputs = {name: _from_base64(value) for name, value in inputs.items()}
-            for row in self.answer(inputs, options):
-                self._check_size(row)
-                yield self._to_base64(row) if options.base64 else row
+            yield from rows
         except Exception as error:  # noqa: BLE001 - the request border: one request's fault stays its own
             yield self.error_row(error)
+
+    def _answers(
+        self, request: TritonRequest, index: int | None, arrived_s: float
+    ) -> Generator[Row, None, None]:
+        options = _with_time_left(self._options(request.parameters or {}), arrived_s)
+        inputs = {column.name: self._input(request, column, index) for column in self.inputs}
+        if options.base64:
+            inputs = {name: _from_base64(value) for name, value in inputs.items()}
+        rows = self._checked(inputs, options)
+        if self.sessions is not None:
+            if options.session and any(map(nbytes, inputs.values())):
+                raise InvalidOptions("a medium is sent with a session", hint="leave it empty")
+            # An error of the medium ends the stream, one of a pull does not.
+            rows = self.sessions.pull(self.name, self._guarded(rows), options)
+        with contextlib.closing(rows):
+            for row in rows:
+                yield self._to_base64(row) if options.base64 else row
+
+    def _checked(self, inputs: Row, options: Options) -> Generator[Row, None, None]:
+        for row in self.answer(inputs, options):
+            self._check_size(row)
+            yield row
 
     def _options(self, parameters: Mapping[str, Scalar]) -> Options:
         """Options from parameters; those from HTTP headers carry a prefix and dashes."""
@@ -130,6 +170,19 @@ class Endpoint:
         return {"error": text_column(error.to_json()), "final": np.array([1], np.uint8)}
 
 
+def _with_time_left(options: Options, arrived_s: float) -> Options:
+    """The options, of the deadline what is left. Raises DeadlineExceeded where nothing is."""
+    if not options.deadline_ms:
+        return options
+    left_ms = options.deadline_ms - 1000 * (time.monotonic() - arrived_s)
+    if left_ms <= 0:
+        raise DeadlineExceeded(
+            f"deadline_ms={options.deadline_ms:g} passed while the request waited",
+            hint="the server is busy: try again later, or allow more time",
+        )
+    return dataclasses.replace(options, deadline_ms=left_ms)
+
+
 def _option_name(parameter: str) -> str:
     lowered = parameter.lower()
     if lowered.startswith(HEADER_PREFIX):
@@ -164,10 +217,10 @@ class Unary:
         self._pool = pool
 
     def __call__(self, requests: Sequence[TritonRequest]) -> Rows:
-        first = self.endpoint.inputs[0].name
+        first, arrived_s = self.endpoint.inputs[0].name, time.monotonic()
         counts = [len(request[first]) for request in requests]
         jobs = [
-            self._pool.submit(self._one, request, index)
+            self._pool.submit(self._one, request, index, arrived_s)
             for request, count in zip(requests, counts, strict=True)
             for index in range(count)
         ]
@@ -196,8 +249,8 @@ class Unary:
             stacked.append(to_tensors(outputs, rows))
         return stacked
 
-    def _one(self, request: TritonRequest, index: int) -> Row:
-        return next(self.endpoint.rows(request, index))
+    def _one(self, request: TritonRequest, index: int, arrived_s: float) -> Row:
+        return next(self.endpoint.rows(request, index, arrived_s))
 
 
 class Stream:
@@ -208,16 +261,20 @@ class Stream:
         self._pool = pool
 
     async def __call__(self, requests: Sequence[TritonRequest]) -> AsyncIterator[Rows]:
-        loop = asyncio.get_running_loop()
-        rows = self.endpoint.rows(requests[0], None)
-        done = object()
+        rows = self.endpoint.rows(requests[0], None, time.monotonic())
+        step: Future[Row | None] | None = None
         try:
-            while (row := await loop.run_in_executor(self._pool, next, rows, done)) is not done:
-                assert isinstance(row, dict)
+            while True:
+                step = self._pool.submit(next, rows, None)
+                row = await asyncio.wrap_future(step)
+                if row is None:
+                    return
                 tensors = to_tensors(self.endpoint.outputs, [row])
                 yield [{name: value[0] for name, value in tensors.items()}]
         finally:
-            rows.close()  # type: ignore[attr-defined]
+            # Whoever leaves may do so while a thread is at a step, and a generator that runs cannot be closed.
+            if step is not None:
+                step.add_done_callback(lambda _step: rows.close())
 
 
 def status_endpoint(describe: Callable[[], Mapping[str, Any]], telemetry: Telemetry) -> Endpoint:

@@ -6,21 +6,20 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, TypeVar
 
 from pipelines import errors
-from pipelines.contract import Column, Scalar, Tensor
+from pipelines.contract import STREAM_COLUMNS, STREAM_OPTIONS, Column, Scalar, Tensor
 from pipelines.errors import (
     DeadlineExceeded,
-    InternalError,
     InvalidOptions,
     ModelUnavailable,
     TooLarge,
-    TrividError,
 )
+from pipelines.pulls import Pulls, reading
 from pipelines.results import (
     ActionAnswer,
     Answer,
@@ -29,7 +28,7 @@ from pipelines.results import (
     SegmentationAnswer,
     answer_columns,
 )
-from pipelines.transport import Call, Transport, broken_off, parse_address
+from pipelines.transport import Call, Transport, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 # It is loaded last: with it, every endpoint is there.
@@ -63,6 +62,7 @@ class ModelInfo(TypedDict):
     licence: str
     labels: list[str]
     precision: str
+    engine: str
     clip: ClipInfo | None
     batch_sizes: dict[str, int]
 
@@ -145,8 +145,12 @@ class Client:
     def ask_stream(
         self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]
     ) -> Generator[AnswerT, None, None]:
-        """The answers of a form, from the stream of its task."""
-        return self._answers(kind, self._call(kind, media, options, stream=True))
+        """The answers of a form, from the stream of its task.
+
+        They are asked for as they are taken, a few at a time. A caller that keeps away for 30 s loses the rest,
+        with Cancelled: the server has given the stream up.
+        """
+        return self._answers(kind, Pulls(self._transport, self._call(kind, media, options, stream=True)))
 
     def info(self) -> ServerInfo:
         """What the server says of itself now."""
@@ -177,7 +181,7 @@ class Client:
     def _info(self, timeout_s: float) -> ServerInfo:
         call = Call(model=STATUS, input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
         columns = self._transport.infer(call)
-        with _reading():
+        with reading():
             _raise_error(columns)
             info: ServerInfo = json.loads(columns["status"][0])
             info.setdefault("decoders", {})  # a server that has read nothing yet counts nothing
@@ -188,8 +192,11 @@ class Client:
 
     def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
         """The request for a medium; the time that asking for the server's limits takes is part of the call's."""
-        if "base64" in options:
-            raise InvalidOptions("base64 is not for callers", hint="media are bytes or a path")
+        for name in ("base64", *STREAM_OPTIONS):
+            if name in options:
+                raise InvalidOptions(
+                    f"{name} is not for callers", hint="media are bytes or a path; streams pull by themselves"
+                )
         deadline = time.monotonic() + self._timeout_s
         info = self._known or self._info(self._timeout_s)
         if kind.task not in info["models"]:
@@ -202,25 +209,15 @@ class Client:
             model=f"{kind.task}_stream" if stream else kind.task,
             input_name="media",
             data=media if isinstance(media, bytes) else Path(media).read_bytes(),
-            columns=answer_columns(kind),
+            columns=(*answer_columns(kind), *STREAM_COLUMNS) if stream else answer_columns(kind),
             timeout_s=self._timeout_s if stream else deadline - time.monotonic(),
             parameters=options,
         )
 
-    def _answers(self, kind: type[AnswerT], call: Call) -> Generator[AnswerT, None, None]:
-        final = False
-        with contextlib.closing(self._transport.stream(call)) as rows:
+    def _answers(self, kind: type[AnswerT], pulls: Pulls) -> Generator[AnswerT, None, None]:
+        with contextlib.closing(pulls.rows()) as rows:
             for columns in rows:
-                try:
-                    answer = _answer(kind, columns)
-                except TrividError:
-                    _drain(rows)
-                    raise
-                if final := answer.final:
-                    _drain(rows)
-                yield answer
-        if not final:
-            raise broken_off(self._transport.address)
+                yield _answer(kind, columns)
 
 
 def _connect(url: str, token: str) -> Transport:
@@ -235,29 +232,8 @@ def _connect(url: str, token: str) -> Transport:
     return HttpTransport(address, token)
 
 
-def _drain(rows: Iterator[object]) -> None:
-    """Wait for the end of a stream whose last answer is here.
-
-    Triton keeps a request in flight for ever if its client leaves just then, and cannot stop in good order.
-    """
-    with contextlib.suppress(TrividError):
-        for _ in rows:
-            continue
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """An answer that is not as agreed is a fault of the program, not of the caller's."""
-    try:
-        yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InternalError(
-            f"the answer cannot be read: {error!r}", hint="are client and server of the same version?"
-        ) from None
-
-
 def _answer(kind: type[AnswerT], columns: Mapping[str, Tensor]) -> AnswerT:
-    with _reading():
+    with reading():
         _raise_error(columns)
         return kind.from_columns(columns)
 

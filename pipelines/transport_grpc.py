@@ -64,7 +64,11 @@ class GrpcTransport:
     def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator cancels the call."""
         # The request stream ends after the one request, so the server ends its own after the last answer.
-        replies = self._stub.ModelStreamInfer(iter([_request(call, (1,))]), metadata=self._metadata)
+        requests = iter([_request(call, (1,))])
+        try:
+            replies = self._stub.ModelStreamInfer(requests, metadata=self._metadata)
+        except ValueError as error:  # what gRPC raises where the channel is closed
+            raise Cancelled(f"the call was not made: {error}") from None
         try:
             while (reply := self._next(replies, call.timeout_s)) is not None:
                 if reply.error_message:

@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
+import numpy as np
 from tritonclient.grpc import service_pb2
 
-from pipelines.contract import Column, Tensor, text_column, to_tensors
+from pipelines.contract import STREAM_COLUMNS, Column, Tensor, text_column, to_tensors
 from pipelines.results import Answer, SegmentationAnswer, answer_columns
 
 STATUS_COLUMNS = (
@@ -111,7 +112,8 @@ class StubServer:
     def serve(self, *parts: Answer) -> None:
         """Answer a task with these parts: as a stream, and as one."""
         self.infer(unary(type(parts[0]).concatenate(parts)), parts[0].task)
-        self.stream(Reply(chunks=[event(part) for part in parts]), parts[0].task)
+        events = [event(part, seq=seq) for seq, part in enumerate(parts)]
+        self.stream(Reply(chunks=events), parts[0].task)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
@@ -151,6 +153,7 @@ class GrpcStub:
     def __init__(self) -> None:
         status = to_tensors(STATUS_COLUMNS, [{"status": text_column(json.dumps(STATUS))}])
         self._rows: dict[str, list[Mapping[str, Tensor]]] = {"status": [status]}
+        self._streams: dict[str, Callable[[Any], Iterator[Mapping[str, Tensor]]]] = {}
         self.seen: list[Any] = []
         request, reply = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
         one = grpc.unary_unary_rpc_method_handler(self._one, request.FromString, reply.SerializeToString)
@@ -166,18 +169,27 @@ class GrpcStub:
         columns, task = answer_columns(type(parts[0])), parts[0].task
         whole = type(parts[0]).concatenate(parts)
         self._rows[task] = [to_tensors(columns, [whole.to_columns()])]
-        each = [to_tensors(columns, [part.to_columns()]) for part in parts]
+        columns = (*columns, *STREAM_COLUMNS)
+        each = [to_tensors(columns, [part.to_columns() | said(seq)]) for seq, part in enumerate(parts)]
         self._rows[f"{task}_stream"] = [{name: row[name][0] for name in row} for row in each]
+
+    def stream(self, rows: Callable[[Any], Iterator[Mapping[str, Tensor]]], task: str) -> None:
+        """Answer the stream of a task with what this makes of each request; a ConnectionError breaks it off."""
+        self._streams[f"{task}_stream"] = rows
 
     def _one(self, request: Any, _context: Any) -> Any:
         self.seen.append(request)
         return _message(self._rows[request.model_name][0])
 
-    def _many(self, requests: Iterator[Any], _context: Any) -> Iterator[Any]:
+    def _many(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         for request in requests:
             self.seen.append(request)
-            for row in self._rows[request.model_name]:
-                yield service_pb2.ModelStreamInferResponse(infer_response=_message(row))
+            made = self._streams.get(request.model_name)
+            try:
+                for row in self._rows[request.model_name] if made is None else made(request):
+                    yield service_pb2.ModelStreamInferResponse(infer_response=_message(row))
+            except ConnectionError:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     def __enter__(self) -> GrpcStub:
         self._server.start()
@@ -226,10 +238,22 @@ def unary(given: Answer | Mapping[str, Tensor], kind: type[Answer] = Segmentatio
     return binary(answer_columns(kind), given)
 
 
-def event(given: Answer | Mapping[str, Tensor], kind: type[Answer] = SegmentationAnswer) -> bytes:
+def said(seq: int = 0, session: str = "") -> dict[str, Tensor]:
+    """What a stream adds to its answers."""
+    return {"seq": np.array([seq], np.int64), "session": text_column(session)}
+
+
+def event(
+    given: Answer | Mapping[str, Tensor],
+    kind: type[Answer] = SegmentationAnswer,
+    *,
+    seq: int = 0,
+    session: str = "",
+) -> bytes:
     """One server-sent event as Triton writes it: flat lists, and a scalar where there is one element."""
-    columns = answer_columns(type(given) if isinstance(given, Answer) else kind)
-    tensors = to_tensors(columns, [given.to_columns() if isinstance(given, Answer) else given])
+    columns = (*answer_columns(type(given) if isinstance(given, Answer) else kind), *STREAM_COLUMNS)
+    row = given.to_columns() if isinstance(given, Answer) else given
+    tensors = to_tensors(columns, [{**row, **said(seq, session)}])
     flat: dict[str, Any] = {"model_name": "stub", "model_version": "1"}
     for column in columns:
         values = [_text(column, value) for value in tensors[column.name].ravel().tolist()]

@@ -23,6 +23,7 @@ from pipelines.errors import (
     TooLarge,
     TrividError,
 )
+from pipelines.pulls import FIRST_CREDITS
 from pipelines.results import DetectionAnswer, SegmentationAnswer
 from pipelines.transport import Call, parse_address, server_error
 from pipelines.transport_grpc import GrpcTransport
@@ -99,7 +100,8 @@ def test_stream_answers_are_read_in_full(stub: StubServer, frames: tuple[int, ..
         assert one.frame_index.tolist() == list(frames)
         assert one.class_pixels.tolist() == first.class_pixels.tolist()
         assert list(one.mask) == mask
-    assert stub.seen[-1].head == {"media": "AG1lZGlh", "base64": True, "stride": 2, "start_s": "0.5"}
+    sent = {"media": "AG1lZGlh", "base64": True, "stride": 2, "start_s": "0.5"}
+    assert stub.seen[-1].head == {**sent, "credits": FIRST_CREDITS}
 
 
 def test_media_may_be_a_path(stub: StubServer, tmp_path: Path) -> None:
@@ -125,7 +127,9 @@ def test_media_over_the_servers_limit_is_not_sent(stub: StubServer, tmp_path: Pa
     assert [seen.path for seen in stub.seen] == ["/v2/models/status/infer"]  # asked once
 
 
-@pytest.mark.parametrize("options", [{"base64": True}, {"stride": None}, {"class_name": ["cat"]}])
+@pytest.mark.parametrize(
+    "options", [{"base64": True}, {"credits": 1}, {"session": ""}, {"stride": None}, {"class_name": ["cat"]}]
+)
 def test_options_that_cannot_travel(stub: StubServer, options: dict[str, Any]) -> None:
     with Client(stub.url) as client, pytest.raises(InvalidOptions, match=next(iter(options))):
         client.segment(b"", **options)

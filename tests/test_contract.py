@@ -11,6 +11,8 @@ import pytest
 from pipelines.contract import (
     COMMON_COLUMNS,
     OPTION_FIELDS,
+    STREAM_COLUMNS,
+    STREAM_OPTIONS,
     Column,
     Options,
     Scalar,
@@ -41,6 +43,7 @@ ALL = tuple(OPTION_FIELDS)
         ({"fps": "2.5", "mask": "probability"}, {"fps": 2.5, "mask": "probability", "keyframes_only": False}),
         ({"keyframes_only": "1", "stride": 2}, {"keyframes_only": True, "fps": 0.0}),
         ({"task": "detection", "fps": 0, "keyframes_only": True}, {"task": "detection"}),
+        ({"session": "token", "last_seq": "3", "base64": True, "stride": 1}, {"last_seq": 3, "credits": 0}),
     ],
 )
 def test_options_are_read_from_scalars_and_text(given: dict[str, Scalar], expected: dict[str, Any]) -> None:
@@ -74,6 +77,10 @@ def test_options_are_read_from_scalars_and_text(given: dict[str, Scalar], expect
         ({"tail": "keep"}, "tail='keep' is not known.*drop, pad, repeat"),
         ({"mask": "svg"}, "mask='svg' is not known.*none, rle, png, raw, probability"),
         ({"task": 1}, "task=1 has the wrong type"),
+        ({"credits": 1001}, "credits=1001 is out of range.*0 to 1000"),
+        ({"last_seq": 3}, "last_seq without a session"),
+        ({"cancel": True}, "cancel without a session"),
+        ({"session": "token", "stride": 2}, "option stride is set with a session"),
     ],
 )
 def test_wrong_options_are_named(given: dict[str, Scalar], message: str) -> None:
@@ -105,10 +112,12 @@ def test_every_error_has_a_code_of_its_own_and_crosses_the_wire() -> None:
 def test_an_option_is_set_where_it_is_not_the_default(name: str) -> None:
     others: dict[str, Scalar] = {"tail": "drop", "overlay": "raw", "style": "redact", "mask": "png"}
     others |= {"decoder": "cpu", "background": "00ff00", "class_name": "cat", "task": "action", "end_s": 2.0}
+    others["session"] = "token"
     other = others.get(name, 1 if name not in ("stride", "alpha") else 2 if name == "stride" else 0.25)
     other = bool(other) if isinstance(OPTION_FIELDS[name].default, bool) else other
     assert not Options().is_set(name)
-    assert parse_options({name: other}, allowed=ALL).is_set(name)
+    given: dict[str, Scalar] = {"session": "token"} if name in STREAM_OPTIONS else {}
+    assert parse_options({**given, name: other}, allowed=ALL).is_set(name)
 
 
 def test_rows_of_different_lengths_are_padded_and_error_rows_too() -> None:
@@ -130,5 +139,5 @@ def test_a_column_has_the_dimensions_that_it_says() -> None:
 def test_every_option_and_column_says_what_it_is() -> None:
     assert all(field.metadata["help"] for field in OPTION_FIELDS.values())
     columns = [column for kind in ANSWERS.values() for column in answer_columns(kind)]
-    assert all(column.help for column in (*columns, *COMMON_COLUMNS))
+    assert all(column.help for column in (*columns, *COMMON_COLUMNS, *STREAM_COLUMNS))
     assert Options().end_s > 1e9

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pipelines.contract import Column, Options, Scalar, Tensor, text_column
-from pipelines.endpoints import Endpoint, Row, Unary
+from pipelines.contract import Column, Options, Row, Scalar, Tensor, text_column
+from pipelines.endpoints import Endpoint, Unary
 from pipelines.errors import UnsupportedMedia
 from pipelines.telemetry import Telemetry
 
