@@ -13,12 +13,9 @@ Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 
 from __future__ import annotations
 
 import atexit
-import base64
-import contextlib
 import ctypes
 import dataclasses
 import http.client
-import json
 import logging
 import os
 import shutil
@@ -34,8 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
+from pipelines.probe import Probe
 from pipelines.settings import Settings, parse_args
 from pipelines.stub_mends import mend_stub_files
+from pipelines.threads import Threads, cores
 
 if TYPE_CHECKING:
     from pytriton.triton import Triton
@@ -48,7 +47,6 @@ VERSION = "0.1.0"
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
 WATCH_PERIOD_S = 1.0
 CANARY_PERIOD_S = 15.0
-CANARY_TIMEOUT_S = 60.0
 # Asked to stop, the server is gone after STOP_S; requests in flight have DRAIN_S to end.
 STOP_S = 30
 DRAIN_S = STOP_S - 4
@@ -77,12 +75,17 @@ class Service:
     def __init__(self, settings: Settings, pipelines: Mapping[TaskName, Pipeline]) -> None:
         self.settings = settings
         self.pipelines = pipelines
+        self.probe = Probe(settings.host, settings.http_port)
         # Triton, its stubs and PyTriton leave files in the temp folder when killed: give them one of ours.
         watchdog.remove_orphans(Path(tempfile.gettempdir()), FOLDER_PREFIX)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
         os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
         atexit.register(self.remove_files)
+        from pipelines.sessions import Sessions
+
+        telemetry = next(iter(pipelines.values())).telemetry
+        self.sessions = Sessions(telemetry, most=settings.max_sessions)
         self.endpoints = self._endpoints()
         self._triton: Triton | None = None
         self._children: dict[int, str] = {}
@@ -106,37 +109,29 @@ class Service:
             log.error("Triton did not start: %s", error or type(error).__name__)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
-        if unready := [endpoint.name for endpoint in self.endpoints if not self._ready(endpoint.name)]:
+        if unready := [
+            endpoint.name for endpoint in self.endpoints if not self.probe.is_ready(endpoint.name)
+        ]:
             self.stop()
             raise ModelUnavailable(f"Triton did not load {unready[0]}", hint="its messages stand above")
-        self._answer_first()
-
-    def _answer_first(self) -> None:
-        """A video over the wire to each instance of each task, so that no client's request is the first."""
         from pipelines.assembly import example_clip
 
-        media = base64.b64encode(example_clip()).decode()
-        body = json.dumps({"media": media, "base64": True})
-        for task in [task for task in self.pipelines for _ in range(UNARY_INSTANCES)]:
-            try:
-                status = self._get(f"/v2/models/{task}/generate", body)
-            except (http.client.HTTPException, OSError) as error:
-                log.warning("the first request to %s failed: %s", task, error)
-                continue
-            if status != http.client.OK:
-                log.warning("the first request to %s was answered with HTTP %d", task, status)
+        self.probe.ask_first(
+            [task for task in self.pipelines for _ in range(UNARY_INSTANCES)], example_clip()
+        )
 
     def watch(self, stop: threading.Event) -> str:
         """Block until asked to stop (answers "") or until the server is dead (answers why)."""
         canary_at = time.monotonic() + CANARY_PERIOD_S
         while not stop.wait(WATCH_PERIOD_S):
+            self.sessions.expire()
             if lost := watchdog.lost(self._children):
                 return f"process {lost[0]} ({self._children[lost[0]]}) died"
             for pipeline in self.pipelines.values():
                 if not pipeline.engine.alive:
                     return f"the engine of {pipeline.spec.name} died"
             if time.monotonic() > canary_at:
-                if fault := self._canary():
+                if fault := self.probe.fault():
                     return f"the canary request failed: {fault}"
                 canary_at = time.monotonic() + CANARY_PERIOD_S
         return ""
@@ -145,6 +140,7 @@ class Service:
         """Accept no more, finish what is in flight, end all processes."""
         if self._triton is not None:
             self._triton.stop()
+        self.sessions.close()
         self.kill()
 
     def kill(self) -> None:
@@ -177,7 +173,7 @@ class Service:
         from pipelines.services import model_endpoints
 
         limit = preflight.answer_limit_bytes(self.settings.max_media_bytes)
-        endpoints = model_endpoints(self.pipelines, limit)
+        endpoints = model_endpoints(self.pipelines, limit, self.sessions)
         if self.settings.endpoints == "media":
             endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
         return [*endpoints, status_endpoint(self.describe, endpoints[0].telemetry)]
@@ -209,11 +205,16 @@ class Service:
     def _bind(self, triton: Triton, endpoint: Endpoint) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
+        import torch
         from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+        from pytriton.model_config.common import QueuePolicy
 
         from pipelines.endpoints import Stream, Unary
 
-        pool = ThreadPoolExecutor(self.settings.workers, thread_name_prefix=endpoint.name)
+        threads = Threads.of(cores()).worker
+        pool = ThreadPoolExecutor(
+            self.settings.workers, endpoint.name, initializer=torch.set_num_threads, initargs=(threads,)
+        )
         tensors = {
             role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
             for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))
@@ -222,32 +223,14 @@ class Service:
             config = ModelConfig(batching=False, decoupled=True)
             triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
             return
-        config = ModelConfig(max_batch_size=endpoint.batch, batcher=DynamicBatcher())
+        # Calls end with their slowest row, so a call takes no more requests than there are workers.
+        batcher = DynamicBatcher(
+            preferred_batch_size=[min(endpoint.batch, self.settings.workers)],
+            default_queue_policy=QueuePolicy(max_queue_size=self.settings.max_queue),
+        )
+        config = ModelConfig(max_batch_size=endpoint.batch, batcher=batcher)
         instances = UNARY_INSTANCES if endpoint.name in self.pipelines else 1
         triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
-
-    def _ready(self, name: str) -> bool:
-        try:
-            return self._get(f"/v2/models/{name}/ready") == http.client.OK
-        except (http.client.HTTPException, OSError):
-            return False
-
-    def _canary(self) -> str:
-        body = {"inputs": [{"name": "query", "shape": [1, 1], "datatype": "BYTES", "data": ["canary"]}]}
-        try:
-            status = self._get("/v2/models/status/infer", json.dumps(body))
-        except OSError as error:
-            return str(error)
-        return "" if status == http.client.OK else f"HTTP {status}"
-
-    def _get(self, path: str, body: str | None = None) -> int:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
-        connection = http.client.HTTPConnection(host, self.settings.http_port, timeout=CANARY_TIMEOUT_S)
-        with contextlib.closing(connection):
-            connection.request("GET" if body is None else "POST", path, body)
-            response = connection.getresponse()
-            response.read()
-            return response.status
 
 
 def _describe(pipeline: Pipeline) -> dict[str, Any]:
@@ -258,6 +241,7 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
         "licence": spec.licence,
         "labels": list(spec.labels),
         "precision": spec.precision,
+        "engine": spec.engine,
         "clip": None if spec.clip is None else dataclasses.asdict(spec.clip),
         "batch_sizes": {str(size): count for size, count in sorted(sizes.items())},
     }

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from model_inference import ModelSpec, TaskName
-from pipelines.agreement import load_model
+from pipelines.admission import Admission, default_budget_bytes
 from pipelines.contract import Options
 from pipelines.decode import Limits
 from pipelines.encode import Mp4Writer, png
 from pipelines.engine import Engine
 from pipelines.errors import ModelUnavailable
+from pipelines.frames import HOST_COPIES
+from pipelines.loading import load_model
 from pipelines.pipeline import Pipeline, StagePool, Stages
 from pipelines.postprocess import Postprocessor
 from pipelines.preprocess import Preprocessor
@@ -22,6 +24,7 @@ from pipelines.sources import resolve
 from pipelines.sources.demo import demo_specs
 from pipelines.tasks.painter import UNNAMED_COLOURS
 from pipelines.telemetry import Telemetry
+from pipelines.threads import Threads, cores
 
 log = logging.getLogger("trivid")
 
@@ -47,21 +50,31 @@ def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
         chunk_frames=settings.chunk_frames,
     )
     telemetry = Telemetry()
+    admission = Admission(settings.max_memory_mb << 20, telemetry)
     return {
-        task: make_pipeline(spec, device, limits=limits, workers=settings.workers, telemetry=telemetry)
+        task: make_pipeline(
+            spec, device, limits=limits, workers=settings.workers, telemetry=telemetry, admission=admission
+        )
         for task, spec in specs.items()
     }
 
 
 def make_pipeline(
-    spec: ModelSpec, device: str, *, limits: Limits, workers: int = 1, telemetry: Telemetry | None = None
+    spec: ModelSpec,
+    device: str,
+    *,
+    limits: Limits,
+    workers: int = 1,
+    telemetry: Telemetry | None = None,
+    admission: Admission | None = None,
 ) -> Pipeline:
     """A model on its device with its engine and the stages of `workers` threads, warmed up."""
     if "random weights" in spec.source.lower():
         log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
     log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
     log.info("%s takes %s", spec.name, spec.preprocessing)
-    model = load_model(spec, device)
+    threads = Threads.of(cores()).model
+    model = load_model(spec, device, threads)
     labels = len(model.spec.labels)
 
     def make_stages() -> Stages:
@@ -73,7 +86,12 @@ def make_pipeline(
             ),
         )
 
-    pipeline = Pipeline(Engine(model), StagePool(make_stages, workers), limits, telemetry or Telemetry())
+    telemetry = telemetry or Telemetry()
+    admission = admission or Admission(default_budget_bytes(), telemetry)
+    engine = Engine(model, threads=threads)
+    telemetry.gauge("copies", "pictures_from_gpu", lambda: HOST_COPIES.count)
+    telemetry.gauge("waiting_for_model", spec.task, lambda: engine.waiting)
+    pipeline = Pipeline(engine, StagePool(make_stages, workers), limits, telemetry, admission)
     pipeline.warm_up()
     return pipeline
 

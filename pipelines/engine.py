@@ -1,14 +1,17 @@
 """The frame batcher, the only place where frames of different streams meet. Knows a model, no media, no tasks.
 
 Chunks of many streams queue up; one thread takes frames of equal size off the queue, up to the model's
-`max_batch`, runs them as one batch and gives every stream its own slices back, in order.
+`max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never waits for a
+batch to fill: while one runs the next ones gather, so batches grow with the load. While several streams wait, each
+gets its share of a batch, and those that were served longest ago come first.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -17,9 +20,11 @@ import torch
 from torch import Tensor
 
 from model_inference import Model, Output
-from pipelines.errors import InternalError, ModelUnavailable
+from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
 
 T = TypeVar("T")
+NEVER_S = float("inf")
+TOO_LATE = "ask for less, or allow more time"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -28,6 +33,7 @@ class _Work(Generic[T]):
 
     pixels: Tensor
     read: Callable[[Output], T]
+    deadline_s: float
     future: Future[list[T]]
     taken: int = 0
     parts: list[T] = field(default_factory=list)
@@ -36,44 +42,80 @@ class _Work(Generic[T]):
     def left(self) -> int:
         return len(self.pixels) - self.taken
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.pixels.shape[1:]
+
+    def begin(self) -> bool:
+        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told so."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() > self.deadline_s:
+            self.future.set_exception(
+                DeadlineExceeded("deadline_ms passed while frames waited for the model", hint=TOO_LATE)
+            )
+            return False
+        return True
+
+
+_Slice = tuple[_Work[Any], Tensor]
+
 
 class Engine:
     """One model, one thread, one queue.
 
     Args:
-        max_wait_ms: how long a batch that is not full waits for frames of other streams.
+        threads: of the CPU for a batch; 0 leaves torch's own choice.
     """
 
-    def __init__(self, model: Model, *, max_wait_ms: float = 2.0) -> None:
+    def __init__(self, model: Model, *, threads: int = 0) -> None:
         self.model = model
         self.batch_sizes: Counter[int] = Counter()
-        self._max_wait_s = max_wait_ms / 1000
-        self._pending: deque[_Work[Any]] = deque()
+        self._threads = threads
+        # Works of each stream in order; streams in the order in which they were served last.
+        self._pending: dict[Hashable, deque[_Work[Any]]] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.spec.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, pixels: Tensor, read: Callable[[Output], T]) -> Future[list[T]]:
+    def submit(
+        self,
+        pixels: Tensor,
+        read: Callable[[Output], T],
+        *,
+        stream: Hashable = None,
+        deadline_s: float = NEVER_S,
+    ) -> Future[list[T]]:
         """Queue N frames (or clips) of one stream; the future holds `read(output)` of its slices, in order.
+
+        Cancelling the future takes them off the queue, if none of them is computed yet.
 
         Args:
             pixels: float32 `(N, 3, h, w)`, of clips `(N, 3, T, h, w)`, on the model's device.
             read: takes the outputs of n ≤ N of them; runs on the engine's thread, so that what it leaves out
                 (logits are large) is freed at once. It must not keep the outputs.
+            stream: whose they are; None: a stream of their own.
+            deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
         """
-        future: Future[list[T]] = Future()
+        work = _Work(pixels=pixels, read=read, deadline_s=deadline_s, future=Future())
         with self._changed:
             if self._closed or not self.alive:
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
-            self._pending.append(_Work(pixels=pixels, read=read, future=future))
+            self._pending.setdefault(work if stream is None else stream, deque()).append(work)
             self._changed.notify()
-        return future
+        return work.future
 
     @property
     def alive(self) -> bool:
         """Whether its thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Frames, or clips, that wait for the model."""
+        with self._changed:
+            return sum(work.left for works in self._pending.values() for work in works)
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""
@@ -83,30 +125,53 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
         while slices := self._gather():
             self._forward(slices)
 
-    def _gather(self) -> list[tuple[_Work[Any], Tensor]]:
-        """Slices of equal frame size for one batch, oldest first; empty once closed and drained."""
+    def _gather(self) -> list[_Slice]:
+        """Slices of equal frame size for one batch; empty once closed and drained."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._closed)
-            if not self._pending:
-                return []
-            shape = self._pending[0].pixels.shape[1:]
-            room = self._room(shape)
-            if not self._closed:
-                self._changed.wait_for(lambda: self._closed or self._ready(shape) >= room, self._max_wait_s)
-            slices = []
-            for work in [work for work in self._pending if work.pixels.shape[1:] == shape]:
-                size = min(room, work.left)
+            while True:
+                self._changed.wait_for(lambda: self._pending or self._closed)
+                if not self._pending:
+                    return []
+                if slices := self._take():
+                    return slices
+
+    def _take(self) -> list[_Slice]:
+        """A batch of the stream that was served longest ago, and of all others whose frames have its size.
+
+        First each gets its share, then what is left goes to those that have more.
+        """
+        shape = next(iter(self._pending.values()))[0].shape
+        streams = [stream for stream, works in self._pending.items() if works[0].shape == shape]
+        room, slices = self._room(shape), []
+        for most in (max(1, room // len(streams)), room):
+            for stream in streams:
+                taken = self._off_queue(stream, shape, min(most, room))
+                room -= sum(len(pixels) for _, pixels in taken)
+                slices += taken
+                if taken and stream in self._pending:
+                    self._pending[stream] = self._pending.pop(stream)
+        return slices
+
+    def _off_queue(self, stream: Hashable, shape: torch.Size, most: int) -> list[_Slice]:
+        """At most so many frames of a stream, in order."""
+        works, slices = self._pending.get(stream, deque()), []
+        while works and most and works[0].shape == shape:
+            work = works[0]
+            size = min(most, work.left) if work.taken or work.begin() else 0
+            if size:
                 slices.append((work, work.pixels[work.taken : work.taken + size]))
                 work.taken += size
-                room -= size
-                if not work.left:
-                    self._pending.remove(work)
-                if not room:
-                    break
-            return slices
+                most -= size
+            if not size or not work.left:
+                works.popleft()
+        if not works:
+            self._pending.pop(stream, None)
+        return slices
 
     def _room(self, shape: torch.Size) -> int:
         """Most frames, or clips, of a shape in one batch: fewer of clips that are longer than the model's own."""
@@ -115,12 +180,8 @@ class Engine:
             return spec.max_batch
         return max(1, spec.max_batch * spec.clip.length // max(shape[1], spec.clip.length))
 
-    def _ready(self, shape: torch.Size) -> int:
-        return sum(work.left for work in self._pending if work.pixels.shape[1:] == shape)
-
-    def _forward(self, slices: list[tuple[_Work[Any], Tensor]]) -> None:
+    def _forward(self, slices: list[_Slice]) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
-        works = [work for work, _ in slices]
         shape = tuple(slices[0][1].shape[1:])
         try:
             batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
@@ -128,7 +189,9 @@ class Engine:
             outputs = self.model(batch)
         except Exception as error:  # noqa: BLE001 - the model's border: what it raises must not end this thread
             reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
-            self._fail(works, InternalError(f"the model failed on frames of {shape}: {reason}"))
+            fault = InternalError(f"the model failed on frames of {shape}: {reason}")
+            for work, _ in slices:
+                self._fail(work, fault)
             return
         start = 0
         for work, pixels in slices:
@@ -136,16 +199,20 @@ class Engine:
             try:
                 work.parts.append(work.read(outputs.part(start, stop)))
             except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
-                self._fail([work], error)
+                self._fail(work, error)
             start = stop
+        # Behind all slices: a work may have several in one batch.
+        for work, _ in slices:
             if not work.left and not work.future.done():
                 work.future.set_result(work.parts)
 
-    def _fail(self, works: list[_Work[Any]], error: Exception) -> None:
+    def _fail(self, work: _Work[Any], error: Exception) -> None:
         with self._changed:
-            for work in works:
-                work.taken = len(work.pixels)
-                if work in self._pending:
-                    self._pending.remove(work)
-                if not work.future.done():
-                    work.future.set_exception(error)
+            work.taken = len(work.pixels)
+            for stream, works in list(self._pending.items()):
+                if work in works:
+                    works.remove(work)
+                if not works:
+                    del self._pending[stream]
+            if not work.future.done():
+                work.future.set_exception(error)

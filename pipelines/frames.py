@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -26,10 +27,28 @@ class PixelArray(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
+class HostCopies:
+    """Pictures that were copied from a GPU to the host since the start: none, unless pixels were asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def add(self, pictures: int) -> None:
+        with self._lock:
+            self.count += pictures
+
+
+HOST_COPIES = HostCopies()
+
+
 def to_numpy(pixels: PixelArray) -> npt.NDArray[np.uint8]:
-    """Pixels on the host, uint8: the array itself, or a copy of a CUDA tensor."""
-    host = pixels.cpu() if hasattr(pixels, "cpu") else pixels
-    return np.asarray(host)
+    """Pictures on the host, uint8: the array itself, or a copy of a CUDA tensor, which is counted."""
+    if not hasattr(pixels, "cpu"):
+        return np.asarray(pixels)
+    if getattr(pixels, "is_cuda", False):
+        HOST_COPIES.add(len(pixels))
+    return np.asarray(pixels.cpu())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import queue
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +21,11 @@ import torch
 from torch import Tensor
 
 from model_inference import Preprocessing
+from pipelines.admission import Admission
 from pipelines.contract import Options
-from pipelines.decode import Limits, Medium, Wanted, open_media
-from pipelines.engine import Engine
-from pipelines.errors import InternalError, InvalidOptions, TrividError
+from pipelines.decode import Limits, MediaInfo, Medium, Wanted, open_media
+from pipelines.engine import NEVER_S, TOO_LATE, Engine
+from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
 from pipelines.frames import FrameBatch, Geometry, PixelArray, tiles
 from pipelines.geometry import geometry
 from pipelines.postprocess import ClassScores, Postprocessor
@@ -34,6 +37,9 @@ from pipelines.tasks.job import Job, View
 from pipelines.telemetry import Telemetry
 
 CHUNKS_IN_FLIGHT = 2
+# What FFmpeg holds of H.264 at most, by its own threads a few more.
+DECODER_FRAMES = 20
+FLOAT_RGB_BYTES = 12
 EXAMPLE_HW = (64, 96)
 WHOLE_EXAMPLE = Geometry(source_hw=EXAMPLE_HW, resized_hw=EXAMPLE_HW, crop_yxhw=(0, 0, *EXAMPLE_HW))
 
@@ -76,11 +82,19 @@ class _Step:
 class Pipeline:
     """decoder + engine + task, for any number of media at once."""
 
-    def __init__(self, engine: Engine, stages: StagePool, limits: Limits, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stages: StagePool,
+        limits: Limits,
+        telemetry: Telemetry,
+        admission: Admission,
+    ) -> None:
         self.engine = engine
         self.stages = stages
         self.limits = limits
         self.telemetry = telemetry
+        self.admission = admission
         self.spec = engine.model.spec
         self.task = TASKS[self.spec.task]
         self.device = str(engine.model.device)
@@ -109,22 +123,37 @@ class Pipeline:
                 options=self.task.select(self.spec, options) if self.task.select else options,
                 limits=limits or self.limits,
                 device=self.device,
-                wanted=Wanted(
-                    prepare=None if self.spec.tiling else self.preprocessing,
-                    keep_pixels=bool(self.spec.tiling) or options.overlay != "none",
-                    repeat_frames=self.task.repeat_frames,
-                ),
+                wanted=self._wanted(options),
             ) as medium,
+            self.admission.hold(self._cost_bytes(media, medium.info, options)),
             _judging(options),
+            contextlib.closing(self._answers(medium, job, _deadline_s(options))) as answers,
         ):
             self.telemetry.count("decoders", medium.decoder)
             answered = False
-            for frames, answer in self._answers(medium, job):
+            for frames, answer in answers:
                 answered = True
                 if len(answer) or answer.video or answer.final:
                     yield frames, _signed(answer, medium)
             if not answered:
                 yield None, _signed(job.empty(), medium)
+
+    def _wanted(self, options: Options) -> Wanted:
+        return Wanted(
+            prepare=None if self.spec.tiling else self.preprocessing,
+            keep_pixels=bool(self.spec.tiling) or options.overlay != "none",
+            repeat_frames=self.task.repeat_frames,
+        )
+
+    def _cost_bytes(self, media: bytes, info: MediaInfo, options: Options) -> int:
+        """About what a medium takes while it is worked on: its bytes, the decoder's frames and those in flight."""
+        frame_px = info.width_px * info.height_px
+        decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
+        views = self.views(info.height_px, info.width_px)
+        model_px = sum(math.prod(view.geometry.model_hw) for view in views)
+        each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if self._wanted(options).keep_pixels else 0)
+        frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
+        return len(media) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
 
     def warm_up(self) -> None:
         """Build every thread's DALI graphs and run the batch sizes that are kept static, before any request."""
@@ -138,13 +167,35 @@ class Pipeline:
                     stages.postprocess(None, ClassScores(class_map_nhw=ones), WHOLE_EXAMPLE, None)
         self.engine.model.warm_up()
 
-    def _answers(self, medium: Medium, job: Job) -> Iterator[tuple[FrameBatch | None, Answer]]:
-        """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered."""
+    def _answers(
+        self, medium: Medium, job: Job, deadline_s: float
+    ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
+        """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered.
+
+        What is in flight when nobody wants it any more is taken off the engine's queue.
+        """
         in_flight: deque[_Step] = deque()
+        try:
+            yield from self._in_flight(medium, job, deadline_s, in_flight)
+        finally:
+            for step in in_flight:
+                if step.outputs is not None:
+                    step.outputs.cancel()
+
+    def _in_flight(
+        self, medium: Medium, job: Job, deadline_s: float, in_flight: deque[_Step]
+    ) -> Iterator[tuple[FrameBatch | None, Answer]]:
         fault: TrividError | None = None
         chunks = medium.chunks()
+
+        def submit(pixels: Tensor | None) -> Future[list[Any]] | None:
+            if pixels is None:
+                return None
+            return self.engine.submit(pixels, job.read, stream=id(job), deadline_s=deadline_s)
+
         while True:
             try:
+                _check_deadline(deadline_s)
                 with self.telemetry.span("decode"):
                     frames = next(chunks, None)
             except TrividError as error:
@@ -152,11 +203,11 @@ class Pipeline:
             if frames is None:
                 break
             self.telemetry.count("chunks", "decoded")
-            in_flight.append(_Step(frames=frames, outputs=self._submit(frames, job)))
+            in_flight.append(_Step(frames=frames, outputs=submit(job.inputs(self.prepare(frames), frames))))
             if len(in_flight) == CHUNKS_IN_FLIGHT:
                 yield self._finish(job, in_flight.popleft(), final=False)
         if fault is None and (rest := job.rest()) is not None:
-            in_flight.append(_Step(frames=None, outputs=self.engine.submit(rest, job.read)))
+            in_flight.append(_Step(frames=None, outputs=submit(rest)))
         while in_flight:
             last = len(in_flight) == 1 and fault is None
             yield self._finish(job, in_flight.popleft(), final=last)
@@ -194,10 +245,6 @@ class Pipeline:
         views = self.views(frames.height_px, frames.width_px)
         return [frames.pixels_nhwc[_window(view)] for view in views]
 
-    def _submit(self, frames: FrameBatch, job: Job) -> Future[list[Any]] | None:
-        inputs = job.inputs(self.prepare(frames), frames)
-        return None if inputs is None else self.engine.submit(inputs, job.read)
-
     def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
         with self.telemetry.span("model_wait"):
             parts = [] if step.outputs is None else step.outputs.result()
@@ -207,6 +254,16 @@ class Pipeline:
             answer = job.answer(frames, parts, views, stages.postprocess, final=final)
         self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
         return frames, answer
+
+
+def _deadline_s(options: Options) -> float:
+    """When a request that starts now is to be answered, by `time.monotonic`."""
+    return time.monotonic() + options.deadline_ms / 1000 if options.deadline_ms else NEVER_S
+
+
+def _check_deadline(deadline_s: float) -> None:
+    if time.monotonic() > deadline_s:
+        raise DeadlineExceeded("deadline_ms passed before the next frames were decoded", hint=TOO_LATE)
 
 
 @contextlib.contextmanager

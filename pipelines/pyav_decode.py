@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -29,10 +28,10 @@ from pipelines.medium import Limits, MediaInfo, Medium, Orientation, Wanted
 from pipelines.packets import CODECS, CONTAINERS, PacketIndex, read_index
 from pipelines.pixels import FrameReader
 from pipelines.selection import Selected, in_groups, select
+from pipelines.threads import Threads, cores
 
 # Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
 BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
-MAX_THREADS = 4
 FALLBACK_FPS = 25.0
 LAST_ENTRIES = 1000
 
@@ -101,7 +100,7 @@ class Video:
         context = self.stream.codec_context
         self.limits.check_size(context.width, context.height)
         context.thread_type = "AUTO"
-        context.thread_count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        context.thread_count = Threads.of(cores()).decode
         # Twice: FFmpeg counts the padding of coded blocks too. What slips through is checked frame by frame.
         context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from model_inference import Clip, LogitOutput, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
-from pipelines.errors import InternalError, ModelUnavailable
+from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
 
 
 class Gate(nn.Module):
@@ -39,7 +41,7 @@ def make_engine(gate: Gate, max_batch: int = 8) -> Engine:
         preprocessing=Preprocessing(resize_px=None),
         max_batch=max_batch,
     )
-    return Engine(Model(spec, "cpu"), max_wait_ms=1)
+    return Engine(Model(spec, "cpu"))
 
 
 def read(output: Output) -> list[float]:
@@ -116,7 +118,7 @@ def test_no_fault_ends_the_engine() -> None:
         labels=("a",),
         preprocessing=Preprocessing(resize_px=None),
     )
-    engine = Engine(Model(spec, "cpu"), max_wait_ms=1)
+    engine = Engine(Model(spec, "cpu"))
     for _ in range(3):
         with pytest.raises(InternalError, match="Guard failed"):
             engine.submit(frames(-1), read).result(timeout=10)
@@ -138,7 +140,7 @@ def test_longer_clips_run_in_smaller_batches() -> None:
         clip=Clip(length=4, fps=10),
         max_batch=8,
     )
-    engine = Engine(Model(spec, "cpu"), max_wait_ms=1)
+    engine = Engine(Model(spec, "cpu"))
     for length, largest in ((4, 8), (2, 8), (8, 4), (32, 1)):
         engine.batch_sizes.clear()
         clips = torch.zeros(8, 3, length, 4, 4)
@@ -176,3 +178,101 @@ def test_closing_finishes_what_is_queued_and_refuses_more() -> None:
     assert values(future) == [1, 2, 3]
     with pytest.raises(ModelUnavailable, match="closed"):
         engine.submit(frames(1), read)
+
+
+def hold(gate: Gate, engine: Engine) -> Future[list[list[float]]]:
+    """Keep the engine at work on a first frame, so that what is submitted now meets in the queue."""
+    gate.open.clear()
+    first = engine.submit(frames(0), read)
+    deadline = time.monotonic() + 10
+    while engine.waiting and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return first
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shares"),
+    [
+        ([16, 1], [[7, 1], [8], [1]]),
+        ([16, 16], [[4, 4]] * 4),
+        ([16, 2, 2], [[4, 2, 2], [8], [4]]),
+        ([6, 16], [[4, 4], [2, 6], [6]]),
+    ],
+)
+def test_streams_that_wait_get_their_shares(lengths: list[int], shares: list[list[int]]) -> None:
+    """An image beside a film is in the next batch, and no stream has more than its part while others wait."""
+    gate = Gate()
+    engine = make_engine(gate)
+    hold(gate, engine)
+    sizes: list[tuple[int, int]] = []
+
+    def note(length: int, done: Future[list[list[float]]]) -> None:
+        sizes.append((sum(map(len, done.result())), length))
+
+    futures = [
+        engine.submit(frames(*[number + k / 32 for k in range(length)]), read, stream=number)
+        for number, length in enumerate(lengths)
+    ]
+    run = engine.model
+    seen: list[list[int]] = []
+
+    class Spy:
+        spec = run.spec
+
+        def __call__(self, pixels: Tensor) -> Output:
+            owners = [int(value) for value in pixels.mean(dim=(1, 2, 3))]
+            seen.append([owners.count(number) for number in range(len(lengths)) if number in owners])
+            return run(pixels)
+
+    engine.model = Spy()  # type: ignore[assignment]
+    for future, length in zip(futures, lengths, strict=True):
+        future.add_done_callback(partial(note, length))
+    gate.open.set()
+    for number, (future, length) in enumerate(zip(futures, lengths, strict=True)):
+        assert values(future) == [number + k / 32 for k in range(length)]
+    engine.close()
+    assert seen == shares
+    # A result was whole when it was given.
+    assert all(size == length for size, length in sizes)
+    assert len(sizes) == len(lengths)
+
+
+def test_the_stream_served_longest_ago_comes_first() -> None:
+    """With more streams than a batch holds, and two sizes of frames, none has to wait for ever."""
+    gate = Gate()
+    engine = make_engine(gate, max_batch=2)
+    order: list[int] = []
+    hold(gate, engine)
+
+    def submit(number: int, size: int) -> Future[list[list[float]]]:
+        def note(output: Output) -> list[float]:
+            order.append(number)
+            return read(output)
+
+        return engine.submit(frames(*[number] * 4, size=size), note, stream=number)
+
+    futures = [submit(number, 4 if number < 4 else 5) for number in range(5)]
+    gate.open.set()
+    for future in futures:
+        future.result(timeout=10)
+    engine.close()
+    assert order.index(4) < 6
+    assert sorted(order[:4]) == [0, 1, 2, 3]
+
+
+def test_what_is_cancelled_or_too_late_never_reaches_the_model() -> None:
+    gate = Gate()
+    engine = make_engine(gate)
+    hold(gate, engine)
+    cancelled = engine.submit(frames(*range(8)), read)
+    late = engine.submit(frames(*range(8)), read, deadline_s=time.monotonic())
+    good = engine.submit(frames(3), read, deadline_s=time.monotonic() + 60)
+    assert engine.waiting == 17
+    assert cancelled.cancel()
+    gate.open.set()
+    assert values(good) == [3]
+    with pytest.raises(DeadlineExceeded, match="deadline_ms"):
+        late.result(timeout=10)
+    engine.close()
+    assert engine.batch_sizes == {1: 2}
+    assert not engine.waiting

@@ -243,7 +243,7 @@ def _select(spec: ModelSpec, options: Options) -> Options:
 TASK = Task(
     answer=ActionAnswer,
     options=(
-        *("start_s", "end_s", "fps", "max_frames", "decoder", "base64"),
+        *("start_s", "end_s", "fps", "max_frames", "decoder", "base64", "deadline_ms"),
         *("clip_length", "clip_stride", "tail", "top_k", "overlay", "alpha"),
     ),
     job=Action,

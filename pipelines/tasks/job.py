@@ -18,7 +18,10 @@ from pipelines.frames import FrameBatch, Geometry
 from pipelines.postprocess import Postprocessor
 from pipelines.results import Answer
 
-SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64")
+SELECTION = (
+    *("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64"),
+    "deadline_ms",
+)
 PICTURES = ("overlay", "alpha", "outline_px")
 
 

@@ -1,0 +1,45 @@
+"""How many threads each stage gets: the one place where it is decided. Knows no stage.
+
+A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread, so
+that streams share the machine without fighting; a stream that is alone decodes by several threads where there are
+many cores, since its worker would be the narrowest place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of FFmpeg's: more add latency and little speed.
+MOST_DECODING = 4
+# What control groups allow (Linux, version 2): microseconds of processor time, and in how many of them.
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """Threads of a model's batch, of one medium's decoder, of one worker's resizing and drawing, and workers."""
+
+    model: int
+    decode: int
+    worker: int
+    workers: int
+
+    @classmethod
+    def of(cls, cores: int) -> Threads:
+        """The shares of a machine."""
+        return cls(
+            model=cores, decode=max(1, min(MOST_DECODING, cores // 4)), worker=1, workers=max(2, cores)
+        )
+
+
+def cores() -> int:
+    """Cores that this process may use: those that it is bound to, or fewer by its control group's quota."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = QUOTA_FILE.read_text().split()
+    except (OSError, ValueError):
+        return bound
+    return bound if quota == "max" else max(1, min(bound, math.ceil(int(quota) / int(period))))
