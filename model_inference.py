@@ -7,8 +7,7 @@ batch: what that batch gave is what the model is known to give.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,10 +15,36 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import ModelUnavailable
+from pipelines.outputs import (
+    BOX_OUTPUTS,
+    BoxOutput,
+    LogitOutput,
+    Output,
+    OutputFacts,
+    are_probabilities,
+    check_rows,
+    output_facts,
+    read_output,
+)
+from pipelines.runners import Runner, TorchRunner, bucket_of, halves, padded
+from pipelines.sources.choice import Engine, Interpolation, Precision, TaskName
 
-TaskName = Literal["classification", "detection", "segmentation", "action"]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-Precision = Literal["fp32", "fp16", "bf16"]
+__all__ = [
+    "BOX_OUTPUTS",
+    "BoxOutput",
+    "Clip",
+    "Engine",
+    "Interpolation",
+    "LogitOutput",
+    "Model",
+    "ModelSpec",
+    "Output",
+    "OutputFacts",
+    "Precision",
+    "Preprocessing",
+    "TaskName",
+    "Tiling",
+]
 
 # Side of the random pictures for models that take any size.
 PROBE_PX = 224
@@ -27,10 +52,6 @@ PROBE_PX = 224
 MAX_SIDE_PX, MAX_CLIP_FRAMES, MAX_FPS, MAX_BATCH = 8192, 1024, 1000, 1024
 # Class maps are bytes.
 MAX_SEGMENTS = 256
-BOX_OUTPUTS = ("boxes", "labels", "scores")
-# Segmentation has scores of each pixel; the others of each frame or clip.
-LAYOUTS: dict[str, str] = {"segmentation": "(N, K, h, w)"}
-LAYOUT = "(N, K)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +147,8 @@ class ModelSpec:
         probabilities: the outputs are probabilities already, so no softmax.
         score_threshold: what counts without an option of the request; -1: the task's own.
         max_batch: most frames, or clips, in one pass.
-        precision, compiled: how it runs after `Model.optimise`; before, every model runs in plain fp32.
+        precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load runs by
+            torch in plain fp32. Of a loaded model: the engine that runs.
     """
 
     name: str
@@ -143,7 +165,7 @@ class ModelSpec:
     score_threshold: float = -1.0
     licence: str = ""
     precision: Precision = "fp32"
-    compiled: bool = False
+    engine: Engine = "torch"
 
     def __post_init__(self) -> None:
         if (self.clip is not None) != (self.task == "action"):
@@ -159,55 +181,12 @@ class ModelSpec:
         return count, 3, height_px, width_px
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LogitOutput:
-    """Outputs of N frames or clips, `(N, …)` each by name; `main` is the one that the task reads."""
-
-    tensors: Mapping[str, Tensor]
-    main: str
-
-    @property
-    def logits(self) -> Tensor:
-        return self.tensors[self.main]
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-    def part(self, start: int, stop: int) -> LogitOutput:
-        """Those of some of the frames."""
-        return LogitOutput({name: tensor[start:stop] for name, tensor in self.tensors.items()}, self.main)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BoxOutput:
-    """Detections of N frames, one mapping of tensors each; see `ModelSpec.build`."""
-
-    frames: Sequence[Mapping[str, Tensor]]
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def part(self, start: int, stop: int) -> BoxOutput:
-        return BoxOutput(self.frames[start:stop])
-
-
-Output = LogitOutput | BoxOutput
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputFacts:
-    """One output as a first pass has shown it: `dims` without the batch's; None where a length varies."""
-
-    name: str
-    dtype: torch.dtype
-    dims: tuple[int | None, ...]
-
-
 class Model:
     """A loaded `ModelSpec` on one device (`"cpu"`, `"cuda"`); calling it runs one batch.
 
     Attributes:
-        spec: with the labels filled in.
+        spec: with the labels filled in, and the engine that runs.
+        runner: what computes the layers.
         outputs: what the model gives, found by a pass of a random batch.
 
     Raises:
@@ -215,43 +194,51 @@ class Model:
             pixels that the spec speaks of, or does not give what its task needs; labels and outputs disagree.
     """
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
+    def __init__(self, spec: ModelSpec, device: str, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
         self.device = torch.device(device)
-        network = spec.build().eval().requires_grad_(requires_grad=False)
-        self._network: Callable[[Tensor], Any] = network.to(self.device)
+        network = spec.build().eval().requires_grad_(requires_grad=False).to(self.device)
         for parameter in network.parameters():
             if parameter.ndim == 4:  # convolutions over pixels are faster with the channels last
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._buckets: tuple[int, ...] = ()
-        self._autocast: torch.dtype | None = None
+        layers, self._finish = halves(network, spec.task)
         self.spec = spec
+        self.run_by(TorchRunner(layers, self.device))
         first = self._try(min(2, spec.max_batch))
-        self.outputs = _facts(first)
-        self.spec = replace(
-            spec, labels=_labels(spec, first), probabilities=spec.probabilities or _are_probabilities(first)
-        )
+        self.outputs = output_facts(first)
+        probabilities = spec.probabilities or are_probabilities(first)
+        self.spec = replace(self.spec, labels=_labels(spec, first), probabilities=probabilities)
 
     def __call__(self, pixels: Tensor) -> Output:
         """Model pixels float32 `(N, 3, h, w)` or clips `(N, 3, T, h, w)` → outputs on the same device."""
-        count = len(pixels)
-        with torch.inference_mode(), self._precision():
-            batch = _padded(pixels.to(self.device), self._buckets)
-            if batch.ndim == 4:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            outputs = _outputs(self._network(batch), self.spec)
-        _check_rows(outputs, len(batch), self.spec)
-        return outputs.part(0, count) if len(batch) > count else outputs
+        with torch.inference_mode():
+            return self.read(self.compute(pixels), pixels)
 
-    def optimise(self) -> None:
-        """Go over to the precision and the compiled code that the spec asks for; compare it with before."""
-        self._autocast = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.spec.precision)
-        if self.spec.compiled:
-            self._buckets = _buckets(self.spec.max_batch)
-            self._network = torch.compile(self._network, dynamic=False)
+    def compute(self, pixels: Tensor) -> Any:
+        """What the layers give for a batch, filled up to a size that is kept static: `read` takes it."""
+        size = bucket_of(len(pixels), self.runner.buckets)
+        with torch.inference_mode():
+            return self.runner(padded(pixels.to(self.device), size))
+
+    def read(self, given: Any, pixels: Tensor) -> Output:
+        """The outputs for `pixels` in what `compute` gave for them."""
+        with torch.inference_mode():
+            height_px, width_px = pixels.shape[-2:]
+            found = self._finish(given, (height_px, width_px))
+            outputs = read_output(found, self.spec.task, self.spec.name)
+        count, size = len(pixels), bucket_of(len(pixels), self.runner.buckets)
+        check_rows(outputs, size, self.spec.name)
+        return outputs.part(0, count) if size > count else outputs
+
+    def run_by(self, runner: Runner) -> None:
+        """Let `runner` compute the layers from now on."""
+        self.runner = runner
+        self.spec = replace(self.spec, engine=runner.engine)
 
     def warm_up(self) -> None:
         """Run every batch size that is kept static, so that no request pays for it, and the largest in any case."""
-        for count in self._buckets or (self.spec.max_batch,):
+        for count in self.runner.buckets or (self.spec.max_batch,):
             self._try(count)
 
     def _try(self, count: int) -> Output:
@@ -268,102 +255,6 @@ class Model:
                 hint="check the task, and what the model takes: one number as resize_px is the shorter side, "
                 "[height, width] a size; max_batch=1 for one exported without a free batch",
             ) from error
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return (
-            torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
-        )
-
-
-def _buckets(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes that compiled code is made for: powers of two, and the largest."""
-    return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
-
-
-def _padded(batch: Tensor, buckets: Sequence[int]) -> Tensor:
-    """The batch, its last element repeated up to the next size that is kept static."""
-    size = next((size for size in buckets if size >= len(batch)), len(batch))
-    return (
-        torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
-        if size > len(batch)
-        else batch
-    )
-
-
-def _outputs(given: Any, spec: ModelSpec) -> Output:
-    """What a network gave, in the form of its task. Raises ModelUnavailable where it has no such form."""
-    if spec.task == "detection":
-        frames = [given] if isinstance(given, Mapping) else given
-        if isinstance(frames, list | tuple) and all(
-            isinstance(frame, Mapping) and all(name in frame for name in BOX_OUTPUTS) for frame in frames
-        ):
-            return BoxOutput(frames)
-        named = (
-            f"a dict of {', '.join(map(str, given))}"
-            if isinstance(given, Mapping)
-            else f"a {type(given).__name__}"
-        )
-        raise _mismatch(spec, named, "a list of boxes, labels and scores, or outputs of these names")
-    tensors = dict(_named(given))
-    layout = LAYOUTS.get(spec.task, LAYOUT)
-    rank = layout.count(",") + 1
-    main = next((name for name, tensor in tensors.items() if tensor.ndim == rank), None)
-    if main is None:
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise _mismatch(spec, found or f"a {type(given).__name__}", layout)
-    return LogitOutput({name: tensor.float() for name, tensor in tensors.items()}, main)
-
-
-def _named(given: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a network's answer by name."""
-    if isinstance(given, Tensor):
-        yield "logits", given
-    elif isinstance(given, Mapping):
-        yield from ((str(name), value) for name, value in given.items() if isinstance(value, Tensor))
-    elif isinstance(given, list | tuple):
-        values = [value for value in given if isinstance(value, Tensor)]
-        yield from ((f"logits_{place}" if place else "logits", value) for place, value in enumerate(values))
-
-
-def _check_rows(outputs: Output, count: int, spec: ModelSpec) -> None:
-    """Every output has a row for each picture: else answers would go to the wrong ones."""
-    if isinstance(outputs, BoxOutput):
-        lengths = {"boxes": len(outputs)}
-    else:
-        lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in outputs.tensors.items()}
-    for name, length in lengths.items():
-        if length != count:
-            raise ModelUnavailable(
-                f"{spec.name} gives {length} rows of {name} for a batch of {count}",
-                hint="max_batch=1 for one that was exported without a free batch",
-            )
-
-
-def _are_probabilities(output: Output) -> bool:
-    """Whether a network ends in a softmax already: logits are not all positive with a sum of 1."""
-    if isinstance(output, BoxOutput) or output.logits.shape[1] < 2:
-        return False
-    logits = output.logits
-    return bool((logits >= 0).all() and (logits.sum(dim=1) - 1).abs().max() < 1e-3)
-
-
-def _mismatch(spec: ModelSpec, found: str, expected: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{spec.name} gives {found}, task {spec.task} needs {expected}", hint="is it a model of another task?"
-    )
-
-
-def _facts(output: Output) -> tuple[OutputFacts, ...]:
-    """Names, types and dimensions: what comes behind the classes of a dense output, and how many boxes, varies."""
-    if isinstance(output, BoxOutput):
-        return tuple(
-            OutputFacts(name=name, dtype=tensor.dtype, dims=(None, *tensor.shape[1:]))
-            for name, tensor in output.frames[0].items()
-        )
-    return tuple(
-        OutputFacts(name=name, dtype=tensor.dtype, dims=(tensor.shape[1], *[None] * (tensor.ndim - 2)))
-        for name, tensor in output.tensors.items()
-    )
 
 
 def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:

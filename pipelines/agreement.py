@@ -1,57 +1,60 @@
-"""Loading a model, and the proof that it answers as in fp32 where it runs otherwise. Knows no media.
-
-A model of lower precision, or compiled, serves only if it agrees with itself as it was before on pictures of
-blurred noise: winners of at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again.
-"""
+"""Whether two answers of one network to the same pixels agree, and the pixels to ask with. Knows no media."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_inference import BoxOutput, LogitOutput, Model, ModelSpec, Output
-from pipelines.errors import ModelUnavailable
+from model_inference import BoxOutput, LogitOutput, Output
+from pipelines.outputs import named_tensors
 
-LEAST_AGREEMENT = 0.995
-PICTURES = 32
 SAME_IOU = 0.9
 SURE_SCORE = 0.5
 # A winner ahead by less than this share of the spread of its row is a tie, which rounding may decide.
 TIE = 0.01
+LEAST_SPREAD = 1e-3
+# How far things move from one frame of an example clip to the next.
+SPEED_PX = 3
 
 
-def load_model(spec: ModelSpec, device: str) -> Model:
-    """The model, optimised as its spec says. Raises ModelUnavailable where it then answers otherwise."""
-    model = Model(spec, device)
-    if spec.precision == "fp32" and not spec.compiled:
-        return model
-    batches = list(example_pixels(model.spec))
-    plain = [model(batch) for batch in batches]
-    model.optimise()
-    agreement = agreeing(plain, [model(batch) for batch in batches])
-    if agreement < LEAST_AGREEMENT:
-        raise ModelUnavailable(
-            f"{spec.name} in {spec.precision}{', compiled,' if spec.compiled else ''} agrees with fp32 in "
-            f"{100 * agreement:.2f} % only, under {100 * LEAST_AGREEMENT:g} %",
-            hint="leave --precision and --compile out",
-        )
-    return model
+def example_pixels(shapes: Iterable[tuple[int, ...]]) -> Iterator[Tensor]:
+    """Batches `(N, 3, h, w)` or `(N, 3, T, h, w)` of seeded pictures with structure of all sizes, normalized.
 
-
-def example_pixels(spec: ModelSpec) -> Iterator[Tensor]:
-    """Batches of seeded pictures with structure of all sizes, normalized: what a model sees is never white noise."""
+    What a model sees is never white noise. In clips the pictures move to the right.
+    """
     generator = torch.Generator().manual_seed(0)
-    for start in range(0, PICTURES, spec.max_batch):
-        shape = spec.example_shape(min(spec.max_batch, PICTURES - start))
+    for shape in shapes:
         pixels = torch.zeros(shape[0], 3, *shape[-2:])
         for cells in (2, 5, 12, 30):
             grain = torch.randn(shape[0], 3, cells, cells, generator=generator)
             pixels += functional.interpolate(grain, size=shape[-2:], mode="bilinear")
         pixels = pixels / pixels.std()
-        yield pixels[:, :, None].expand(shape).contiguous() if len(shape) == 5 else pixels
+        if len(shape) == 5:
+            pixels = torch.stack([pixels.roll(SPEED_PX * step, dims=-1) for step in range(shape[2])], dim=2)
+        yield pixels
+
+
+def deviation(before: Any, after: Any) -> float:
+    """The largest difference of two answers of a network's layers, as a share of the spread of the tensor it is in.
+
+    The spread is that from the least to the largest number, but no less than `LEAST_SPREAD` of them: rounding goes by
+    their size. Rows of `after` that `before` has not are left out.
+    """
+    shares = [0.0]
+    for (_, one), (_, other) in zip(named_tensors(before), named_tensors(after), strict=True):
+        rows = other[: len(one)]
+        if rows.shape != one.shape:
+            return float("inf")
+        known, found = one.float(), rows.float()
+        spread = torch.maximum(known.amax() - known.amin(), LEAST_SPREAD * known.abs().amax())
+        worst = (known - found).abs().amax()
+        shares.append(float(worst / spread) if worst > 0 else float(worst))
+    return max(shares, key=lambda share: (math.isnan(share), share))
 
 
 def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
@@ -70,6 +73,8 @@ def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
 
 def _same_winners(before: Tensor, after: Tensor) -> Tensor:
     """For each row that is no tie, whether the winner is the same."""
+    if before.shape[1] < 2:
+        return torch.empty(0, dtype=torch.bool)
     best = before.topk(2, dim=1).values
     spread = before.amax(dim=1) - before.amin(dim=1)
     clear = best[:, 0] - best[:, 1] > TIE * spread

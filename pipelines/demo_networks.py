@@ -140,8 +140,13 @@ class DemoDetector(nn.Module):
         `boxes` float32 `(D, 4)`, x0 y0 x1 y1 in input pixels within the frame; `labels` int64 `(D,)`, from 1;
         `scores` float32 `(D,)`, falling, at least `SCORE_FLOOR`; after NMS, at most `MAX_BOXES`.
         """
-        logits, boxes = self.maps(pixels_nchw)
         height, width = pixels_nchw.shape[-2:]
+        return self.boxes(self.maps(pixels_nchw), (height, width))
+
+    def boxes(self, maps: tuple[Tensor, Tensor], size_px: tuple[int, int]) -> list[dict[str, Tensor]]:
+        """What `forward` gives for pixels of a height and width, of their `maps`."""
+        logits, boxes = maps
+        height, width = size_px
         limit = boxes.new_tensor([width, height, width, height])
         frames_boxes = torch.minimum(boxes.flatten(2).mT.clamp(min=0), limit)
         return [

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast, get_args
 
+from pipelines.admission import default_budget_bytes
 from pipelines.settings_file import EPILOG, SettingsFile, WrongSettings, read_settings_file
-from pipelines.sources.choice import ModelSettings, Precision, TaskName
+from pipelines.sources.choice import Engine, ModelSettings, Precision, TaskName
+from pipelines.threads import Threads, cores
 
 MAX_MESSAGE_MB = 2047
 DEFAULT_MODEL = ModelSettings(source="fcn_resnet101", task="segmentation")
@@ -23,7 +24,9 @@ MODEL_FLAGS = {
     "arch": "the torchvision name of the network whose state dict the source is",
     "sha256": "of the file that the weights are read from",
     "precision": f"what the model computes in on a GPU: {', '.join(get_args(Precision))} (default: fp32)",
+    "engine": f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)",
 }
+CHOICES = {"precision": get_args(Precision), "engine": get_args(Engine)}
 OF_ONE_MODEL = ("labels", "model_proc", "arch", "sha256")
 _SHOWN = "(default: %(default)s)"
 
@@ -45,6 +48,9 @@ class Settings:
     max_frames: int
     chunk_frames: int
     workers: int
+    max_queue: int
+    max_memory_mb: int
+    max_sessions: int
     endpoints: str
     check: bool
     dry_run: bool
@@ -131,7 +137,7 @@ def _models(args: argparse.Namespace, found: SettingsFile) -> tuple[ModelSetting
             )
     for name in flags:
         models = _with_flag(models, name, getattr(args, name))
-    return tuple(replace(model, compiled=True) for model in models) if args.compiled else models
+    return models
 
 
 def _model(text: str) -> ModelSettings:
@@ -167,8 +173,9 @@ def _with_flag(
         known = [model.task for model in models]
         if task and task not in known and (len(models) > 1 or known[0]):
             raise WrongSettings(f"{_flag(name)} {task}={by_task[task]}: no --model has task {task}")
-    if name == "precision" and (wrong := [one for one in by_task.values() if one not in get_args(Precision)]):
-        raise WrongSettings(f"--precision {wrong[0]}: expected one of {', '.join(get_args(Precision))}")
+    choices = CHOICES.get(name, ())
+    if choices and (wrong := [one for one in by_task.values() if one not in choices]):
+        raise WrongSettings(f"{_flag(name)} {wrong[0]}: expected one of {', '.join(choices)}")
     everyone = by_task.get(None)
     changed = []
     for model in models:
@@ -205,7 +212,6 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
     )
     for name, what in MODEL_FLAGS.items():
         add(_flag(name), action="append", default=[], metavar="[TASK=]VALUE", help=what)
-    add("--compile", dest="compiled", action="store_true", help="compile the models (torch.compile)")
     add(
         "--allow-code",
         action="store_true",
@@ -229,7 +235,14 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         ("max-media-mb", 64, "largest medium of a request, in MiB"),
         ("max-frames", 300, "most frames of one answer; streams have no limit"),
         ("chunk-frames", 16, "frames decoded and answered at once"),
-        ("workers", os.cpu_count() or 1, "media worked on at once"),
+        ("workers", Threads.of(cores()).workers, "media of an endpoint worked on at once"),
+        ("max-queue", 64, "requests of an endpoint that wait; a further one is overloaded"),
+        (
+            "max-memory-mb",
+            default_budget_bytes() >> 20,
+            "memory of all requests, in MiB; half of the machine's",
+        ),
+        ("max-sessions", 64, "streams open at once, running or paused"),
     ):
         add(f"--{name}", type=_positive, default=number, metavar="N", help=f"{what} {_SHOWN}")
     what = "media: those that take media alone; all: those of bare tensors too"

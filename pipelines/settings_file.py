@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.sources.choice import Channels, Fit, Interpolation, ModelSettings, Precision, TaskName
+from pipelines.sources.choice import Channels, Engine, Fit, Interpolation, ModelSettings, Precision, TaskName
 
 EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it):
   [server]                              every flag above of the server, with _ for -, without the leading --
@@ -21,8 +21,8 @@ EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it
   http_port = 8000
 
   [[model]]                             a table for each model; flags go before what is written here
-  source = "resnet50"                   as of --model, and task, weights, labels, model_proc, arch, sha256, precision
-  compiled = true                       as of --compile; and max_batch, score_threshold, clip_length, clip_fps
+  source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256, precision,
+                                        engine as their flags; max_batch, score_threshold, clip_length, clip_fps
   [model.preprocessing]                 what to do differently from what the model says of itself:
   resize_px = 256                       the shorter side, or [height, width]; 0: no resize
   crop_px = 224                         one number or [height, width]
@@ -48,13 +48,14 @@ PREPROCESSING = (
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(TaskName),
     "precision": get_args(Precision),
+    "engine": get_args(Engine),
     "fit": get_args(Fit),
     "interpolation": get_args(Interpolation),
     "channels": get_args(Channels),
 }
 WHOLES = ("max_batch", "clip_length", "pad_value", "max_px", "tile_overlap_px")
 NUMBERS = ("score_threshold", "clip_fps")
-FLAGS = ("compiled", "antialias")
+FLAGS = ("antialias",)
 PATHS = ("labels", "model_proc")
 LISTS = {"resize_px": int, "crop_px": int, "tile_px": int, "mean": float, "std": float}
 LARGEST_BYTES = 16 << 20

@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from export_checks import Agreement, Sample, check_onnxruntime, samples  # noqa: E402
-from export_graph import BOX_NAMES, FAILURES, Exporter, Plain, Way, describe, spell_out, write_graph  # noqa: E402
+from export_graph import BOX_NAMES, Exporter, Plain, Way, describe, spell_out, write_graph  # noqa: E402
 from export_random import tempered  # noqa: E402
 from export_report import Row, write_report  # noqa: E402
 from model_inference import ModelSpec, Preprocessing  # noqa: E402
 from pipelines.errors import ModelUnavailable  # noqa: E402
+from pipelines.exported import FAILURES  # noqa: E402
 from pipelines.sources.facts import MODEL_FACTS_KEY, facts_to_json  # noqa: E402
 
 # Of its tutorial "Conversion of PyTorch Classification Models and Launch with OpenCV Python".

@@ -5,11 +5,7 @@ Two spellings that OpenCV 4.11 reads wrongly are replaced by others of the same 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,22 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipelines.exported import INPUT, ONE_FILE_BYTES, quiet, write_traced
+
 Exporter = Literal["torch.export", "TorchScript"]
 
-INPUT = "pixels"
 BOX_NAMES = ("boxes", "scores", "labels")
-# A file of protocol buffers holds less than 2 GiB; beyond it weights go into a second file.
-ONE_FILE_BYTES = 1_900_000_000
-FAILURES = (
-    torch.onnx.OnnxExporterError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +34,7 @@ class Plain(nn.Module):
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.network, self.names = network, tuple(names)
-        # The older exporter leaves a network in the mode in which it found the outermost module.
+        # See `pipelines.exported`: the mode of the outermost module counts.
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -101,38 +86,30 @@ def write_graph(network: Plain, example: Tensor, path: Path, way: Way, opset: in
     Raises:
         FAILURES: the exporter cannot.
     """
-    big = sum(tensor.nbytes for tensor in network.state_dict().values()) > ONE_FILE_BYTES
+    if way.exporter == "TorchScript":
+        axes = {INPUT: way.free} | {name: _free_output(name, way) for name in network.names}
+        write_traced(network, example, path, axes=axes, opset=opset)
+        return
+    dims = {place: torch.export.Dim(name) for place, name in way.free.items()}
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     with quiet(), torch.no_grad():
-        if way.exporter == "torch.export":
-            dims = {place: torch.export.Dim(name) for place, name in way.free.items()}
-            torch.onnx.export(
-                network,
-                (example,),
-                path,
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=network.names,
-                opset_version=opset,
-                dynamic_shapes=(dims,),
-                external_data=big,
-                verbose=False,
-            )
-        else:
-            axes = {INPUT: dict(way.free)} | {name: _free_output(name, way) for name in network.names}
-            torch.onnx.export(
-                network,
-                (example,),
-                str(path),
-                dynamo=False,
-                input_names=[INPUT],
-                output_names=list(network.names),
-                opset_version=opset,
-                dynamic_axes=axes,
-            )
+        torch.onnx.export(
+            network,
+            (example,),
+            path,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=network.names,
+            opset_version=opset,
+            dynamic_shapes=(dims,),
+            # Beyond that, weights go into a second file.
+            external_data=weights > ONE_FILE_BYTES,
+            verbose=False,
+        )
 
 
-def _free_output(name: str, way: Way) -> dict[int, str]:
-    return {0: "detections"} if name in BOX_NAMES else dict(way.free)
+def _free_output(name: str, way: Way) -> Mapping[int, str]:
+    return {0: "detections"} if name in BOX_NAMES else way.free
 
 
 def describe(path: Path, facts: Mapping[str, str]) -> int:
@@ -149,20 +126,3 @@ def describe(path: Path, facts: Mapping[str, str]) -> int:
     onnx.helper.set_model_props(model, dict(facts))
     onnx.save(model, path)
     return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters print graphs, and warn of what they then do well or fail at; failures are raised all the same."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from pipelines import rle
 from pipelines.contract import Options
 from pipelines.errors import ModelUnavailable
 from pipelines.frames import FrameBatch
+from pipelines.geometry import geometry
 from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import geometry
 from pipelines.sources.detectors import adapt_detector, detector_classes, detector_preprocessing
+from pipelines.sources.one_stage import ssd_boxes
 from pipelines.tasks.detection import Detection
 from pipelines.tasks.job import View
 
@@ -71,6 +73,7 @@ class Run:
 def run(family: str) -> Run:
     torch.manual_seed(0)
     network = BUILDERS[family]().eval()
+    spread_scores(network)
     # Two for VGG, which takes seconds a picture.
     coarse = torch.rand(2 if family == "ssd" else 3, 3, 9, 14)
     raw = functional.interpolate(coarse, SOURCE_HW, mode="bicubic").clamp(0, 1)
@@ -79,6 +82,17 @@ def run(family: str) -> Run:
         pixels = prepared(raw, detector_preprocessing(network))
         adapted = adapt_detector(network)
         return Run(raw=raw, original=original, adapted=adapted(pixels), alone=adapted(pixels[1:2])[0])
+
+
+def spread_scores(network: nn.Module) -> None:
+    """Scale the last layers of an SSD so that no two scores are equal: of equals any may come first."""
+    if isinstance(network, detection.ssd.SSD):
+        features: Any = network.backbone(torch.randn(1, 3, 320, 320))
+        heads: Any = network.head.classification_head.module_list
+        for level, head in zip(features.values(), heads, strict=True):
+            with torch.no_grad():
+                last = head if isinstance(head, nn.Conv2d) else head[-1]
+                last.weight *= 0.1 / head(level).std()
 
 
 def prepared(raw: Tensor, facts: Preprocessing) -> Tensor:
@@ -109,6 +123,63 @@ def test_an_adapted_detector_answers_as_the_original(family: str) -> None:
     assert min(len(one["boxes"]) for one in found.original) > 0
     for expected, adapted in zip(found.original, found.adapted, strict=True):
         assert_same(to_source(adapted, model_hw), expected)
+
+
+@functools.cache
+def ssdlite() -> Any:
+    """With all classes of COCO, as it is served."""
+    return detection.ssdlite320_mobilenet_v3_large(**NO_WEIGHTS).eval()
+
+
+def logits_of(background: float, spread: float, things: int) -> Tensor:
+    """Logits of two pictures: a background, noise, and some things that many anchors around them see."""
+    dice = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(2, 3234, 91, generator=dice)
+    logits[..., 0] += background
+    for _ in range(things):
+        label, anchor = (
+            int(torch.randint(least, most, (), generator=dice)) for least, most in ((1, 91), (0, 3000))
+        )
+        logits[:, anchor : anchor + 200, label] += 12 * torch.rand(2, 200, generator=dice)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("background", "spread", "things", "fields"),
+    [
+        (0.0, 0.2, 0, {}),
+        (9.0, 1.0, 12, {}),
+        (9.0, 0.3, 12, {}),
+        (12.0, 0.3, 3, {}),
+        (30.0, 0.1, 0, {}),
+        (
+            9.0,
+            1.0,
+            12,
+            {"score_thresh": 0.01, "topk_candidates": 400, "detections_per_img": 200, "nms_thresh": 0.45},
+        ),
+        (0.0, 2.0, 0, {"topk_candidates": 20, "detections_per_img": 100_000}),
+        (9.0, 1.0, 12, {"nms_thresh": 0.0}),
+    ],
+)
+def test_all_classes_of_an_ssd_at_once_give_torchvisions_boxes(
+    background: float, spread: float, things: int, fields: dict[str, float]
+) -> None:
+    network = copy.copy(ssdlite())
+    for name, value in fields.items():
+        setattr(network, name, value)
+    dice = torch.Generator().manual_seed(1)
+    heads = {
+        "cls_logits": logits_of(background, spread, things),
+        "bbox_regression": torch.randn(2, 3234, 4, generator=dice),
+    }
+    corners = 320 * torch.rand(3234, 2, generator=dice)
+    anchors = torch.cat([corners, corners + 5 + 80 * torch.rand(3234, 2, generator=dice)], 1)
+    expected = network.postprocess_detections(heads, [anchors] * 2, [(320, 300)] * 2)
+    found = ssd_boxes(network, heads, anchors, (320, 300))
+    assert [frame.keys() for frame in found] == [frame.keys() for frame in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -144,8 +215,8 @@ def test_the_task_answers_as_the_original(family: str) -> None:
         score_threshold=0,
     )
     job = Detection(model, Options())
-    frames = FrameBatch(
-        pixels_nhwc=np.zeros((3, *SOURCE_HW, 3), np.uint8), pts_s=np.arange(3.0), frame_index=np.arange(3)
+    frames = FrameBatch.of(
+        np.zeros((3, *SOURCE_HW, 3), np.uint8), pts_s=np.arange(3.0), frame_index=np.arange(3)
     )
     view = View(top_px=0, left_px=0, geometry=geometry(facts, *SOURCE_HW))
     post = Postprocessor(device="cpu", max_frames=4, classes=2)

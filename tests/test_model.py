@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model_inference import BoxOutput, Clip, LogitOutput, Model, ModelSpec, Preprocessing, TaskName
-from pipelines.agreement import LEAST_AGREEMENT, agreeing, load_model
+from pipelines.agreement import agreeing
 from pipelines.errors import ModelUnavailable
+from pipelines.loading import LEAST_AGREEMENT, load_model
 
 FACTS = Preprocessing(resize_px=(32, 40))
 
@@ -215,7 +216,9 @@ class Coarse(nn.Module):
 
 
 def test_lower_precision_that_answers_otherwise_is_refused() -> None:
-    with pytest.raises(ModelUnavailable, match=r"toy in bf16 agrees with fp32 in [\d.]+ % only"):
+    with pytest.raises(
+        ModelUnavailable, match=r"toy in bf16 by torch agrees with fp32 by torch in [\d.]+ % only"
+    ):
         load_model(spec_of(Coarse(), "classification", precision="bf16"), "cpu")
 
 
@@ -237,6 +240,7 @@ def test_agreement_counts_winners_and_boxes() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_optimised_models_agree_on_a_gpu(precision: Any, compiled: bool) -> None:
-    load_model(spec_of(convolution(), "classification", precision=precision, compiled=compiled), "cuda")
+@pytest.mark.parametrize("engine", ["torch", "compile"])
+def test_lower_precision_agrees_on_a_gpu(precision: Any, engine: Any) -> None:
+    model = load_model(spec_of(convolution(), "classification", precision=precision, engine=engine), "cuda")
+    assert model.spec.engine == engine

@@ -27,8 +27,9 @@ from media import as_mode, clip
 from model_inference import Preprocessing
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media
+from pipelines.geometry import geometry
 from pipelines.graph import Graph, picture_input
-from pipelines.preprocess import Preprocessor, Window, geometry, prepare_frames
+from pipelines.preprocess import Preprocessor, Window, prepare_frames
 from pixels import Picture, levels_apart, natural, preset, to_nchw
 
 DETECTOR = Preprocessing(resize_px=800, max_px=1333, antialias=False, round_pixels=False)

@@ -23,7 +23,7 @@ source = "resnet50"
 task = "classification"
 weights = "own.pth"
 labels = "labels.txt"
-compiled = true
+engine = "onnxruntime"
 max_batch = 4
 score_threshold = 0.5
 
@@ -64,13 +64,13 @@ def test_without_a_model_the_default_one_is_served() -> None:
 
 def test_a_model_for_each_task() -> None:
     models = parse(
-        "--model", "classification=resnet50", "--model", "detection=./x=y.onnx", "--compile"
+        "--model", "classification=resnet50", "--model", "detection=./x=y.onnx", "--engine", "detection=torch"
     ).models
     assert [(model.task, model.source) for model in models] == [
         ("classification", "resnet50"),
         ("detection", "./x=y.onnx"),
     ]
-    assert all(model.compiled for model in models)
+    assert [model.engine for model in models] == ["auto", "torch"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ def test_a_flag_for_a_task_finds_the_only_model_whose_task_is_not_said() -> None
         ("--model classification=a --model action=b --arch detection=c", "no --model has task detection"),
         ("--weights random --weights DEFAULT", "--weights twice for the same model"),
         ("--precision int8", "--precision int8: expected one of fp32, fp16, bf16"),
+        ("--engine action=jit --model action=r3d_18", "--engine jit: expected one of auto, torch, compile"),
         ("--http-port 8001", "must differ"),
         ("--max-media-mb 4000", "a message of Triton's holds at most 2047"),
         ("--settings /no/such.toml", "cannot read the settings file /no/such.toml"),
@@ -138,7 +139,7 @@ def test_a_settings_file_says_all_that_flags_do(tmp_path: Path) -> None:
             task="classification",
             weights=str(tmp_path / "own.pth"),
             labels=str(tmp_path / "labels.txt"),
-            compiled=True,
+            engine="onnxruntime",
             max_batch=4,
             score_threshold=0.5,
             resize_px=(256,),
@@ -181,7 +182,10 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ("[[model]]\nsource = 'x'\ntask = 'pose'", "model.task is 'pose', expected one of classification"),
         ("[[model]]\nsource = 'x'\nlabel = 'y'", "unknown key model.label; did you mean labels?"),
         ("[[model]]\nsource = 'x'\nresize_px = 1", "model.resize_px belongs into [model.preprocessing]"),
-        ("[[model]]\nsource = 'x'\ncompiled = 1", "model.compiled is 1, expected true or false"),
+        (
+            "[[model]]\nsource = 'x'\nengine = 'jit'",
+            "model.engine is 'jit', expected one of auto, torch, compile",
+        ),
         ("[[model]]\nsource = 'x'\nmax_batch = 1.5", "model.max_batch is 1.5, expected a whole number"),
         ("[[model]]\nsource = 1", "model.source is 1, expected a text"),
         ("[[model]]\nsource = 'x'\npreprocessing = 1", "model.preprocessing is 1, expected a table"),

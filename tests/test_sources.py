@@ -237,7 +237,7 @@ def test_options_go_before_what_the_weights_say() -> None:
         "squeezenet1_1",
         weights="random",
         precision="bf16",
-        compiled=True,
+        engine="compile",
         max_batch=3,
         score_threshold=0.25,
         resize_px=(64, 48),
@@ -259,7 +259,7 @@ def test_options_go_before_what_the_weights_say() -> None:
         fit="letterbox",
         pad_value=114,
     )
-    assert (spec.precision, spec.compiled, spec.max_batch, spec.score_threshold) == ("bf16", True, 3, 0.25)
+    assert (spec.precision, spec.engine, spec.max_batch, spec.score_threshold) == ("bf16", "compile", 3, 0.25)
     assert spec.tiling == Tiling(tile_px=(640, 640), overlap_px=32)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 TaskName = Literal["classification", "detection", "segmentation", "action"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Engine = Literal["auto", "torch", "compile", "onnxruntime"]
 Fit = Literal["stretch", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Channels = Literal["RGB", "BGR"]
@@ -28,6 +29,7 @@ class ModelSettings:
         labels: a file with a label a line.
         model_proc: a model-proc JSON file of DL Streamer's.
         sha256: of the file that the weights are read from, 64 hex digits.
+        engine: what computes the network; auto: the fastest here that agrees with torch.
         max_batch: most frames in one pass; 0: the source's own default.
         score_threshold: what counts without an option of the request; -1: the source's own.
         clip_length, clip_fps: of action models; 0: the source's own.
@@ -45,7 +47,7 @@ class ModelSettings:
     model_proc: str = ""
     sha256: str = ""
     precision: Precision = "fp32"
-    compiled: bool = False
+    engine: Engine = "auto"
     max_batch: int = 0
     score_threshold: float = -1.0
     clip_length: int = 0

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from model_inference import Preprocessing
 from pipelines.errors import ModelUnavailable
+from pipelines.sources.one_stage import is_one_stage, one_stage_boxes, one_stage_maps
 
 # What makes a module a detector's transform, whatever its class.
 TRANSFORM_FIELDS = ("min_size", "max_size", "image_mean", "image_std", "size_divisible", "fixed_size")
@@ -53,9 +54,13 @@ class PreparedTransform(nn.Module):
 
         batch = torch.stack(list(images))
         height_px, width_px = batch.shape[-2:]
+        return ImageList(self.padded(batch), [(height_px, width_px)] * len(batch)), targets
+
+    def padded(self, batch: Tensor) -> Tensor:
+        """A batch with black up to whole strides."""
+        height_px, width_px = batch.shape[-2:]
         stride = self.size_divisible
-        padded = functional.pad(batch, (0, -width_px % stride, 0, -height_px % stride))
-        return ImageList(padded, [(height_px, width_px)] * len(batch)), targets
+        return functional.pad(batch, (0, -width_px % stride, 0, -height_px % stride)) if stride > 1 else batch
 
     def postprocess(self, result: list[dict[str, Tensor]], *_sizes: Any) -> list[dict[str, Tensor]]:
         """What the heads found, untouched."""
@@ -74,6 +79,26 @@ class AdaptedDetector(nn.Module):
         return frames
 
 
+class OneStageDetector(AdaptedDetector):
+    """One of a single stage, in two steps; see `pipelines.runners.InTwoSteps`."""
+
+    def forward(self, batch: Tensor) -> list[dict[str, Tensor]]:
+        height_px, width_px = batch.shape[-2:]
+        return self.boxes(self.maps(batch), (height_px, width_px))
+
+    def maps(self, batch: Tensor) -> dict[str, Tensor]:
+        return one_stage_maps(self.network, self._padded(batch))
+
+    def boxes(self, maps: Mapping[str, Tensor], size_px: tuple[int, int]) -> list[dict[str, Tensor]]:
+        padded = self._padded(torch.empty(1, 3, *size_px, device="meta"))
+        return one_stage_boxes(self.network, maps, size_px, (padded.shape[-2], padded.shape[-1]))
+
+    def _padded(self, batch: Tensor) -> Tensor:
+        transform = self.network.transform
+        assert isinstance(transform, PreparedTransform)
+        return transform.padded(batch)
+
+
 def adapt_detector(network: nn.Module) -> nn.Module:
     """A detector of torchvision as a network that takes prepared pixels; `network` itself is changed.
 
@@ -86,7 +111,9 @@ def adapt_detector(network: nn.Module) -> nn.Module:
     """
     parent, name, transform = _transform(network)
     setattr(parent, name, PreparedTransform(transform))
-    return network if isinstance(network, AdaptedDetector) else AdaptedDetector(network)
+    if isinstance(network, AdaptedDetector):
+        return network
+    return OneStageDetector(network) if is_one_stage(network) else AdaptedDetector(network)
 
 
 def detector_preprocessing(network: nn.Module) -> Preprocessing:

@@ -92,7 +92,7 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
             score_threshold=_threshold(choice, threshold),
             licence=draft.licence,
             precision=choice.precision,
-            compiled=choice.compiled,
+            engine=choice.engine,
         )
     except (ValueError, OverflowError) as error:
         raise ModelUnavailable(f"{draft.name}: {error}", hint="check the options of this model") from error

@@ -1,0 +1,148 @@
+"""A loaded network, exported and run by ONNX Runtime. Knows no files, no tasks, and not whether it pays.
+
+The exporter is torch's older one, by tracing: it takes a second, the current one half a minute for a detector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.onnx_graph import OnnxGraph, Shape
+from pipelines.outputs import named_tensors
+from pipelines.sources.choice import Engine
+
+INPUT = "pixels"
+# What the exporters raise at networks that they cannot write down.
+FAILURES = (
+    torch.onnx.OnnxExporterError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# A graph of protocol buffers holds less than 2 GiB.
+ONE_FILE_BYTES = 1_900_000_000
+
+
+class ExportedRunner:
+    """Layers by ONNX Runtime; their answers have the form that they have by torch.
+
+    Args:
+        example: a batch of two or more pictures or clips, on the device.
+        given: what the layers give for it.
+        free: the dimensions in which other batches may differ, by their place; the batch's own always may.
+        largest: the shape of the largest batch, where only the batch's own dimension is free.
+
+    Raises:
+        FAILURES: the exporter cannot, or ONNX Runtime does not take what it wrote.
+    """
+
+    engine: Engine = "onnxruntime"
+    buckets: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        layers: nn.Module,
+        example: Tensor,
+        given: Any,
+        *,
+        free: Mapping[int, str],
+        largest: Shape | None = None,
+    ) -> None:
+        self._form = type(given)
+        outputs = dict(named_tensors(given))
+        if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
+            raise TypeError(f"{type(given).__name__} is no answer of tensors alone")
+        weights = sum(tensor.nbytes for tensor in layers.state_dict().values())
+        if weights > ONE_FILE_BYTES:
+            raise ValueError(f"weights of {weights >> 20} MiB are more than a graph holds")
+        axes = {
+            name: {place: f"{name}_{place}" for place in range(tensor.ndim)}
+            for name, tensor in outputs.items()
+        }
+        graph = io.BytesIO()
+        write_traced(_Flat(layers), example, graph, axes={INPUT: {0: "batch", **free}, **axes})
+        batches = ((1, *largest[1:]), largest) if largest else None
+        self.graph = OnnxGraph(graph.getvalue(), example.device, batches=batches)
+
+    def __call__(self, batch: Tensor) -> Any:
+        outputs = self.graph(batch)
+        if issubclass(self._form, Mapping):
+            return outputs
+        return (
+            tuple(outputs.values()) if issubclass(self._form, list | tuple) else next(iter(outputs.values()))
+        )
+
+
+class _Flat(nn.Module):
+    """Layers whose answer is a tuple of tensors."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+        # The older exporter leaves a network in the mode in which it found the outermost module.
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor for _, tensor in named_tensors(self.layers(pixels)))
+
+
+def write_traced(
+    network: nn.Module,
+    example: Tensor,
+    target: Path | io.BytesIO,
+    *,
+    axes: Mapping[str, Mapping[int, str]],
+    opset: int | None = None,
+) -> None:
+    """Write a network of one tensor that gives tensors, by torch's older exporter, in silence.
+
+    Args:
+        axes: of the input, which comes first, and of every output, the names of the dimensions that are free.
+        opset: of ONNX's operators; None: the exporter's own.
+
+    Raises:
+        FAILURES: it cannot.
+    """
+    with quiet(), torch.no_grad():
+        torch.onnx.export(
+            network,
+            (example,),
+            # Its signature names paths alone.
+            cast(Any, str(target) if isinstance(target, Path) else target),
+            dynamo=False,
+            input_names=[INPUT],
+            output_names=[name for name in axes if name != INPUT],
+            opset_version=opset,
+            dynamic_axes={name: dict(dims) for name, dims in axes.items()},
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters print graphs, and warn of what they then do well or fail at; failures are raised all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

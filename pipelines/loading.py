@@ -1,0 +1,255 @@
+"""Loading a model with the engine that its spec asks for, and the proof that it answers as torch does in fp32.
+
+An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise: winners of
+at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again; in fp32 all numbers too, to a
+thousandth of their spread. `auto` is the fastest that does. Knows no media, and not how a network is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_inference import PROBE_PX, Model, ModelSpec, Output
+from pipelines.agreement import agreeing, deviation, example_pixels
+from pipelines.errors import ModelUnavailable
+from pipelines.exported import FAILURES, ExportedRunner
+from pipelines.onnx_graph import has_cuda, one_line
+from pipelines.runners import GraphRunner, Runner, TorchRunner, bucket_sizes
+
+log = logging.getLogger("trivid")
+
+LEAST_AGREEMENT = 0.995
+# Of the numbers of an engine that computes in fp32 as torch does.
+MOST_DEVIATION = 1e-3
+# Pictures for another precision, and batches of few for another engine, whose numbers are compared as well.
+PICTURES = 32
+FEW = (4, 3, 1)
+OTHER_SIZE_PX = (160, 288)
+# Another engine than torch has to be faster by this.
+LEAST_GAIN = 0.10
+# How long the passes of all engines together may take, of one picture and of a full batch; at least two each.
+RACE_S = (0.4, 0.8)
+# A batch that takes longer is not needed to tell engines apart.
+LONG_BATCH_S = 0.3
+
+Makers = Mapping[str, Callable[[], Runner]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """Pixels, and what torch gave for them in fp32: the layers, and the outputs."""
+
+    pixels: Sequence[Tensor]
+    given: Sequence[Any]
+    outputs: Sequence[Output]
+
+
+Ask = Callable[[], _Known]
+
+
+def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
+    """The model by the engine and in the precision that its spec asks for; its own spec names the engine that runs.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: how many the process's models may use on the CPU; 0: as torch has it.
+
+    Raises:
+        ModelUnavailable: as of `Model`; or what is asked for does not work, or answers otherwise than torch in fp32.
+    """
+    model = Model(spec, device, threads)
+    torch_runner = model.runner
+    # A file that ONNX Runtime has read is torch code in form only.
+    if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
+        if spec.engine == "compile":
+            raise ModelUnavailable(
+                f"{spec.name} runs by ONNX Runtime only", hint="leave --engine compile out"
+            )
+        return model
+    plain = torch_runner
+    shapes = _few_shapes(spec) if spec.precision == "fp32" else _all_shapes(spec)
+    known = functools.cache(lambda: _known(model, plain, shapes))
+    if spec.precision != "fp32":
+        torch_runner = TorchRunner(plain.layers, model.device, precision=spec.precision)
+        _check(model, torch_runner, known, spec)
+    makers = _makers(model, spec, torch_runner)
+    if spec.engine in ("compile", "onnxruntime"):
+        _demand(model, spec, makers, known)
+    else:
+        _choose(model, spec, torch_runner, makers, known)
+    return model
+
+
+def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
+    """What may take torch's place, by name: the one engine that is asked for, or all that may be faster here."""
+    layers, device = torch_runner.layers, model.device
+    buckets = bucket_sizes(spec.max_batch)
+
+    def compiled() -> Runner:
+        return TorchRunner(layers, device, precision=spec.precision, compiled_for=buckets)
+
+    def graphs() -> Runner:
+        return GraphRunner(torch_runner, [spec.example_shape(count) for count in buckets], device)
+
+    def exported() -> Runner:
+        if spec.precision != "fp32":
+            raise ValueError(f"it computes in fp32, not in {spec.precision}")
+        if device.type == "cuda" and not has_cuda():
+            raise ValueError("the ONNX Runtime that is installed computes on the CPU only")
+        example = next(example_pixels([spec.example_shape(2)])).to(device)
+        with torch.inference_mode():
+            given = torch_runner(example)
+        free = _free_dimensions(spec)
+        largest = None if free else spec.example_shape(spec.max_batch)
+        return ExportedRunner(layers, example, given, free=free, largest=largest)
+
+    if spec.engine == "compile":
+        return {"compile": compiled}
+    if spec.engine == "onnxruntime":
+        return {"onnxruntime": exported}
+    found: dict[str, Callable[[], Runner]] = {}
+    if device.type == "cuda" and spec.preprocessing.fixed_hw:
+        found["CUDA graphs"] = graphs
+    if spec.engine == "auto" and spec.precision == "fp32" and (device.type != "cuda" or has_cuda()):
+        found["onnxruntime"] = exported
+    return found
+
+
+def _free_dimensions(spec: ModelSpec) -> dict[int, str]:
+    """Those of a batch, besides its own, in which the next one may differ, by their place."""
+    first = 3 if spec.clip else 2
+    free = {} if spec.preprocessing.fixed_hw else {first: "height", first + 1: "width"}
+    return {2: "frames", **free} if spec.clip and not spec.clip.fixed else free
+
+
+def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
+    """Run by the one engine that was asked for."""
+    for name, make in makers.items():
+        try:
+            _check(model, make(), known, spec)
+        except FAILURES as error:
+            raise ModelUnavailable(
+                f"{spec.name} cannot run by engine {name}: {one_line(error)}",
+                hint="leave --engine out: it then runs by what works",
+            ) from error
+
+
+def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Makers, known: Ask) -> None:
+    """Run by the fastest engine that agrees."""
+    rivals: dict[str, Runner] = {"torch": torch_runner}
+    for name, make in makers.items():
+        try:
+            runner = make()
+            _check(model, runner, known, spec)
+        except (*FAILURES, ModelUnavailable) as error:
+            log.info("%s: %s is left out: %s", spec.name, name, one_line(error))
+        else:
+            rivals[name] = runner
+    model.run_by(torch_runner)
+    if len(rivals) > 1:
+        model.run_by(rivals[_fastest(model, spec, rivals)])
+
+
+def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
+    """Let the model run by `runner`. Raises ModelUnavailable where it then answers otherwise."""
+    plain = known()
+    model.run_by(runner)
+    given = [model.compute(pixels) for pixels in plain.pixels]
+    outputs = [model.read(one, pixels) for one, pixels in zip(given, plain.pixels, strict=True)]
+    agreement = agreeing(plain.outputs, outputs)
+    by = f"{spec.name} in {spec.precision} by {runner.engine}"
+    if agreement < LEAST_AGREEMENT:
+        raise ModelUnavailable(
+            f"{by} agrees with fp32 by torch in {100 * agreement:.2f} % only, under {100 * LEAST_AGREEMENT:g} %",
+            hint="leave --precision and --engine out",
+        )
+    if spec.precision == "fp32":
+        worst = max(deviation(one, other) for one, other in zip(plain.given, given, strict=True))
+        if not worst <= MOST_DEVIATION:
+            raise ModelUnavailable(
+                f"{by} gives numbers that differ from torch's by {worst:.1e} of their spread, over {MOST_DEVIATION}",
+                hint="leave --engine out",
+            )
+
+
+def _known(model: Model, plain: Runner, shapes: Sequence[tuple[int, ...]]) -> _Known:
+    model.run_by(plain)
+    pixels = list(example_pixels(shapes))
+    given = [model.compute(batch) for batch in pixels]
+    return _Known(pixels, given, [model.read(one, batch) for one, batch in zip(given, pixels, strict=True)])
+
+
+def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
+    starts = range(0, PICTURES, spec.max_batch)
+    return [spec.example_shape(min(spec.max_batch, PICTURES - start)) for start in starts]
+
+
+def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
+    """Batches of several counts, and sizes where they are free: what was written down for one may fit no other."""
+    shapes = [spec.example_shape(min(count, spec.max_batch)) for count in FEW]
+    if spec.preprocessing.fixed_hw is None:
+        shapes[1] = (*shapes[1][:-2], *OTHER_SIZE_PX)
+    return shapes
+
+
+def _fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
+    """The name of the rival to run by: torch, unless another one is clearly faster on one picture and on many."""
+    shape = _usual_shape(spec)
+    single_s = _race(model, (1, *shape), rivals, RACE_S[0])
+    count = min(spec.max_batch, max(1, int(LONG_BATCH_S / single_s["torch"])))
+    batch_s = _race(model, (count, *shape), rivals, RACE_S[1]) if count > 1 else single_s
+    shares = {
+        name: math.sqrt(single_s[name] / single_s["torch"] * batch_s[name] / batch_s["torch"])
+        for name in rivals
+    }
+    best = min(shares, key=lambda name: shares[name])
+    if shares[best] > 1 - LEAST_GAIN:
+        best = "torch"
+    figures = {name: 1000 * seconds / count for name, seconds in batch_s.items()}
+    others = ", ".join(f"{name} {ms:.1f}" for name, ms in figures.items() if name != best)
+    unit = "clip" if spec.clip else "frame"
+    log.info(
+        "%s: %s, %.1f ms a %s in batches of %d (%s)", spec.name, best, figures[best], unit, count, others
+    )
+    return best
+
+
+def _usual_shape(spec: ModelSpec) -> tuple[int, ...]:
+    """The shape of one picture or clip of a wide source, which is what engines are compared on."""
+    shape, short = spec.example_shape()[1:], spec.preprocessing.resize_px
+    if spec.preprocessing.fixed_hw:
+        return shape
+    height_px = short if isinstance(short, int) else PROBE_PX
+    width_px = height_px * 16 // 9
+    most_px = spec.preprocessing.max_px or width_px
+    scale = min(1.0, most_px / width_px)
+    return (*shape[:-2], round(height_px * scale), round(width_px * scale))
+
+
+def _race(
+    model: Model, shape: tuple[int, ...], rivals: Mapping[str, Runner], limit_s: float
+) -> dict[str, float]:
+    """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike."""
+    pixels = next(example_pixels([shape])).to(model.device)
+    least = dict.fromkeys(rivals, math.inf)
+    end_s = time.perf_counter() + limit_s
+    rounds = 0
+    while rounds < 2 or time.perf_counter() < end_s:
+        for name, runner in rivals.items():
+            model.run_by(runner)
+            start_s = time.perf_counter()
+            model(pixels)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            least[name] = min(least[name], time.perf_counter() - start_s)
+        rounds += 1
+    return least
