@@ -54,6 +54,7 @@ DRAIN_S = STOP_S - 4
 ONE_SIGNAL_S = 0.1
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
+STREAM_NICENESS = 5
 
 log = logging.getLogger("trivid")
 
@@ -212,9 +213,14 @@ class Service:
         from pipelines.endpoints import Stream, Unary
 
         threads = Threads.of(cores()).worker
-        pool = ThreadPoolExecutor(
-            self.settings.workers, endpoint.name, initializer=torch.set_num_threads, initargs=(threads,)
-        )
+
+        def begin() -> None:
+            torch.set_num_threads(threads)
+            if endpoint.stream:
+                # Behind requests of one answer, for which somebody waits.
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STREAM_NICENESS)
+
+        pool = ThreadPoolExecutor(self.settings.workers, endpoint.name, initializer=begin)
         tensors = {
             role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
             for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))
@@ -281,14 +287,15 @@ def serve(service: Service) -> int:
     return 0
 
 
-def _return_memory_early() -> None:
-    """Let glibc give chunks of frames back when freed, which its arenas would keep for each thread.
+def _tune_malloc() -> None:
+    """Let glibc keep the memory of a chunk of frames for the next one, and give back what many streams have left.
 
-    8 MiB: below it are single frames, and mapping each of those anew made decoding 720p a third slower.
+    By default each chunk would be mapped anew, page by page, and each thread would keep an arena of its own.
     """
-    m_mmap_threshold, m_arena_max = -3, -8
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_threshold, 8 << 20)
+    libc.mallopt(m_mmap_threshold, 32 << 20)
+    libc.mallopt(m_trim_threshold, 128 << 20)
     libc.mallopt(m_arena_max, 2)
 
 
@@ -313,7 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         return EXIT_SETTINGS
-    _return_memory_early()
+    _tune_malloc()
+    # Read when torch is loaded: threads that spin between two batches take the cores from decoding.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from pipelines.assembly import build_pipelines, check_example
 

@@ -23,6 +23,12 @@ from model_inference import Model, Output
 from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
 
 T = TypeVar("T")
+# Batches take about this long at most, so that an image never waits long for the frames of films; on a CPU, where
+# larger ones are hardly faster, that is a few frames, on a GPU it is no bound.
+BATCH_S = 0.03
+# How much of the rate that is known comes from the last batch.
+NEWEST = 0.2
+MOST_SHAPES = 100
 NEVER_S = float("inf")
 TOO_LATE = "ask for less, or allow more time"
 
@@ -66,16 +72,19 @@ class Engine:
 
     Args:
         threads: of the CPU for a batch; 0 leaves torch's own choice.
+        batch_s: how long a batch may take; one frame is always let in.
     """
 
-    def __init__(self, model: Model, *, threads: int = 0) -> None:
+    def __init__(self, model: Model, *, threads: int = 0, batch_s: float = BATCH_S) -> None:
         self.model = model
         self.batch_sizes: Counter[int] = Counter()
-        self._threads = threads
+        self._threads, self._batch_s = threads, batch_s
         # Works of each stream in order; streams in the order in which they were served last.
         self._pending: dict[Hashable, deque[_Work[Any]]] = {}
         self._changed = threading.Condition()
         self._closed = False
+        # Seconds a frame (or clip), by the frames' shape.
+        self._frame_s: dict[torch.Size, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.spec.name}", daemon=True)
         self._thread.start()
 
@@ -174,22 +183,34 @@ class Engine:
         return slices
 
     def _room(self, shape: torch.Size) -> int:
-        """Most frames, or clips, of a shape in one batch: fewer of clips that are longer than the model's own."""
-        spec = self.model.spec
-        if spec.clip is None:
-            return spec.max_batch
-        return max(1, spec.max_batch * spec.clip.length // max(shape[1], spec.clip.length))
+        """Frames, or clips, of a shape in one batch: what there is time for, and the model's `max_batch`.
+
+        Of clips that are longer than the model's own it is as much less.
+        """
+        spec, most = self.model.spec, self.model.spec.max_batch
+        if spec.clip is not None:
+            most = most * spec.clip.length // max(shape[1], spec.clip.length)
+        if shape in self._frame_s:
+            most = int(min(most, self._batch_s / self._frame_s[shape]))
+        return max(1, most)
+
+    def _learn(self, shape: torch.Size, frame_s: float) -> None:
+        """Note how long a frame took; of many sizes, as of pictures, the oldest is forgotten."""
+        known_s = self._frame_s.pop(shape, frame_s)
+        self._frame_s[shape] = (1 - NEWEST) * known_s + NEWEST * frame_s
+        if len(self._frame_s) > MOST_SHAPES:
+            del self._frame_s[next(iter(self._frame_s))]
 
     def _forward(self, slices: list[_Slice]) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
-        shape = tuple(slices[0][1].shape[1:])
+        shape, begun_s = slices[0][1].shape[1:], time.perf_counter()
         try:
             batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
             self.batch_sizes[len(batch)] += 1
             outputs = self.model(batch)
         except Exception as error:  # noqa: BLE001 - the model's border: what it raises must not end this thread
             reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
-            fault = InternalError(f"the model failed on frames of {shape}: {reason}")
+            fault = InternalError(f"the model failed on frames of {tuple(shape)}: {reason}")
             for work, _ in slices:
                 self._fail(work, fault)
             return
@@ -201,6 +222,7 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
                 self._fail(work, error)
             start = stop
+        self._learn(shape, (time.perf_counter() - begun_s) / start)
         # Behind all slices: a work may have several in one batch.
         for work, _ in slices:
             if not work.left and not work.future.done():

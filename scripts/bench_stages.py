@@ -104,7 +104,7 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
 def main() -> int:
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
     job = Job.from_json(sys.stdin.read())
-    server._return_memory_early()
+    server._tune_malloc()
     pipeline = build_pipelines(job.settings())[job.task]
     measured = measure(Bench(pipeline, job), float(sys.argv[1]))
     print(json.dumps({name: dataclasses.asdict(stage) for name, stage in measured.items()}))

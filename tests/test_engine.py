@@ -41,7 +41,7 @@ def make_engine(gate: Gate, max_batch: int = 8) -> Engine:
         preprocessing=Preprocessing(resize_px=None),
         max_batch=max_batch,
     )
-    return Engine(Model(spec, "cpu"))
+    return Engine(Model(spec, "cpu"), batch_s=60)
 
 
 def read(output: Output) -> list[float]:
@@ -118,7 +118,7 @@ def test_no_fault_ends_the_engine() -> None:
         labels=("a",),
         preprocessing=Preprocessing(resize_px=None),
     )
-    engine = Engine(Model(spec, "cpu"))
+    engine = Engine(Model(spec, "cpu"), batch_s=60)
     for _ in range(3):
         with pytest.raises(InternalError, match="Guard failed"):
             engine.submit(frames(-1), read).result(timeout=10)
@@ -140,7 +140,7 @@ def test_longer_clips_run_in_smaller_batches() -> None:
         clip=Clip(length=4, fps=10),
         max_batch=8,
     )
-    engine = Engine(Model(spec, "cpu"))
+    engine = Engine(Model(spec, "cpu"), batch_s=60)
     for length, largest in ((4, 8), (2, 8), (8, 4), (32, 1)):
         engine.batch_sizes.clear()
         clips = torch.zeros(8, 3, length, 4, 4)
@@ -276,3 +276,27 @@ def test_what_is_cancelled_or_too_late_never_reaches_the_model() -> None:
     engine.close()
     assert engine.batch_sizes == {1: 2}
     assert not engine.waiting
+
+
+def test_batches_of_a_slow_model_are_short() -> None:
+    """Twenty milliseconds a frame leave room for two in fifty; the first batch is not known yet."""
+
+    class Slow(nn.Module):
+        def forward(self, pixels_nchw: Tensor) -> Tensor:
+            time.sleep(0.02 * len(pixels_nchw))
+            return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
+
+    spec = ModelSpec(
+        name="toy",
+        task="segmentation",
+        build=Slow,
+        source="test",
+        labels=("a",),
+        preprocessing=Preprocessing(resize_px=None),
+    )
+    engine = Engine(Model(spec, "cpu"), batch_s=0.05)
+    numbers = [k / 64 for k in range(32)]
+    assert values(engine.submit(frames(*numbers), read)) == numbers
+    engine.close()
+    assert engine.batch_sizes[8] == 1
+    assert set(engine.batch_sizes) <= {8, 2, 1}

@@ -21,7 +21,7 @@ from pipelines.errors import ModelUnavailable
 from pipelines.exported import ExportedRunner
 from pipelines.loading import load_model
 from pipelines.onnx_graph import has_cuda
-from pipelines.runners import GraphRunner, TorchRunner, bucket_of, bucket_sizes, padded
+from pipelines.runners import GraphRunner, TorchRunner, bucket_sizes
 from pipelines.sources.choice import Engine
 from pipelines.sources.demo import demo_specs
 from pipelines.sources.detectors import adapt_detector
@@ -267,41 +267,6 @@ def test_a_model_has_the_threads_it_is_given() -> None:
     assert torch.get_num_threads() == 1
     assert isinstance(model.runner, ExportedRunner)
     assert model.runner.graph.session.get_session_options().intra_op_num_threads == 1
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (torch.tensor([0.0, 10.0]), torch.tensor([0.0, 10.0]), 0.0),
-        (torch.tensor([0.0, 10.0]), torch.tensor([0.5, 10.0]), 0.05),
-        (
-            {"a": torch.zeros(2), "b": torch.tensor([0.0, 1])},
-            {"a": torch.zeros(2), "b": torch.tensor([0.0, 2])},
-            1,
-        ),
-        (torch.tensor([[0.0, 10.0]]), torch.tensor([[0.0, 10.0], [7.0, 7.0]]), 0.0),
-        (torch.zeros(2, 3), torch.zeros(2, 4), float("inf")),
-    ],
-)
-def test_deviation_is_a_share_of_the_spread(before: Any, after: Any, expected: float) -> None:
-    assert deviation(before, after) == pytest.approx(expected)
-
-
-def test_numbers_that_are_none_deviate() -> None:
-    assert not deviation(torch.tensor([0.0, 1, 2]), torch.tensor([0.0, float("nan"), 2])) <= 1
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "sizes"), [(1, (1,)), (3, (1, 2, 3)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))]
-)
-def test_static_sizes_are_powers_of_two_and_the_largest(max_batch: int, sizes: tuple[int, ...]) -> None:
-    assert bucket_sizes(max_batch) == sizes
-    for count in range(1, max_batch + 1):
-        size = bucket_of(count, sizes)
-        assert size in sizes
-        full = padded(torch.arange(count), size)
-        assert full.tolist() == [*range(count), *[count - 1] * (size - count)]
-    assert bucket_of(max_batch + 1, sizes) == max_batch + 1 == bucket_of(max_batch + 1, ())
 
 
 @pytest.mark.gpu

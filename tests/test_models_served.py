@@ -15,7 +15,7 @@ from conftest import ROOT, Server, start_server
 from model_inference import LogitOutput, Model
 from pipelines.contract import Options
 from pipelines.decode import Limits, open_media
-from pipelines.preprocess import Preprocessor
+from pipelines.resize import prepare_on_cpu
 from pipelines.results import (
     ANSWERS,
     ActionAnswer,
@@ -122,9 +122,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, di
 
 
 def logits_by_hand(model: Model, medium: bytes) -> torch.Tensor:
-    prepare = Preprocessor(model.spec.preprocessing, device="cpu", max_frames=4)
+    preprocessing = model.spec.preprocessing
     with open_media(medium, options=Options(), limits=Limits(), device="cpu") as opened:
-        outputs = [model(prepare(frames.pixels_nhwc)) for frames in opened.chunks()]
+        outputs = [model(prepare_on_cpu(frames.pixels_nhwc, preprocessing)) for frames in opened.chunks()]
     parts = [output.logits for output in outputs if isinstance(output, LogitOutput)]
     return torch.cat(parts)
 
