@@ -54,7 +54,6 @@ DRAIN_S = STOP_S - 4
 ONE_SIGNAL_S = 0.1
 FOLDER_PREFIX = "trivid-"
 UNARY_INSTANCES = 2
-STREAM_NICENESS = 5
 
 log = logging.getLogger("trivid")
 
@@ -214,13 +213,9 @@ class Service:
 
         threads = Threads.of(cores()).worker
 
-        def begin() -> None:
-            torch.set_num_threads(threads)
-            if endpoint.stream:
-                # Behind requests of one answer, for which somebody waits.
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STREAM_NICENESS)
-
-        pool = ThreadPoolExecutor(self.settings.workers, endpoint.name, initializer=begin)
+        pool = ThreadPoolExecutor(
+            self.settings.workers, endpoint.name, initializer=torch.set_num_threads, initargs=(threads,)
+        )
         tensors = {
             role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
             for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))

@@ -262,19 +262,16 @@ class Stream:
 
     async def __call__(self, requests: Sequence[TritonRequest]) -> AsyncIterator[Rows]:
         rows = self.endpoint.rows(requests[0], None, time.monotonic())
-        step: Future[Row | None] | None = None
+        step: Future[Row | None] = self._pool.submit(next, rows, None)
         try:
-            while True:
+            while (row := await asyncio.wrap_future(step)) is not None:
+                # The next answer is made while this one is sent.
                 step = self._pool.submit(next, rows, None)
-                row = await asyncio.wrap_future(step)
-                if row is None:
-                    return
                 tensors = to_tensors(self.endpoint.outputs, [row])
                 yield [{name: value[0] for name, value in tensors.items()}]
         finally:
             # Whoever leaves may do so while a thread is at a step, and a generator that runs cannot be closed.
-            if step is not None:
-                step.add_done_callback(lambda _step: rows.close())
+            step.add_done_callback(lambda _step: rows.close())
 
 
 def status_endpoint(describe: Callable[[], Mapping[str, Any]], telemetry: Telemetry) -> Endpoint:

@@ -8,6 +8,7 @@ gets its share of a batch, and those that were served longest ago come first.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
 T = TypeVar("T")
 # Batches take about this long at most, so that an image never waits long for the frames of films; on a CPU, where
 # larger ones are hardly faster, that is a few frames, on a GPU it is no bound.
-BATCH_S = 0.03
+BATCH_S = 0.02
 # How much of the rate that is known comes from the last batch.
 NEWEST = 0.2
 MOST_SHAPES = 100
@@ -156,7 +157,10 @@ class Engine:
         """
         shape = next(iter(self._pending.values()))[0].shape
         streams = [stream for stream, works in self._pending.items() if works[0].shape == shape]
-        room, slices = self._room(shape), []
+        waiting = sum(work.left for works in self._pending.values() for work in works if work.shape == shape)
+        # As many batches as there have to be, but even ones: a last one of a single frame costs almost twice as much.
+        room = math.ceil(waiting / math.ceil(waiting / self._room(shape)))
+        slices: list[_Slice] = []
         for most in (max(1, room // len(streams)), room):
             for stream in streams:
                 taken = self._off_queue(stream, shape, min(most, room))

@@ -1,8 +1,8 @@
 """How many threads each stage gets: the one place where it is decided. Knows no stage.
 
-A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread, so
-that streams share the machine without fighting; a stream that is alone decodes by several threads where there are
-many cores, since its worker would be the narrowest place.
+A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread; their
+decoders have several, for a stream that is alone would leave cores idle else while the model waits for it. Many streams
+lose nothing by that (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ class Threads:
     @classmethod
     def of(cls, cores: int) -> Threads:
         """The shares of a machine."""
-        return cls(
-            model=cores, decode=max(1, min(MOST_DECODING, cores // 4)), worker=1, workers=max(2, cores)
-        )
+        return cls(model=cores, decode=min(MOST_DECODING, cores), worker=1, workers=max(2, cores))
 
 
 def cores() -> int:

@@ -62,7 +62,7 @@ def test_the_budget_is_part_of_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "expected"), [(1, (1, 1, 2)), (2, (2, 1, 2)), (8, (8, 2, 8)), (64, (64, 4, 64))]
+    ("machine", "expected"), [(1, (1, 1, 2)), (2, (2, 2, 2)), (8, (8, 4, 8)), (64, (64, 4, 64))]
 )
 def test_threads_follow_the_cores(machine: int, expected: tuple[int, int, int]) -> None:
     threads = Threads.of(machine)

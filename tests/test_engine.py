@@ -193,10 +193,10 @@ def hold(gate: Gate, engine: Engine) -> Future[list[list[float]]]:
 @pytest.mark.parametrize(
     ("lengths", "shares"),
     [
-        ([16, 1], [[7, 1], [8], [1]]),
+        ([16, 1], [[5, 1], [6], [5]]),
         ([16, 16], [[4, 4]] * 4),
-        ([16, 2, 2], [[4, 2, 2], [8], [4]]),
-        ([6, 16], [[4, 4], [2, 6], [6]]),
+        ([16, 2, 2], [[3, 2, 2], [7], [6]]),
+        ([6, 16], [[4, 4], [2, 5], [7]]),
     ],
 )
 def test_streams_that_wait_get_their_shares(lengths: list[int], shares: list[list[int]]) -> None:
