@@ -76,7 +76,9 @@ class Options:
     decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
     deadline_ms: float = option(
-        0, "milliseconds from its arrival in which a request is to be answered; 0: no bound", low=0
+        0,
+        "milliseconds from arrival in which all of the answer is to be there, pauses too; 0: no bound",
+        low=0,
     )
     credits: int = option(
         0, "stream: at most this many answers now; 0: all, while they are small", low=0, high=1000

@@ -152,7 +152,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnsupportedMedia("pixels are floating-point numbers", hint="save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
-        return image.convert("RGB")
+        # Pillow copies what is RGB already.
+        return image if image.mode == "RGB" else image.convert("RGB")
     levels = np.asarray(image).astype(np.int64)
     if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
         raise UnsupportedMedia("grey levels exceed 16 bits", hint="save it with 8 or 16 bits")

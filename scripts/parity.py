@@ -28,7 +28,7 @@ from model_inference import TaskName  # noqa: E402 - a script finds the project 
 from parity_answers import compare_answers, compare_pixels  # noqa: E402
 from parity_clips import claimed_rate, resampled, served_index  # noqa: E402
 from parity_measures import Measure, Row  # noqa: E402
-from parity_media import GENERATED_VIDEOS, REAL_VIDEOS, decode, materials, present  # noqa: E402
+from parity_media import decode, materials, present  # noqa: E402
 from parity_report import FILE, Report, render  # noqa: E402
 from parity_subject import subject  # noqa: E402
 from pipelines.contract import Options  # noqa: E402
@@ -50,8 +50,6 @@ HEAVY = ("sintel_h264_720p.mp4", "portrait 359x641", "grey", "10 bits")
 # Not the test patterns, nor a film that begins with a still title: where a picture is flat, neighbouring anchors are
 # equally good, and which of them an R-CNN proposes is decided by rounding.
 LIVELY = (*PICTURES, "sintel_h264_720p.mp4", "dog_h264_464p.mp4", "10 bits", "portrait video", "turned video")
-# Beyond the frame's border torchvision's bicubic has nothing, DALI's repeats the last pixel: seen in tiny frames alone.
-NOT_TINY = (*(name for name in PICTURES if name != "tiny 8x8"), *REAL_VIDEOS, *GENERATED_VIDEOS)
 # One video of many clips, one with few frames, turned, upright, of ten bits, and one slower than the model wants.
 CLIPS = ("nasa_h264_two_streams.mp4", "dog_h264_464p.mp4", "turned video", "10 bits")
 # Rates that torchvision's video weights were trained with, and one above those of most videos.
@@ -74,9 +72,9 @@ PLANS = (
     Plan(model="resnet50", task="classification", select=FEW),
     Plan(model="mobilenet_v3_small", task="classification"),
     Plan(model="mobilenet_v3_large", task="classification"),
-    Plan(model="efficientnet_b0", task="classification", media=NOT_TINY, select=FEW),
+    Plan(model="efficientnet_b0", task="classification", select=FEW),
     Plan(model="efficientnet_b1", task="classification", select=FEW),
-    Plan(model="swin_t", task="classification", media=NOT_TINY, select=FEW),
+    Plan(model="swin_t", task="classification", select=FEW),
     Plan(model="vit_b_16", task="classification", select=ONE),
     Plan(model="convnext_tiny", task="classification", select=ONE),
     Plan(model="ssdlite320_mobilenet_v3_large", task="detection", select=FEW, quick=True),

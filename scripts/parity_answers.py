@@ -1,6 +1,6 @@
 """Served pixels and answers against torchvision's by hand on the same decoded frames. Knows all four tasks.
 
-By hand: `transform(frame)` on uint8 tensors, one frame at a time, into the network as torchvision builds it, in
+By hand: `transform(frame)`, one Pillow picture (for clips and boxes: uint8 tensor) at a time, into the network as torchvision builds it, in
 batches of one.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,8 +42,6 @@ ALL_CLASSES = 1000
 
 def compare_pixels(subject: Subject, media: Sequence[Material], select: Options) -> Row:
     """Prepared pixels against the transform by its tensor path, and, where there is one, by its PIL path."""
-    from PIL import Image
-
     std = subject.spec.preprocessing.std
     tensor, pil, own = Pixels(std), Pixels(std), Pixels(std)
     frames = 0
@@ -52,9 +51,9 @@ def compare_pixels(subject: Subject, media: Sequence[Material], select: Options)
         theirs = transformed(subject, list(tensors(batch)))
         tensor.add(ours, theirs)
         if subject.task != "action":
-            pictures = transformed(subject, [Image.fromarray(one) for one in np.asarray(batch.pixels_nhwc)])
-            pil.add(ours, pictures)
-            own.add(theirs, pictures)
+            by_pillow = transformed(subject, pictures(batch))
+            pil.add(ours, by_pillow)
+            own.add(theirs, by_pillow)
     with_pil = subject.task != "action"
     nothing = float("nan")
     measures = (
@@ -88,6 +87,11 @@ def tensors(batch: FrameBatch) -> Tensor:
     return torch.from_numpy(np.asarray(batch.pixels_nhwc)).permute(0, 3, 1, 2)
 
 
+def pictures(batch: FrameBatch) -> list[Image.Image]:
+    """Frames as Pillow has them, which is what presets of images are made for."""
+    return [Image.fromarray(one) for one in np.asarray(batch.pixels_nhwc)]
+
+
 def transformed(subject: Subject, frames: Sequence[Any]) -> Tensor:
     """What torchvision's network itself would see of frames, `(N, 3, h, w)`: of a detector its own transform too."""
     if subject.task == "action":
@@ -112,7 +116,7 @@ def compare_classes(subject: Subject, media: Sequence[Material], select: Options
     for material in media:
         answer = served(subject, material, ClassificationAnswer, replace(select, top_k=ALL_CLASSES))
         batch = decode(material, select)
-        logits = [subject.network(transformed(subject, [one])) for one in tensors(batch)]
+        logits = [subject.network(transformed(subject, [one])) for one in pictures(batch)]
         winners.add(by_class(answer.class_id, answer.probability), torch.cat(logits).softmax(dim=1).numpy())
         frames += len(batch)
     return Row(model=subject.name, media=_names(media), frames=frames, measures=winners.measures)
@@ -134,8 +138,8 @@ def compare_maps(subject: Subject, media: Sequence[Material], select: Options) -
         answer = served(subject, material, SegmentationAnswer, replace(select, mask="raw"))
         batch = decode(material, select)
         frames += len(batch)
-        for frame, mask in zip(tensors(batch), answer.mask, strict=True):
-            ours = np.frombuffer(mask, np.uint8).reshape(frame.shape[1:])
+        for frame, mask in zip(pictures(batch), answer.mask, strict=True):
+            ours = np.frombuffer(mask, np.uint8).reshape(frame.height, frame.width)
             theirs = class_map(subject, frame)
             hits = int((ours == theirs).sum())
             worst, same, total = min(worst, hits / ours.size), same + hits, total + ours.size
@@ -149,12 +153,12 @@ def compare_maps(subject: Subject, media: Sequence[Material], select: Options) -
     return Row(model=subject.name, media=_names(media), frames=frames, measures=measures)
 
 
-def class_map(subject: Subject, frame_chw: Tensor) -> npt.NDArray[np.uint8]:
+def class_map(subject: Subject, frame: Image.Image) -> npt.NDArray[np.uint8]:
     """torchvision's winners, each source pixel that of the model pixel in which its middle lies."""
-    winners = subject.network(transformed(subject, [frame_chw]))["out"].argmax(dim=1)[0].numpy()
+    winners = subject.network(transformed(subject, [frame]))["out"].argmax(dim=1)[0].numpy()
     rows, columns = (
         ((2 * np.arange(side) + 1) * model // (2 * side))
-        for side, model in zip(frame_chw.shape[1:], winners.shape, strict=True)
+        for side, model in zip((frame.height, frame.width), winners.shape, strict=True)
     )
     return np.asarray(winners[rows[:, None], columns[None]], np.uint8)
 

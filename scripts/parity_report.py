@@ -20,9 +20,9 @@ HEAD = """# Parity with torchvision
 
 Made by `python scripts/parity.py --write`; do not edit. Exit code 1 and **fails** below mean that a bar was missed.
 
-Both sides decode with the server's decoder (PyAV, Pillow). *Served* is `Pipeline.run`: bytes in, DALI preprocessing,
+Both sides decode with the server's decoder (PyAV, Pillow). *Served* is `Pipeline.run`: bytes in, preprocessing,
 batched model, postprocessing, answer out. *By hand* is torchvision alone, a frame at a time: `weights.transforms()` on
-the uint8 tensor, then `torchvision.models.get_model(…)` with the same state dict.
+the frame as a Pillow picture (for clips, and for boxes, whose presets leave the size alone, as a uint8 tensor), then `torchvision.models.get_model(…)` with the same state dict.
 
 Weights are `random` with seed 0, batch-norm statistics calibrated on drawn pictures. What that cannot show is how good
 a model is; what it does show is whether the same pixels go in and the same answer comes out. Networks with random
@@ -37,10 +37,7 @@ side.
 Media: {media}.{missing}
 """
 TEXTS: dict[TaskName, str] = {
-    "classification": """All probabilities of all frames. A run is not degenerate if more than one class wins. Bicubic models
-(`efficientnet_b0`, `swin_t`) are not asked about the picture of 8x8 pixels: beyond the frame's border torchvision's
-filter has nothing and DALI's repeats the last pixel, which, enlarged 32-fold, is 0.37 levels on average and 5 at p99.9
-(within the bar of pixels).""",
+    "classification": """All probabilities of all frames. A run is not degenerate if more than one class wins.""",
     "detection": """The threshold of each medium lies between two of torchvision's scores so that 20 boxes a frame, on average,
 are above it; a box nearer to it than 0.001 may be on either side. Boxes without any area, which torchvision
 keeps and the server leaves out, do not count. Boxes are paired by class and overlap; *missing* is a
