@@ -14,6 +14,7 @@ from conftest import ROOT
 from pipelines.assembly import make_pipeline
 from pipelines.contract import Decoder, Options
 from pipelines.decode import Limits
+from pipelines.frames import HOST_COPIES
 from pipelines.pipeline import Pipeline
 from pipelines.results import (
     ANSWERS,
@@ -87,3 +88,15 @@ def test_the_comparison_tells_answers_apart() -> None:
     assert_same(whole, whole)
     with pytest.raises(AssertionError):
         assert_same(whole, answer_on("cpu", "classification", CLIPS["demo_action"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation", "action"])
+def test_pixels_stay_on_the_gpu_unless_they_are_asked_for(task: str) -> None:
+    medium = CLIPS["demo_action" if task == "action" else "demo"]
+    with pipeline_on("cuda", task) as pipeline:
+        before = HOST_COPIES.count
+        list(pipeline.run(medium, Options(max_frames=48)))
+        assert HOST_COPIES.count == before
+        list(pipeline.run(medium, Options(max_frames=48, overlay="jpeg")))
+        assert HOST_COPIES.count > before
