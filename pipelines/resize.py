@@ -1,6 +1,6 @@
 """Frames → the model's pixels on the CPU, by the kernels that torchvision itself resizes with. Knows no decoder.
 
-They give the pixels of torchvision's second interface to the bit, and Pillow's but for one level at some pixels in
+They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and Pillow's but for one level at some pixels in
 a thousand, and take a third to an eighth of what DALI's CPU operators do (docs/performance.md). On a GPU the DALI
 graph of `preprocess` does the same work.
 """
@@ -35,18 +35,21 @@ class Resizer:
         self._preprocessing = preprocessing
         self._shape = geometry(preprocessing, height_px, width_px)
         # Kept from frame to frame: memory of this size is mapped anew at every allocation.
-        self._unrounded: Tensor | None = None
+        self._floats: Tensor | None = None
+        # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as floats.
+        smooth = preprocessing.interpolation != "nearest"
+        self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
-        """A frame uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`: uint8 where the model's pixels are rounded,
-        else float32."""
+        """A frame uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where the model's
+        pixels are rounded."""
         frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
-        if not self._preprocessing.round_pixels:
-            if self._unrounded is None:
-                self._unrounded = torch.empty(
+        if self._by_floats:
+            if self._floats is None:
+                self._floats = torch.empty(
                     frame.shape, dtype=torch.float32, memory_format=torch.channels_last
                 )
-            frame = self._unrounded.copy_(frame)
+            frame = self._floats.copy_(frame)
         return self._window(self._resized(frame))[0]
 
     def _resized(self, frame_nchw: Tensor) -> Tensor:
@@ -56,9 +59,11 @@ class Resizer:
         mode = self._preprocessing.interpolation
         smooth = {} if mode == "nearest" else {"antialias": self._preprocessing.antialias}
         resized = functional.interpolate(frame_nchw, size=self._shape.resized_hw, mode=mode, **smooth)
+        if not self._by_floats:
+            return resized
         # Cubic curves swing beyond the levels; of uint8 the kernel itself cuts them off.
-        swings = mode == "bicubic" and resized.is_floating_point()
-        return resized.clamp_(0, 255) if swings else resized
+        resized = resized.clamp_(0, 255)
+        return resized.round_() if self._preprocessing.round_pixels else resized
 
     def _window(self, resized_nchw: Tensor) -> Tensor:
         """The model's window: what is cut out, and what is laid around it, in the model's colours."""
