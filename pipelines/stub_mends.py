@@ -3,7 +3,7 @@
 These faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
 fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
 moment before that one listens, which fails the start; a tensor of no elements fails its batch, and what of the
-batch lies in shared memory by then stays there. One mend is for speed alone. Knows no PyTriton; stdlib only.
+batch lies in shared memory by then stays there. Knows no PyTriton; stdlib only.
 """
 
 from __future__ import annotations
@@ -80,41 +80,6 @@ def _released_on_failure(store, tensors_ids):
         for tensor_id in tensors_ids:
             store.release_block(tensor_id)
         raise
-""",
-    ),
-    # A question to another process, and its answer, for each column: asked all at once they cost a third.
-    Mend(
-        file="data.py",
-        expression="""\
-            for response in responses["responses"]:
-                for _, tensor_id in response.get("data", {}).items():
-                    self._tensor_store.release_block(tensor_id)
-""",
-        instead="""\
-            _release_all(
-                self._tensor_store,
-                [one for response in responses["responses"] for one in response.get("data", {}).values()],
-            )
-""",
-        function="""
-def _release_all(store, tensors_ids):
-    with store._handled_blocks_lock:
-        read = [one for one in tensors_ids if store._handled_blocks.pop(one, None) is not None]
-    if not read:
-        return
-    blocks = store._remote_blocks_store
-    if not hasattr(blocks._tls, "connection"):
-        blocks._connect()
-    connection = blocks._tls.connection
-    try:
-        for tensor_id in read:
-            connection.send((blocks._id, "release_block", (tensor_id,), {}))
-        for tensor_id in read:
-            kind, _ = connection.recv()
-            if kind != "#RETURN":
-                LOGGER.warning("block %s was not released: %s", tensor_id, kind)
-    except OSError:
-        LOGGER.warning("the store at %s is closed already", store.address)
 """,
     ),
 )

@@ -91,18 +91,3 @@ def test_tensors_that_cannot_be_kept_leave_nothing_behind(store: Any) -> None:
         with pytest.raises(ValueError, match="buffer"):
             store.put([np.ones(5), without_buffer])
     assert len(used(store)) == len(kept)
-
-
-def test_the_tensors_of_an_answer_are_given_back_at_once(store: Any) -> None:
-    """Those that were read; what was not is still somebody's."""
-    data = importlib.import_module("mended_proxy.data")
-    names = store.put([np.arange(size + 1.0) for size in range(20)])
-    for name in names[1:]:
-        store.get(name)
-    data._release_all(store, names)
-    assert len(used(store)) == 1
-    data._release_all(store, names)
-    assert len(used(store)) == 1
-    assert store.get(names[0]).tolist() == [0.0]
-    data._release_all(store, names)
-    assert used(store) == []
