@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import numpy.typing as npt
+from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -21,6 +24,9 @@ MATRICES = {
     9: "bt2020-ncl",
 }
 TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
+# Of these swscale converts each pixel by itself, so a part of a frame is the same by itself. (It blends the chroma of
+# neighbours in others.)
+PIXEL_BY_PIXEL = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 LIMITED_RANGE, FULL_RANGE = 1, 2
 # swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
 FULL_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
@@ -43,7 +49,55 @@ def is_full_range(frame: VideoFrame) -> bool:
     return bool(frame.color_range != LIMITED_RANGE)
 
 
-def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
+class RgbReader:
+    """Decoded frames of one size → RGB as stored, of one part of each; for one thread.
+
+    Args:
+        part_yxhw: top, left, height and width of the part in stored pixels.
+    """
+
+    def __init__(self, part_yxhw: tuple[int, int, int, int]) -> None:
+        self._part_yxhw = part_yxhw
+        self._reformatter = VideoReformatter()
+        self._crop: tuple[tuple[str, int, int], Graph] | None = None
+
+    def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        """uint8 RGB `(h, w, 3)`, a view which the next frame overwrites.
+
+        Raises:
+            UnsupportedMedia: swscale does not know the pixels' format.
+        """
+        top, left, height, width = self._part_yxhw
+        if (height, width) == (frame.height, frame.width):
+            return _to_rgb(frame, self._reformatter)
+        if frame.format.name in PIXEL_BY_PIXEL and not any(side % 2 for side in self._part_yxhw):
+            return _to_rgb(self._cropped(frame), self._reformatter)
+        return _to_rgb(frame, self._reformatter)[top : top + height, left : left + width]
+
+    def _cropped(self, frame: VideoFrame) -> VideoFrame:
+        """The part of the frame, in the frame's own memory."""
+        kind = (frame.format.name, frame.width, frame.height)
+        if self._crop is None or self._crop[0] != kind:
+            self._crop = kind, self._make_crop(frame)
+        graph = self._crop[1]
+        graph.vpush(frame)
+        return graph.vpull()
+
+    def _make_crop(self, frame: VideoFrame) -> Graph:
+        top, left, height, width = self._part_yxhw
+        graph = Graph()
+        graph.threads = 1
+        graph.link_nodes(
+            graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
+            ),
+            graph.add("crop", f"w={width}:h={height}:x={left}:y={top}"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph
+
+
+def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
     """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame itself."""
     try:
         rgb = reformatter.reformat(frame, format="rgb24", threads=1)

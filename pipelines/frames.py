@@ -175,6 +175,26 @@ class Geometry:
         return self.to_model_xy(boxes_n4, clip=clip)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A part of the frame that the model sees: at (top, left) in its pixels, a tile or all of it."""
+
+    top_px: int
+    left_px: int
+    geometry: Geometry
+
+    @property
+    def part_yxhw(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width in the frame's pixels."""
+        return self.top_px, self.left_px, *self.geometry.source_hw
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        top, left, height, width = self.part_yxhw
+        return slice(top, top + height), slice(left, left + width)
+
+
 def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
     points_xy[..., 0::2] = points_xy[..., 0::2].clip(0, size_hw[1])
     points_xy[..., 1::2] = points_xy[..., 1::2].clip(0, size_hw[0])

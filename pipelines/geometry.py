@@ -6,10 +6,12 @@ import math
 
 from model_inference import Preprocessing
 from pipelines.errors import TooLarge
-from pipelines.frames import Geometry
+from pipelines.frames import Geometry, View
 
 # A frame of 1:15 at a shorter side of 520; beyond it one frame fills the memory of a GPU in the model.
 MAX_MODEL_PIXELS = 4 << 20
+# How far the widest kernel (bicubic) reaches: pixels of the source or, where it is reduced, of the result.
+KERNEL_RADIUS = 2
 
 
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
@@ -39,6 +41,40 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
     return Geometry(
         source_hw=(height_px, width_px), resized_hw=resized_hw, crop_yxhw=(top, left, crop_h, crop_w)
     )
+
+
+def needed_part(whole: Geometry) -> View:
+    """The part of a frame that the model's window is made of: resized by itself, it gives the same pixels.
+
+    Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels as
+    become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
+    """
+    crop_top, crop_left, *crop_hw = whole.crop_yxhw
+    (top, height, resized_h, crop_top), (left, width, resized_w, crop_left) = (
+        _needed_span(*sides)
+        for sides in zip(whole.source_hw, whole.resized_hw, (crop_top, crop_left), crop_hw, strict=True)
+    )
+    part = Geometry(
+        source_hw=(height, width),
+        resized_hw=(resized_h, resized_w),
+        crop_yxhw=(crop_top, crop_left, *whole.model_hw),
+    )
+    return View(top_px=top, left_px=left, geometry=part)
+
+
+def _needed_span(source_px: int, resized_px: int, crop_start: int, crop_px: int) -> tuple[int, int, int, int]:
+    """Of one side: where the part begins and its length, its length resized, and where the crop begins in that."""
+    common = math.gcd(source_px, resized_px)
+    step, step_resized = source_px // common, resized_px // common
+    if step % 2:
+        step, step_resized = 2 * step, 2 * step_resized
+    margin = KERNEL_RADIUS * math.ceil(max(1, resized_px / source_px)) + 1
+    first = max(0, (crop_start - margin) // step_resized)
+    last = math.ceil((crop_start + crop_px + margin) / step_resized)
+    begin, begin_resized = first * step, first * step_resized
+    if last * step >= source_px:
+        return begin, source_px - begin, resized_px - begin_resized, crop_start - begin_resized
+    return begin, (last - first) * step, (last - first) * step_resized, crop_start - begin_resized
 
 
 def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> tuple[int, int]:

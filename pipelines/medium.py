@@ -125,6 +125,15 @@ class Orientation(NamedTuple):
         """Width and height of the upright picture."""
         return (height_px, width_px) if self.transpose else (width_px, height_px)
 
+    def stored_yxhw(
+        self, part_yxhw: tuple[int, int, int, int], upright_hw: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Where a part of the upright picture lies in the stored one: top, left, height and width."""
+        (top, left, height, width), (whole_height, whole_width) = part_yxhw, upright_hw
+        top = whole_height - top - height if self.flip_y else top
+        left = whole_width - left - width if self.flip_x else left
+        return (left, top, width, height) if self.transpose else (top, left, height, width)
+
     def apply(self, pixels_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The upright picture, as a view."""
         upright = pixels_hwc.swapaxes(0, 1) if self.transpose else pixels_hwc

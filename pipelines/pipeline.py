@@ -26,14 +26,14 @@ from pipelines.contract import Options
 from pipelines.decode import Limits, MediaInfo, Medium, Wanted, open_media
 from pipelines.engine import NEVER_S, TOO_LATE, Engine
 from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
-from pipelines.frames import FrameBatch, Geometry, PixelArray, tiles
+from pipelines.frames import FrameBatch, Geometry, PixelArray, View, tiles
 from pipelines.geometry import geometry
 from pipelines.postprocess import ClassScores, Postprocessor
 from pipelines.preprocess import Preprocessor
 from pipelines.resize import prepare_on_cpu
 from pipelines.results import Answer
 from pipelines.tasks import TASKS
-from pipelines.tasks.job import Job, View
+from pipelines.tasks.job import Job
 from pipelines.telemetry import Telemetry
 
 CHUNKS_IN_FLIGHT = 2
@@ -243,7 +243,8 @@ class Pipeline:
     def _windows(self, frames: FrameBatch) -> list[PixelArray]:
         """What the model sees of N frames, `(N, h, w, 3)` for each view."""
         views = self.views(frames.height_px, frames.width_px)
-        return [frames.pixels_nhwc[_window(view)] for view in views]
+        windows = (view.window for view in views)
+        return [frames.pixels_nhwc[:, rows, columns] for rows, columns in windows]
 
     def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
         with self.telemetry.span("model_wait"):
@@ -277,15 +278,6 @@ def _judging(options: Options) -> Iterator[None]:
         raise InvalidOptions(
             f"clip_length={options.clip_length} does not fit the model: {error.message}", hint="leave it out"
         ) from error
-
-
-def _window(view: View) -> tuple[slice, slice, slice]:
-    height_px, width_px = view.geometry.source_hw
-    return (
-        slice(None),
-        slice(view.top_px, view.top_px + height_px),
-        slice(view.left_px, view.left_px + width_px),
-    )
 
 
 def _signed(answer: Answer, medium: Medium) -> Answer:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from pipelines.colours import to_rgb
+from pipelines.colours import RgbReader
 from pipelines.medium import Orientation, Wanted
 from pipelines.resize import Resizer, normalize
 from pipelines.selection import Selected
@@ -31,8 +30,11 @@ class FrameReader:
     def __init__(self, orientation: Orientation, wanted: Wanted, size_hw: tuple[int, int]) -> None:
         self._orientation = orientation
         self._wanted = wanted
-        self._reformatter = VideoReformatter()
         self._resize = Resizer(wanted.prepare, *size_hw) if wanted.prepare is not None else None
+        part_yxhw = (0, 0, *size_hw)
+        if self._resize is not None and not wanted.keep_pixels:
+            part_yxhw = self._resize.part.part_yxhw
+        self._to_rgb = RgbReader(orientation.stored_yxhw(part_yxhw, size_hw))
         self._last: tuple[Selected[VideoFrame], Selected[Pixels]] | None = None
 
     def __call__(self, picked: Selected[VideoFrame]) -> Selected[Pixels]:
@@ -41,12 +43,11 @@ class FrameReader:
         return self._last[1]
 
     def _read(self, picked: Selected[VideoFrame]) -> Selected[Pixels]:
-        upright = np.ascontiguousarray(self._orientation.apply(to_rgb(picked.frame, self._reformatter)))
-        pixels = Pixels(
-            pixels_hwc=upright if self._wanted.keep_pixels else None,
-            levels=self._resize(upright) if self._resize is not None else None,
-        )
-        return Selected(picked.frame_index, picked.pts_s, pixels, picked.is_key)
+        upright = np.ascontiguousarray(self._orientation.apply(self._to_rgb(picked.frame)))
+        kept, levels = (upright if self._wanted.keep_pixels else None), None
+        if self._resize is not None:
+            levels = self._resize(upright if kept is None else upright[self._resize.part.window])
+        return Selected(picked.frame_index, picked.pts_s, Pixels(kept, levels), picked.is_key)
 
     def kept(self, frames: Sequence[Pixels]) -> npt.NDArray[np.uint8] | None:
         """The frames themselves, uint8 RGB `(N, H, W, 3)`, where they are wanted."""

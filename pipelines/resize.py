@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from model_inference import Preprocessing
 from pipelines.errors import ModelUnavailable
-from pipelines.frames import PixelArray
-from pipelines.geometry import geometry
+from pipelines.frames import PixelArray, View
+from pipelines.geometry import geometry, needed_part
 
 
 class Resizer:
@@ -27,22 +27,29 @@ class Resizer:
     Args:
         height_px, width_px: of the frames.
 
+    Attributes:
+        part: of each frame, which is all that is read.
+
     Raises:
         TooLarge: the model cannot take frames of this size (`geometry`).
     """
 
     def __init__(self, preprocessing: Preprocessing, height_px: int, width_px: int) -> None:
         self._preprocessing = preprocessing
-        self._shape = geometry(preprocessing, height_px, width_px)
         # Kept from frame to frame: memory of this size is mapped anew at every allocation.
         self._floats: Tensor | None = None
         # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as floats.
         smooth = preprocessing.interpolation != "nearest"
         self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
+        whole = geometry(preprocessing, height_px, width_px)
+        # Floats, and rounding to the nearest pixel, depend in their last bit on where a part begins.
+        exact = smooth and not self._by_floats
+        self.part = needed_part(whole) if exact else View(top_px=0, left_px=0, geometry=whole)
+        self._shape = self.part.geometry
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
-        """A frame uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where the model's
-        pixels are rounded."""
+        """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where
+        the model's pixels are rounded."""
         frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
         if self._by_floats:
             if self._floats is None:
@@ -95,7 +102,9 @@ def prepare_on_cpu(pixels_nhwc: PixelArray, preprocessing: Preprocessing) -> Ten
         TooLarge: the model cannot take frames of this size.
     """
     resize = Resizer(preprocessing, int(pixels_nhwc.shape[1]), int(pixels_nhwc.shape[2]))
-    return normalize([resize(pixels) for pixels in pixels_nhwc], preprocessing)  # type: ignore[attr-defined]
+    rows, columns = resize.part.window
+    parts: Any = pixels_nhwc[:, rows, columns]
+    return normalize([resize(pixels) for pixels in parts], preprocessing)
 
 
 def check_kernel(preprocessing: Preprocessing) -> None:

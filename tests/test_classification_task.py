@@ -16,11 +16,11 @@ from pipelines import tasks
 from pipelines.assembly import make_pipeline
 from pipelines.contract import Options
 from pipelines.decode import Limits
-from pipelines.frames import FrameBatch
+from pipelines.frames import FrameBatch, View
 from pipelines.pipeline import Pipeline
 from pipelines.postprocess import Postprocessor
 from pipelines.results import Answer, ClassificationAnswer
-from pipelines.tasks.job import SELECTION, FrameJob, Task, View
+from pipelines.tasks.job import SELECTION, FrameJob, Task
 from pipelines.tasks.ranking import Ranking
 
 FACTS = Preprocessing(resize_px=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))

@@ -12,11 +12,11 @@ from torchvision.models.detection.transform import resize_boxes, resize_keypoint
 from model_inference import BoxOutput, Preprocessing
 from pipelines.contract import Options
 from pipelines.errors import InvalidOptions
+from pipelines.frames import View
 from pipelines.geometry import geometry
 from pipelines.results import DetectionAnswer
 from pipelines.tasks.boxes import MAX_OBJECTS, Found
 from pipelines.tasks.detection import TASK, Detection
-from pipelines.tasks.job import View
 from toy_boxes import DOG, FAINT, HEIGHT, LABELS, PERSON, WIDTH, Row, ask, batch, masks, seen, spec, tile
 
 

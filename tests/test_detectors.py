@@ -21,13 +21,12 @@ from model_inference import BoxOutput, ModelSpec, Preprocessing
 from pipelines import rle
 from pipelines.contract import Options
 from pipelines.errors import ModelUnavailable
-from pipelines.frames import FrameBatch
+from pipelines.frames import FrameBatch, View
 from pipelines.geometry import geometry
 from pipelines.postprocess import Postprocessor
 from pipelines.sources.detectors import adapt_detector, detector_classes, detector_preprocessing
 from pipelines.sources.one_stage import ssd_boxes
 from pipelines.tasks.detection import Detection
-from pipelines.tasks.job import View
 
 NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 SMALL = {**NO_WEIGHTS, "min_size": 100, "max_size": 160}

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from media import picture
 from model_inference import BoxOutput, ModelSpec, Preprocessing
 from pipelines.contract import Options
-from pipelines.frames import FrameBatch, Geometry
+from pipelines.frames import FrameBatch, Geometry, View
 from pipelines.geometry import geometry
 from pipelines.postprocess import Postprocessor
 from pipelines.results import DetectionAnswer
 from pipelines.tasks.detection import Detection
-from pipelines.tasks.job import View
 
 Array = npt.NDArray[Any]
 LABELS = ("__background__", "person", "dog", "traffic light", "N/A", "N/A")

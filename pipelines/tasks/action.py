@@ -21,10 +21,10 @@ from pipelines.annotate import draw_caption
 from pipelines.contract import Column, Options, Tail
 from pipelines.encode import PictureWriter
 from pipelines.errors import InvalidOptions
-from pipelines.frames import FrameBatch, to_numpy
+from pipelines.frames import FrameBatch, View, to_numpy
 from pipelines.postprocess import Postprocessor
 from pipelines.results import ActionAnswer, Floats
-from pipelines.tasks.job import Task, View
+from pipelines.tasks.job import Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 
 # A model's clips may be longer than those that it was trained with by this factor, and faster: what frames cost in

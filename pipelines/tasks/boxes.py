@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.frames import View
 from pipelines.results import Floats, Ints
-from pipelines.tasks.job import View
 
 # What is read of an output; a network may give more.
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")

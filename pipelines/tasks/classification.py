@@ -10,10 +10,10 @@ from model_inference import ModelSpec, Output
 from pipelines.annotate import draw_caption
 from pipelines.contract import Column, Options
 from pipelines.encode import PictureWriter
-from pipelines.frames import FrameBatch, to_numpy
+from pipelines.frames import FrameBatch, View, to_numpy
 from pipelines.postprocess import Postprocessor
 from pipelines.results import ClassificationAnswer, Floats
-from pipelines.tasks.job import SELECTION, FrameJob, Task, View
+from pipelines.tasks.job import SELECTION, FrameJob, Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from model_inference import BoxOutput, ModelSpec, Output
 from pipelines.contract import Column, Options
 from pipelines.encode import PictureWriter
-from pipelines.frames import FrameBatch
+from pipelines.frames import FrameBatch, View
 from pipelines.postprocess import Postprocessor
 from pipelines.results import DetectionAnswer
 from pipelines.tasks.boxes import Found, join_views, read_frame, to_source
 from pipelines.tasks.classes import class_ids
 from pipelines.tasks.instances import ClassMap, box_pixels, object_masks
-from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task, View
+from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task
 from pipelines.tasks.painter import Painter
 
 DEFAULT_THRESHOLD = 0.5

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_inference import ModelSpec, Output
 from pipelines.contract import Column, Options
-from pipelines.frames import FrameBatch, Geometry
+from pipelines.frames import FrameBatch, View
 from pipelines.postprocess import Postprocessor
 from pipelines.results import Answer
 
@@ -23,15 +23,6 @@ SELECTION = (
     "deadline_ms",
 )
 PICTURES = ("overlay", "alpha", "outline_px")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A part of the frame that the model sees: a tile at (top, left) in source pixels, or the whole frame."""
-
-    top_px: int
-    left_px: int
-    geometry: Geometry
 
 
 class Job(Protocol):

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines.frames import FrameBatch, Geometry
+from pipelines.frames import FrameBatch, Geometry, View
 from pipelines.postprocess import ClassScores, whole_frame
-from pipelines.tasks.job import View
 
 
 def join_views(

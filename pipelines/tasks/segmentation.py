@@ -18,11 +18,11 @@ from torch.nn import functional
 from model_inference import LogitOutput, ModelSpec, Output
 from pipelines import encode, rle
 from pipelines.contract import Column, Options
-from pipelines.frames import FrameBatch
+from pipelines.frames import FrameBatch, View
 from pipelines.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle, whole_frame
 from pipelines.results import SegmentationAnswer
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task, View
+from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task
 from pipelines.tasks.mosaic import join_views
 
 DEFAULT_CLASS_THRESHOLD = 0.5
