@@ -236,10 +236,20 @@ class Model:
         self.runner = runner
         self.spec = replace(self.spec, engine=runner.engine)
 
+    @property
+    def lanes(self) -> int:
+        """By how many threads at once it is called with gain: each for which torch has one thread computes alone."""
+        return self.runner.lanes
+
     def warm_up(self) -> None:
         """Run every batch size that is kept static, so that no request pays for it, and the largest in any case."""
         for count in self.runner.buckets or (self.spec.max_batch,):
             self._try(count)
+        if self.lanes > 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            self._try(1)
+            torch.set_num_threads(threads)
 
     def _try(self, count: int) -> Output:
         """The outputs of random pictures; whatever fails with them makes the model unavailable."""

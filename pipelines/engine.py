@@ -1,9 +1,12 @@
 """The frame batcher, the only place where frames of different streams meet. Knows a model, no media, no tasks.
 
-Chunks of many streams queue up; one thread takes frames of equal size off the queue, up to the model's
+Chunks of many streams queue up; a lane, which is a thread, takes frames of equal size off the queue, up to the model's
 `max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never waits for a
 batch to fill: while one runs the next ones gather, so batches grow with the load. While several streams wait, each
 gets its share of a batch, and those that were served longest ago come first.
+
+Where a model gains by it there is a lane for each core. A batch that is alone is computed by all cores; batches beside
+each other by one each, which then never wait for one another within a layer.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,14 +39,16 @@ TOO_LATE = "ask for less, or allow more time"
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Work(Generic[T]):
-    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far."""
+    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by where they
+    start, of `computed` frames in all."""
 
     pixels: Tensor
     read: Callable[[Output], T]
     deadline_s: float
     future: Future[list[T]]
     taken: int = 0
-    parts: list[T] = field(default_factory=list)
+    computed: int = 0
+    parts: dict[int, T] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -64,30 +69,50 @@ class _Work(Generic[T]):
             return False
         return True
 
+    def add(self, start: int, count: int, part: T) -> None:
+        """Note what was read of frames; with the last ones the work is done."""
+        self.parts[start] = part
+        self.computed += count
+        if self.computed == len(self.pixels) and not self.future.done():
+            self.future.set_result([self.parts[start] for start in sorted(self.parts)])
 
-_Slice = tuple[_Work[Any], Tensor]
+
+class _Slice(NamedTuple):
+    """Frames of a work, from `start` on."""
+
+    work: _Work[Any]
+    start: int
+    pixels: Tensor
 
 
 class Engine:
-    """One model, one thread, one queue.
+    """One model, one queue, and as many lanes as the model has.
 
     Args:
-        threads: of the CPU for a batch; 0 leaves torch's own choice.
+        threads: of the CPU for a batch that is alone; 0 leaves torch's own choice.
         batch_s: how long a batch may take; one frame is always let in.
     """
 
     def __init__(self, model: Model, *, threads: int = 0, batch_s: float = BATCH_S) -> None:
         self.model = model
         self.batch_sizes: Counter[int] = Counter()
-        self._threads, self._batch_s = threads, batch_s
+        self._threads, self._batch_s = threads or torch.get_num_threads(), batch_s
         # Works of each stream in order; streams in the order in which they were served last.
         self._pending: dict[Hashable, deque[_Work[Any]]] = {}
         self._changed = threading.Condition()
         self._closed = False
+        # Whether the last turn was that of a stream that had just come.
+        self._favoured = False
         # Seconds a frame (or clip), by the frames' shape.
         self._frame_s: dict[torch.Size, float] = {}
-        self._thread = threading.Thread(target=self._run, name=f"engine-{model.spec.name}", daemon=True)
-        self._thread.start()
+        # Lanes that compute.
+        self._running = 0
+        self._lanes = [
+            threading.Thread(target=self._run, name=f"engine-{model.spec.name}-{lane}", daemon=True)
+            for lane in range(model.lanes)
+        ]
+        for lane in self._lanes:
+            lane.start()
 
     def submit(
         self,
@@ -103,8 +128,8 @@ class Engine:
 
         Args:
             pixels: float32 `(N, 3, h, w)`, of clips `(N, 3, T, h, w)`, on the model's device.
-            read: takes the outputs of n ≤ N of them; runs on the engine's thread, so that what it leaves out
-                (logits are large) is freed at once. It must not keep the outputs.
+            read: takes the outputs of n ≤ N of them; runs on the engine's threads, maybe on several at once, so that
+                what it leaves out (logits are large) is freed at once. It must not keep the outputs.
             stream: whose they are; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
         """
@@ -118,8 +143,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
+        """Whether its threads run."""
+        return all(lane.is_alive() for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
@@ -128,15 +153,14 @@ class Engine:
             return sum(work.left for works in self._pending.values() for work in works)
 
     def close(self) -> None:
-        """Finish what is queued, then end the thread."""
+        """Finish what is queued, then end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.join()
 
     def _run(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)
         while slices := self._gather():
             self._forward(slices)
 
@@ -148,27 +172,47 @@ class Engine:
                 if not self._pending:
                     return []
                 if slices := self._take():
+                    alone = not self._running and not self._pending
+                    # Of this thread, and what it calls.
+                    torch.set_num_threads(self._threads if alone or len(self._lanes) == 1 else 1)
+                    self._running += 1
+                    if self._pending:
+                        self._changed.notify()
                     return slices
 
     def _take(self) -> list[_Slice]:
-        """A batch of the stream that was served longest ago, and of all others whose frames have its size.
+        """A batch of the stream whose turn it is, and of all others whose frames have its size.
 
         First each gets its share, then what is left goes to those that have more.
         """
-        shape = next(iter(self._pending.values()))[0].shape
-        streams = [stream for stream, works in self._pending.items() if works[0].shape == shape]
+        first = self._first()
+        shape = self._pending[first][0].shape
+        others = [stream for stream, works in self._pending.items() if works[0].shape == shape]
+        streams = [first, *(stream for stream in others if stream != first)]
         waiting = sum(work.left for works in self._pending.values() for work in works if work.shape == shape)
-        # As many batches as there have to be, but even ones: a last one of a single frame costs almost twice as much.
-        room = math.ceil(waiting / math.ceil(waiting / self._room(shape)))
+        # As many batches as there have to be, or as there are free lanes, but even ones: a last one of a single frame
+        # costs almost twice as much.
+        free = len(self._lanes) - self._running
+        room = math.ceil(waiting / max(math.ceil(waiting / self._room(shape)), min(waiting, free)))
         slices: list[_Slice] = []
         for most in (max(1, room // len(streams)), room):
             for stream in streams:
                 taken = self._off_queue(stream, shape, min(most, room))
-                room -= sum(len(pixels) for _, pixels in taken)
+                room -= sum(len(one.pixels) for one in taken)
                 slices += taken
                 if taken and stream in self._pending:
                     self._pending[stream] = self._pending.pop(stream)
         return slices
+
+    def _first(self) -> Hashable:
+        """The stream that was served longest ago; every second time one that has just come, if there is any.
+
+        So an image does not wait for the frames of films, and a flood of images does not stop them.
+        """
+        came = (stream for stream, works in self._pending.items() if len(works) == 1 and not works[0].taken)
+        newest = None if self._favoured else next(came, None)
+        self._favoured = newest is not None
+        return next(iter(self._pending)) if newest is None else newest
 
     def _off_queue(self, stream: Hashable, shape: torch.Size, most: int) -> list[_Slice]:
         """At most so many frames of a stream, in order."""
@@ -177,7 +221,7 @@ class Engine:
             work = works[0]
             size = min(most, work.left) if work.taken or work.begin() else 0
             if size:
-                slices.append((work, work.pixels[work.taken : work.taken + size]))
+                slices.append(_Slice(work, work.taken, work.pixels[work.taken : work.taken + size]))
                 work.taken += size
                 most -= size
             if not size or not work.left:
@@ -207,38 +251,45 @@ class Engine:
 
     def _forward(self, slices: list[_Slice]) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
-        shape, begun_s = slices[0][1].shape[1:], time.perf_counter()
+        shape, begun_s = slices[0].pixels.shape[1:], time.perf_counter()
+        count = sum(len(one.pixels) for one in slices)
+        parts: list[Any] = []
         try:
-            batch = torch.cat([pixels for _, pixels in slices]) if len(slices) > 1 else slices[0][1]
-            self.batch_sizes[len(batch)] += 1
+            batch = torch.cat([one.pixels for one in slices]) if len(slices) > 1 else slices[0].pixels
             outputs = self.model(batch)
         except Exception as error:  # noqa: BLE001 - the model's border: what it raises must not end this thread
             reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
             fault = InternalError(f"the model failed on frames of {tuple(shape)}: {reason}")
-            for work, _ in slices:
-                self._fail(work, fault)
-            return
-        start = 0
-        for work, pixels in slices:
-            stop = start + len(pixels)
-            try:
-                work.parts.append(work.read(outputs.part(start, stop)))
-            except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
-                self._fail(work, error)
-            start = stop
-        self._learn(shape, (time.perf_counter() - begun_s) / start)
-        # Behind all slices: a work may have several in one batch.
-        for work, _ in slices:
-            if not work.left and not work.future.done():
-                work.future.set_result(work.parts)
+            parts = [fault] * len(slices)
+        else:
+            start = 0
+            for one in slices:
+                parts.append(_read(one, outputs.part(start, start + len(one.pixels))))
+                start += len(one.pixels)
+        with self._changed:
+            self._running -= 1
+            self.batch_sizes[count] += 1
+            self._learn(shape, (time.perf_counter() - begun_s) / count)
+            for one, part in zip(slices, parts, strict=True):
+                if isinstance(part, Exception):
+                    self._fail(one.work, part)
+                else:
+                    one.work.add(one.start, len(one.pixels), part)
 
     def _fail(self, work: _Work[Any], error: Exception) -> None:
-        with self._changed:
-            work.taken = len(work.pixels)
-            for stream, works in list(self._pending.items()):
-                if work in works:
-                    works.remove(work)
-                if not works:
-                    del self._pending[stream]
-            if not work.future.done():
-                work.future.set_exception(error)
+        work.taken = len(work.pixels)
+        for stream, works in list(self._pending.items()):
+            if work in works:
+                works.remove(work)
+            if not works:
+                del self._pending[stream]
+        if not work.future.done():
+            work.future.set_exception(error)
+
+
+def _read(one: _Slice, output: Output) -> Any:
+    """What the work's reader makes of its outputs, or its error."""
+    try:
+        return one.work.read(output)
+    except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
+        return error

@@ -77,6 +77,7 @@ class ExportedRunner:
         write_traced(_Flat(layers), example, graph, axes={INPUT: {0: "batch", **free}, **axes})
         batches = ((1, *largest[1:]), largest) if largest else None
         self.graph = OnnxGraph(graph.getvalue(), example.device, batches=batches)
+        self.lanes = self.graph.lanes
 
     def __call__(self, batch: Tensor) -> Any:
         outputs = self.graph(batch)

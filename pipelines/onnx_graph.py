@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,17 @@ Shape = tuple[int, ...]
 class OnnxGraph:
     """A graph of one input, opened for a device; calling it gives its outputs by name, on the device of the pixels.
 
-    On the CPU it has as many threads as torch has now. On a GPU it runs where ONNX Runtime has its CUDA provider,
-    between tensors that stay there; without it pixels go through host memory and are computed on the CPU.
+    On the CPU it has as many threads as torch has now; a call by a thread for which torch has one alone is computed by
+    that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that stay there; without it
+    pixels go through host memory and are computed on the CPU.
 
     Args:
         graph: a file, or what would be in one.
         optimise: False: quicker to open, to look at it alone.
         batches: the smallest and the largest batch; with both TensorRT may build its engine, where it is installed.
+
+    Attributes:
+        lanes: by how many threads at once it is called with gain.
 
     Raises:
         RuntimeError: it cannot be read; in a call: it does not take these pixels. The message is one line.
@@ -51,6 +56,11 @@ class OnnxGraph:
         batches: tuple[Shape, Shape] | None = None,
     ) -> None:
         self.session = _open(graph, device, batches, optimise=optimise)
+        self.lanes = torch.get_num_threads() if device.type == "cpu" else 1
+        self._by_one: InferenceSession | None = None
+        # For the second session, which is opened when it is needed.
+        self._graph: Path | bytes | None = graph if self.lanes > 1 else None
+        self._opening = threading.Lock()
         self._input = self.session.get_inputs()[0]
         self._outputs = {output.name: output.type for output in self.session.get_outputs()}
         self._on_gpu = CUDA in self.session.get_providers()
@@ -64,9 +74,18 @@ class OnnxGraph:
             raise RuntimeError(one_line(error)) from error
 
     def _plain(self, pixels: Tensor) -> dict[str, Tensor]:
-        arrays = self.session.run(None, {self._input.name: pixels.cpu().numpy()})
+        session = self._session_of_one() if self.lanes > 1 and torch.get_num_threads() == 1 else self.session
+        arrays = session.run(None, {self._input.name: pixels.cpu().numpy()})
         tensors = map(torch.from_numpy, arrays)
         return {name: tensor.to(pixels.device) for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+    def _session_of_one(self) -> InferenceSession:
+        """The session without threads of its own."""
+        with self._opening:
+            if self._by_one is None:
+                assert self._graph is not None
+                self._by_one, self._graph = _open(self._graph, torch.device("cpu"), None, optimise=True), None
+            return self._by_one
 
     def _bound(self, pixels: Tensor) -> dict[str, Tensor]:
         """Input and outputs are torch's own memory, as in "I/O binding" of ONNX Runtime's documentation.

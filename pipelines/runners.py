@@ -42,10 +42,12 @@ class Runner(Protocol):
     Attributes:
         engine: what a user calls it.
         buckets: the batch sizes that it takes, growing; empty: any.
+        lanes: by how many threads at once it is called with gain.
     """
 
     engine: Engine
     buckets: tuple[int, ...]
+    lanes: int
 
     def __call__(self, batch: Tensor) -> Any: ...
 
@@ -94,6 +96,7 @@ class TorchRunner:
         # A network may be no torch code itself.
         self.engine: Engine = "compile" if compiled_for else getattr(layers, "engine", "torch")
         self.buckets = compiled_for
+        self.lanes = getattr(layers, "lanes", 1)
         self.layers = layers
         self._call: Callable[[Tensor], Any] = torch.compile(layers, dynamic=False) if compiled_for else layers
         self._device_type, self._dtype = device.type, AUTOCAST.get(precision)
@@ -136,6 +139,7 @@ class GraphRunner:
     """
 
     engine: Engine = "torch"
+    lanes = 1
 
     def __init__(self, runner: TorchRunner, shapes: Sequence[tuple[int, ...]], device: torch.device) -> None:
         self._runner, self._device = runner, device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import Future
 from functools import partial
@@ -10,51 +9,11 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_engine import Gate, frames, make_engine, read, values
 
-from model_inference import Clip, LogitOutput, Model, ModelSpec, Output, Preprocessing
+from model_inference import Clip, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
 from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
-
-
-class Gate(nn.Module):
-    """Answers each frame's mean; waits at a gate, so that a test decides what queues up meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open = threading.Event()
-        self.open.set()
-
-    def forward(self, pixels_nchw: Tensor) -> Tensor:
-        assert self.open.wait(10)
-        if (pixels_nchw < 0).any():
-            raise RuntimeError("negative pixels")
-        return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
-
-
-def make_engine(gate: Gate, max_batch: int = 8) -> Engine:
-    spec = ModelSpec(
-        name="toy",
-        task="segmentation",
-        build=lambda: gate,
-        source="test",
-        labels=("a",),
-        preprocessing=Preprocessing(resize_px=None),
-        max_batch=max_batch,
-    )
-    return Engine(Model(spec, "cpu"), batch_s=60)
-
-
-def read(output: Output) -> list[float]:
-    assert isinstance(output, LogitOutput)
-    return [float(value) for value in output.logits.flatten()]
-
-
-def values(future: Future[list[list[float]]]) -> list[float]:
-    return [value for part in future.result(timeout=10) for value in part]
-
-
-def frames(*numbers: float, size: int = 4) -> Tensor:
-    return torch.stack([torch.full((3, size, size), float(number)) for number in numbers])
 
 
 def test_frames_of_many_streams_share_batches_and_come_back_in_order() -> None:
@@ -110,15 +69,7 @@ class Fault(nn.Module):
 
 
 def test_no_fault_ends_the_engine() -> None:
-    spec = ModelSpec(
-        name="toy",
-        task="segmentation",
-        build=Fault,
-        source="test",
-        labels=("a",),
-        preprocessing=Preprocessing(resize_px=None),
-    )
-    engine = Engine(Model(spec, "cpu"), batch_s=60)
+    engine = make_engine(Fault())
     for _ in range(3):
         with pytest.raises(InternalError, match="Guard failed"):
             engine.submit(frames(-1), read).result(timeout=10)
@@ -286,15 +237,7 @@ def test_batches_of_a_slow_model_are_short() -> None:
             time.sleep(0.02 * len(pixels_nchw))
             return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
 
-    spec = ModelSpec(
-        name="toy",
-        task="segmentation",
-        build=Slow,
-        source="test",
-        labels=("a",),
-        preprocessing=Preprocessing(resize_px=None),
-    )
-    engine = Engine(Model(spec, "cpu"), batch_s=0.05)
+    engine = make_engine(Slow(), batch_s=0.05)
     numbers = [k / 64 for k in range(32)]
     assert values(engine.submit(frames(*numbers), read)) == numbers
     engine.close()

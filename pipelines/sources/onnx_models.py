@@ -69,6 +69,7 @@ class OnnxNetwork(nn.Module):
         self._batch = _dims(self._graph, path)[0]
         outputs = self._graph.session.get_outputs()
         self._names = [output.name for output in outputs]
+        self.lanes = self._graph.lanes
         for output in outputs:
             if not output.type.startswith("tensor("):
                 raise ModelUnavailable(f"{path}: output {output.name} is {output.type}, no tensor", hint=HINT)
@@ -76,6 +77,7 @@ class OnnxNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Outputs | list[Outputs]:
         if pixels.device != self._device:
             self._graph, self._device = _open(self._path, pixels.device), pixels.device
+            self.lanes = self._graph.lanes
         boxes = all(name in self._names for name in BOX_OUTPUTS)
         runs = [self._graph(part) for part in self._parts(pixels)]
         if boxes:

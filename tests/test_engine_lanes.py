@@ -1,0 +1,138 @@
+"""Lanes: batches beside each other, each on a thread of its own, and whose turn is next."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from toy_engine import Gate, frames, make_engine, read, values
+
+from model_inference import Output
+from pipelines.errors import InternalError
+
+
+class Lanes(Gate):
+    """A gate for two threads at once; notes how many were within, and the threads that torch had of each call."""
+
+    lanes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.most, self.threads = 0, 0, [0]
+        self._counting = threading.Lock()
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        with self._counting:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.threads.append(torch.get_num_threads())
+        try:
+            # Later frames are done sooner.
+            time.sleep(0.02 if float(pixels_nchw.max()) < 0.5 else 0.001)
+            return super().forward(pixels_nchw)
+        finally:
+            with self._counting:
+                self.inside -= 1
+
+
+def wait_for(inside: int, network: Lanes) -> None:
+    end_s = time.monotonic() + 10
+    while network.inside < inside:
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
+def test_a_chunk_is_computed_by_all_lanes_and_comes_back_in_order() -> None:
+    network = Lanes()
+    engine = make_engine(network, max_batch=2)
+    numbers = [k / 16 for k in range(16)]
+    assert values(engine.submit(frames(*numbers), read)) == numbers
+    engine.close()
+    assert network.most == 2
+    assert engine.batch_sizes == {2: 8}
+
+
+def test_a_batch_that_is_alone_has_all_threads_and_one_beside_another_has_one() -> None:
+    network = Lanes()
+    engine = make_engine(network)
+    network.threads.clear()
+    assert values(engine.submit(frames(1), read)) == [1]
+    assert network.threads == [4]
+    network.open.clear()
+    first = engine.submit(frames(1), read)
+    wait_for(1, network)
+    second = engine.submit(frames(2), read)
+    wait_for(2, network)
+    network.open.set()
+    assert (values(first), values(second)) == ([1], [2])
+    assert network.threads == [4, 4, 1]
+    engine.close()
+
+
+def test_few_frames_are_shared_out_among_free_lanes() -> None:
+    network = Lanes()
+    engine = make_engine(network)
+    assert values(engine.submit(frames(1, 2, 3, 4), read)) == [1, 2, 3, 4]
+    engine.close()
+    assert engine.batch_sizes == {2: 2}
+
+
+def test_a_fault_in_one_lane_leaves_the_other_alone() -> None:
+    network = Lanes()
+    engine = make_engine(network)
+    network.open.clear()
+    bad = engine.submit(frames(-1), read)
+    wait_for(1, network)
+    good = engine.submit(frames(3), read)
+    wait_for(2, network)
+    network.open.set()
+    with pytest.raises(InternalError, match="negative pixels"):
+        bad.result(timeout=10)
+    assert values(good) == [3]
+    assert values(engine.submit(frames(4), read)) == [4]
+    engine.close()
+
+
+def test_a_work_fails_once_where_several_lanes_fail_with_it() -> None:
+    engine = make_engine(Lanes(), max_batch=1)
+    with pytest.raises(InternalError, match="negative pixels"):
+        engine.submit(frames(*(-1 - k for k in range(8))), read).result(timeout=10)
+    assert values(engine.submit(frames(4), read)) == [4]
+    engine.close()
+    assert not engine.waiting
+
+
+def order_of(*streams: str) -> list[float]:
+    """Who is computed when, a frame at a time: four frames of a film (0) wait in two chunks as others come.
+
+    What holds them all back has just come itself, so the next turn is the film's.
+    """
+    gate = Gate()
+    engine = make_engine(gate, max_batch=1)
+    gate.open.clear()
+    done: list[float] = []
+    held = engine.submit(frames(9), read)
+    while engine.waiting:
+        time.sleep(0.001)
+
+    def note(output: Output) -> None:
+        done.extend(read(output))
+
+    futures = [engine.submit(frames(0, 0), note, stream="film") for _ in range(2)]
+    futures += [
+        engine.submit(frames(number), note, stream=stream) for number, stream in enumerate(streams, 1)
+    ]
+    gate.open.set()
+    assert values(held) == [9]
+    for future in futures:
+        future.result(timeout=10)
+    engine.close()
+    return done
+
+
+def test_what_has_just_come_does_not_wait_for_a_film() -> None:
+    assert order_of("image") == [0, 1, 0, 0, 0]
+    assert order_of("a", "b", "c") == [0, 1, 2, 3, 0, 0, 0]

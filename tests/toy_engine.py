@@ -1,0 +1,54 @@
+"""An engine whose batches a test can hold back, of frames that say who they are."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor, nn
+
+from model_inference import LogitOutput, Model, ModelSpec, Output, Preprocessing
+from pipelines.engine import Engine
+
+
+class Gate(nn.Module):
+    """Answers each frame's mean; waits at a gate, so that a test decides what queues up meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.open.set()
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        assert self.open.wait(10)
+        if (pixels_nchw < 0).any():
+            raise RuntimeError("negative pixels")
+        return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def make_engine(network: nn.Module, max_batch: int = 8, batch_s: float = 60) -> Engine:
+    """An engine of a network that gives a number a frame."""
+    spec = ModelSpec(
+        name="toy",
+        task="segmentation",
+        build=lambda: network,
+        source="test",
+        labels=("a",),
+        preprocessing=Preprocessing(resize_px=None),
+        max_batch=max_batch,
+    )
+    return Engine(Model(spec, "cpu"), threads=4, batch_s=batch_s)
+
+
+def read(output: Output) -> list[float]:
+    assert isinstance(output, LogitOutput)
+    return [float(value) for value in output.logits.flatten()]
+
+
+def values(future: Future[list[list[float]]]) -> list[float]:
+    return [value for part in future.result(timeout=10) for value in part]
+
+
+def frames(*numbers: float, size: int = 4) -> Tensor:
+    return torch.stack([torch.full((3, size, size), float(number)) for number in numbers])
