@@ -3,7 +3,7 @@
 These faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
 fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
 moment before that one listens, which fails the start; a tensor of no elements fails its batch, and what of the
-batch lies in shared memory by then stays there. Knows no PyTriton; stdlib only.
+batch lies in shared memory by then stays there. One mend is for speed alone. Knows no PyTriton; stdlib only.
 """
 
 from __future__ import annotations
@@ -80,6 +80,32 @@ def _released_on_failure(store, tensors_ids):
         for tensor_id in tensors_ids:
             store.release_block(tensor_id)
         raise
+""",
+    ),
+    # Each column is given back by a question to another process, which the answer need not wait for.
+    Mend(
+        file="data.py",
+        expression="""\
+            for response in responses["responses"]:
+                for _, tensor_id in response.get("data", {}).items():
+                    self._tensor_store.release_block(tensor_id)
+""",
+        instead="""\
+            blocks = [block for response in responses["responses"] for block in response.get("data", {}).values()]
+            _RELEASING.submit(_release, self._tensor_store, blocks)
+""",
+        function="""
+from concurrent.futures import ThreadPoolExecutor
+
+_RELEASING = ThreadPoolExecutor(1)
+
+
+def _release(store, blocks):
+    for block in blocks:
+        try:
+            store.release_block(block)
+        except Exception:
+            LOGGER.exception("%s was not given back", block)
 """,
     ),
 )

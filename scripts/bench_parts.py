@@ -36,9 +36,9 @@ HELD_FRAMES = 64
 # Clip models need whole clips, of which few come of these.
 HELD_FRAMES_CLIPS = 240
 DECODED_FRAMES = 240
-# The model called from as many threads as there are cores, each computing alone: whichever way is faster counts as the
-# model's rate.
-MODEL_APART = "model, side by side"
+# The model called from as many threads as there are cores, each computing alone, with batches and one by one: the fastest
+# way counts as the model's rate.
+MODEL_APART = ("model, side by side", "model, one by one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +66,12 @@ class Bench:
     def stages(self) -> dict[str, Sequence[Pass]]:
         """Of each stage the passes that may be tried at once, by as many callers."""
         cores = os.cpu_count() or 1
+        apart = dict(zip(MODEL_APART, (self.model_alone, self.model_singly), strict=True))
         return {
             "decode": [self.decode] * cores,
             "preprocess": [self.preprocess] * cores,
             "model": [self.model],
-            MODEL_APART: [self.model_alone] * (cores if self.pipeline.device == "cpu" else 1),
+            **{name: [one] * (cores if self.pipeline.device == "cpu" else 1) for name, one in apart.items()},
             "postprocess": [self.postprocess] * cores,
         }
 
@@ -97,9 +98,9 @@ class Bench:
                 read.normalized([read(picked).frame for picked in group])
                 yield self.held.frames / len(self.held.groups)
 
-    def model(self) -> Iterator[float]:
+    def model(self, most: int = sys.maxsize) -> Iterator[float]:
         inputs = sum(map(len, self.held.batches))
-        for batch in self.held.batches:
+        for batch in itertools.chain.from_iterable(torch.split(one, most) for one in self.held.batches):
             self.pipeline.engine.model(batch)
             if self.pipeline.device == "cpu":
                 yield len(batch) * self.held.frames / inputs
@@ -110,6 +111,10 @@ class Bench:
     def model_alone(self) -> Iterator[float]:
         torch.set_num_threads(1)
         yield from self.model()
+
+    def model_singly(self) -> Iterator[float]:
+        torch.set_num_threads(1)
+        yield from self.model(1)
 
     def postprocess(self) -> Iterator[float]:
         task, spec = self.pipeline.task, self.pipeline.spec
@@ -194,7 +199,7 @@ class Bench:
         given = [job.inputs(pipeline.prepare(chunk), chunk) for chunk in chunks]
         pieces = [[] if one is None else list(torch.split(one, most)) for one in given]
         inputs = [piece for group in pieces for piece in group]
-        if not inputs and (rest := job.rest()) is not None:
+        if (rest := job.rest()) is not None:
             inputs.append(rest)
         return Held(
             chunks=chunks,

@@ -121,8 +121,10 @@ def load_of(job: Job, urls: Mapping[Protocol, str], clients: int, seconds: float
 
 
 def window_of(report: Report, seconds: float) -> Window:
-    """All but the warm-up, until clients began to leave."""
-    return Window(start_s=report.start_s + WARM_UP * seconds, end_s=report.start_s + seconds)
+    """All but the warm-up, until clients began to leave; many with long media are at their first request for longer
+    than the run was to last."""
+    end_s = max(report.start_s + seconds, report.end_s)
+    return Window(start_s=report.start_s + WARM_UP * (end_s - report.start_s), end_s=end_s)
 
 
 def measure_point(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import media
 from pipelines.assembly import make_pipeline
@@ -18,6 +19,7 @@ from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
 from pipelines.pipeline import Pipeline
 from pipelines.results import Answer, SegmentationAnswer
 from pipelines.sources.demo import demo_specs
+from pipelines.tasks.segmentation import winners
 
 CHUNK = 4
 SPEC = demo_specs()["segmentation"]
@@ -111,6 +113,16 @@ def test_several_classes_count_where_one_of_them_wins(pipeline: Pipeline) -> Non
     np.testing.assert_array_equal(chosen.class_pixels[:, kept], everything.class_pixels[:, kept])
     assert not chosen.class_pixels[:, [2, 3]].any()
     assert (chosen.class_pixels.sum(axis=1) == 640 * 360).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 21, 256])
+def test_the_winner_is_the_first_class_of_the_highest_score(count: int) -> None:
+    scores = torch.randn((2, count, 9, 11), generator=torch.Generator().manual_seed(count))
+    for logits in (scores, scores.round(), torch.zeros_like(scores)):
+        class_map, best = winners(logits)
+        assert class_map.dtype == torch.uint8
+        assert np.array_equal(class_map.numpy(), logits.numpy().argmax(axis=1))
+        assert torch.equal(best, logits.max(dim=1).values)
 
 
 def test_abandoning_a_stream_frees_its_stages(pipeline: Pipeline) -> None:

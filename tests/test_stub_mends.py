@@ -91,3 +91,16 @@ def test_tensors_that_cannot_be_kept_leave_nothing_behind(store: Any) -> None:
         with pytest.raises(ValueError, match="buffer"):
             store.put([np.ones(5), without_buffer])
     assert len(used(store)) == len(kept)
+
+
+def test_what_was_answered_is_given_back_without_waiting_for_it(store: Any) -> None:
+    data = importlib.import_module("mended_proxy.data")
+    serializer = data.TensorStoreSerializerDeserializer()
+    serializer._tensor_store = store
+    payload = serializer.serialize_responses([{"a": np.arange(5), "b": np.ones(3)}, {"a": np.arange(2)}])
+    answers = serializer.deserialize_responses(payload)
+    assert answers[0].data["a"].tolist() == [0, 1, 2, 3, 4]
+    assert len(used(store)) == 3
+    serializer.free_responses_resources(payload)
+    data._RELEASING.submit(int).result(timeout=10)
+    assert used(store) == []

@@ -62,11 +62,10 @@ class Decision:
             others = torch.logsumexp(logits_nkhw, dim=1)
             probability = torch.exp(logits_nkhw[:, self.class_id] - others)
             return ClassScores(probability_nhw=probability, class_id=self.class_id, threshold=self.threshold)
-        best = logits_nkhw.max(dim=1)
-        class_map = best.indices.to(torch.uint8)
+        class_map, best = winners(logits_nkhw)
         sure: Tensor | None = None
         if self.threshold > 0 or self.confident:
-            sure = torch.exp(best.values - torch.logsumexp(logits_nkhw, dim=1))
+            sure = torch.exp(best - torch.logsumexp(logits_nkhw, dim=1))
             class_map[sure <= self.threshold] = 0
         if self.class_ids:
             counts = torch.zeros(logits_nkhw.shape[1], dtype=torch.uint8, device=class_map.device)
@@ -143,6 +142,18 @@ class Segmentation(FrameJob):
             return b""
         written = self._writer.film(rendered.pixels_nhwc, frames.pts_s)
         return written + self._writer.close() if final else written
+
+
+def winners(logits_nkhw: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of the highest score, uint8 `(n, h, w)`, of equal ones the first; and that score.
+
+    `max` over a dimension that is not the last looks for places element by element; this takes half its time on a CPU.
+    """
+    last = logits_nkhw.shape[1] - 1
+    best = logits_nkhw.amax(dim=1, keepdim=True)
+    backwards = torch.arange(last, -1, -1, dtype=torch.uint8, device=logits_nkhw.device).view(1, -1, 1, 1)
+    won = (logits_nkhw == best).view(torch.uint8)
+    return last - (won * backwards).amax(dim=1), best[:, 0]
 
 
 def _levels(probability_nhw: Tensor, source_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
