@@ -241,7 +241,8 @@ class Run:
             summary.add(answer)
             self._screen.frames(medium.path, len(answer))
         if not self._arguments.json:
-            self._screen.say(f"{medium.path}: {summary}")
+            where = "" if dump is None else f"; files in {self._folder}"
+            self._screen.say(f"{medium.path}: {summary}{where}")
 
     def _stem(self, path: Path) -> str:
         """The file's name without suffix, numbered where several files share it."""
