@@ -62,6 +62,7 @@ class Bench:
         self.options = parse_options(dict(job.options), allowed=pipeline.task.options, preset={})
         self.limits = dataclasses.replace(pipeline.limits, max_frames=sys.maxsize)
         self.held = self._hold()
+        self._threads = torch.get_num_threads()
 
     def stages(self) -> dict[str, Sequence[Pass]]:
         """Of each stage the passes that may be tried at once, by as many callers."""
@@ -98,7 +99,17 @@ class Bench:
                 read.normalized([read(picked).frame for picked in group])
                 yield self.held.frames / len(self.held.groups)
 
-    def model(self, most: int = sys.maxsize) -> Iterator[float]:
+    def model(self) -> Iterator[float]:
+        torch.set_num_threads(self._threads)
+        yield from self._batches(sys.maxsize)
+
+    def model_alone(self) -> Iterator[float]:
+        yield from self._batches(sys.maxsize)
+
+    def model_singly(self) -> Iterator[float]:
+        yield from self._batches(1)
+
+    def _batches(self, most: int) -> Iterator[float]:
         inputs = sum(map(len, self.held.batches))
         for batch in itertools.chain.from_iterable(torch.split(one, most) for one in self.held.batches):
             self.pipeline.engine.model(batch)
@@ -107,14 +118,6 @@ class Bench:
         if self.pipeline.device != "cpu":  # which takes batches as they come and is waited for at the end
             self._settle()
             yield self.held.frames
-
-    def model_alone(self) -> Iterator[float]:
-        torch.set_num_threads(1)
-        yield from self.model()
-
-    def model_singly(self) -> Iterator[float]:
-        torch.set_num_threads(1)
-        yield from self.model(1)
 
     def postprocess(self) -> Iterator[float]:
         task, spec = self.pipeline.task, self.pipeline.spec

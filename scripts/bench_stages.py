@@ -19,6 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+# As the server does, before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
 
 import server
 from bench_jobs import Job
@@ -46,6 +50,8 @@ def busy(passes: Sequence[Pass], seconds: float) -> Rate:
     gate = threading.Barrier(len(passes) + 1)
 
     def work(place: int) -> None:
+        # As of the server's workers.
+        torch.set_num_threads(1)
         gate.wait()
         start_s = now_s = time.monotonic()
         while now_s - start_s < seconds:
