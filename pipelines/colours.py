@@ -70,7 +70,9 @@ class RgbReader:
         top, left, height, width = self._part_yxhw
         if (height, width) == (frame.height, frame.width):
             return _to_rgb(frame, self._reformatter)
-        if frame.format.name in PIXEL_BY_PIXEL and not any(side % 2 for side in self._part_yxhw):
+        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise.
+        apart = frame.format.name in PIXEL_BY_PIXEL and not frame.interlaced_frame
+        if apart and not any(side % 2 for side in self._part_yxhw):
             return _to_rgb(self._cropped(frame), self._reformatter)
         return _to_rgb(frame, self._reformatter)[top : top + height, left : left + width]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,22 @@ def test_a_part_has_the_colours_that_it_has_on_the_frame(pixel_format: str, colo
             got = part(frame).copy()
             whole = RgbReader((0, 0, 360, 640))(frame)
             assert np.array_equal(got, whole[top : top + height, left : left + width])
+
+
+def test_a_part_of_an_interlaced_frame_keeps_the_colours_of_its_fields() -> None:
+    film = io.BytesIO()
+    with av.open(film, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 368, "yuv420p"
+        stream.options = {"x264-params": "interlaced=1"}
+        for picture in natural(368, 640, count=2):
+            container.mux(stream.encode(frame_of(picture, "yuv420p")))
+        container.mux(stream.encode())
+    film.seek(0)
+    frame = next(av.open(film, "r").decode(video=0))
+    assert frame.interlaced_frame
+    whole = RgbReader((0, 0, 368, 640))(frame)
+    assert np.array_equal(RgbReader((2, 4, 122, 86))(frame), whole[2:124, 4:90])
 
 
 def test_frames_that_change_their_format_are_read_on() -> None:
