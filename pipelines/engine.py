@@ -161,6 +161,7 @@ class Engine:
             lane.join()
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         while slices := self._gather():
             self._forward(slices)
 
@@ -172,9 +173,10 @@ class Engine:
                 if not self._pending:
                     return []
                 if slices := self._take():
-                    alone = not self._running and not self._pending
-                    # Of this thread, and what it calls.
-                    torch.set_num_threads(self._threads if alone or len(self._lanes) == 1 else 1)
+                    if len(self._lanes) > 1:
+                        alone = not self._running and not self._pending
+                        # Of this thread, and what it calls.
+                        torch.set_num_threads(self._threads if alone else 1)
                     self._running += 1
                     if self._pending:
                         self._changed.notify()
