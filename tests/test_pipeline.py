@@ -118,7 +118,7 @@ def test_several_classes_count_where_one_of_them_wins(pipeline: Pipeline) -> Non
 @pytest.mark.parametrize("count", [1, 2, 21, 256])
 def test_the_winner_is_the_first_class_of_the_highest_score(count: int) -> None:
     scores = torch.randn((2, count, 9, 11), generator=torch.Generator().manual_seed(count))
-    for logits in (scores, scores.round(), torch.zeros_like(scores)):
+    for logits in (scores, scores.round(), scores.round().contiguous(memory_format=torch.channels_last)):
         class_map, best = winners(logits)
         assert class_map.dtype == torch.uint8
         assert np.array_equal(class_map.numpy(), logits.numpy().argmax(axis=1))

@@ -147,8 +147,12 @@ class Segmentation(FrameJob):
 def winners(logits_nkhw: Tensor) -> tuple[Tensor, Tensor]:
     """The class of the highest score, uint8 `(n, h, w)`, of equal ones the first; and that score.
 
-    `max` over a dimension that is not the last looks for places element by element; this takes half its time on a CPU.
+    `max` over planes looks for places element by element; what is done instead takes half its time on a CPU. With the
+    channels last `max` is the faster one.
     """
+    if not logits_nkhw.is_contiguous():
+        best_nhw, places = logits_nkhw.max(dim=1)
+        return places.to(torch.uint8), best_nhw
     last = logits_nkhw.shape[1] - 1
     best = logits_nkhw.amax(dim=1, keepdim=True)
     backwards = torch.arange(last, -1, -1, dtype=torch.uint8, device=logits_nkhw.device).view(1, -1, 1, 1)
