@@ -147,6 +147,7 @@ class ModelSpec:
         probabilities: the outputs are probabilities already, so no softmax.
         score_threshold: what counts without an option of the request; -1: the task's own.
         max_batch: most frames, or clips, in one pass.
+        thread_safe: several threads may call the network at once: it keeps nothing of a pass in itself.
         precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load runs by
             torch in plain fp32. Of a loaded model: the engine that runs.
     """
@@ -158,6 +159,7 @@ class ModelSpec:
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing
     max_batch: int = 8
+    thread_safe: bool = False
     clip: Clip | None = None
     tiling: Tiling | None = None
     keypoint_names: tuple[str, ...] = ()
@@ -204,7 +206,8 @@ class Model:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         layers, self._finish = halves(network, spec.task)
         self.spec = spec
-        self.run_by(TorchRunner(layers, self.device))
+        lanes = torch.get_num_threads() if spec.thread_safe and self.device.type == "cpu" else 1
+        self.run_by(TorchRunner(layers, self.device, lanes=lanes))
         first = self._try(min(2, spec.max_batch))
         self.outputs = output_facts(first)
         probabilities = spec.probabilities or are_probabilities(first)

@@ -79,7 +79,7 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     shapes = _few_shapes(spec) if spec.precision == "fp32" else _all_shapes(spec)
     known = functools.cache(lambda: _known(model, plain, shapes))
     if spec.precision != "fp32":
-        torch_runner = TorchRunner(plain.layers, model.device, precision=spec.precision)
+        torch_runner = TorchRunner(plain.layers, model.device, precision=spec.precision, lanes=plain.lanes)
         _check(model, torch_runner, known, spec)
     makers = _makers(model, spec, torch_runner)
     if spec.engine in ("compile", "onnxruntime"):

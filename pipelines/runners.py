@@ -83,6 +83,7 @@ class TorchRunner:
     Args:
         precision: what torch's autocast makes of the float32 weights and pixels.
         compiled_for: batch sizes; compiling itself happens when one is first run.
+        lanes: as of `Runner`, unless the layers say it themselves.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class TorchRunner:
         *,
         precision: Precision = "fp32",
         compiled_for: tuple[int, ...] = (),
+        lanes: int = 1,
     ) -> None:
         # A network may be no torch code itself.
         self.engine: Engine = "compile" if compiled_for else getattr(layers, "engine", "torch")
         self.buckets = compiled_for
-        self.lanes = getattr(layers, "lanes", 1)
+        self.lanes = getattr(layers, "lanes", lanes)
         self.layers = layers
         self._call: Callable[[Tensor], Any] = torch.compile(layers, dynamic=False) if compiled_for else layers
         self._device_type, self._dtype = device.type, AUTOCAST.get(precision)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from toy_engine import Gate, frames, make_engine, read, values
 
-from model_inference import Output
+from model_inference import BoxOutput, LogitOutput, Model, Output
+from pipelines.engine import Engine
 from pipelines.errors import InternalError
+from pipelines.sources import resolve
+from pipelines.sources.choice import ModelSettings
 
 
 class Lanes(Gate):
@@ -140,3 +144,30 @@ def order_of(*streams: str) -> list[float]:
 def test_what_has_just_come_does_not_wait_for_a_film() -> None:
     assert order_of("image") == [0, 1, 0, 0, 0]
     assert order_of("a", "b", "c") == [0, 1, 2, 3, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_t", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"]
+)
+def test_networks_of_torchvision_answer_beside_each_other_as_alone(name: str) -> None:
+    spec = resolve(ModelSettings(source=name, weights="random"), allow_code=False)
+    model = Model(replace(spec, max_batch=1), "cpu", threads=2)
+    assert model.lanes == 2
+    torch.set_num_threads(1)
+    shape = model.spec.example_shape()
+    batches = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    alone = [tensors_of(model(batch)) for batch in batches]
+    engine = Engine(model, threads=1)
+    futures = [engine.submit(batch, tensors_of) for batch in batches]
+    beside = [future.result(timeout=60)[0] for future in futures]
+    engine.close()
+    torch.testing.assert_close(beside, alone, atol=0, rtol=0)
+
+
+def tensors_of(output: Output) -> list[Tensor]:
+    """Logits, or boxes and scores, of a single frame; copied, for readers keep no outputs."""
+    if isinstance(output, LogitOutput):
+        return [output.logits.clone()]
+    assert isinstance(output, BoxOutput)
+    (frame,) = output.frames
+    return [frame[key].clone() for key in ("boxes", "scores")]

@@ -269,6 +269,19 @@ def test_a_model_has_the_threads_it_is_given() -> None:
     assert model.runner.graph.session.get_session_options().intra_op_num_threads == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "lanes"),
+    [
+        ({}, 1),
+        ({"thread_safe": True}, 2),
+        ({"thread_safe": True, "precision": "bf16"}, 2),
+        ({"engine": "onnxruntime"}, 2),
+    ],
+)
+def test_a_lane_for_each_core_where_several_threads_may_call(fields: dict[str, Any], lanes: int) -> None:
+    assert load_model(spec_of(pooled, **{"engine": "torch", **fields}), "cpu", threads=2).lanes == lanes
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cuda_graphs_answer_as_torch_and_keep_no_answer(precision: Any) -> None:

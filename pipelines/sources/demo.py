@@ -42,6 +42,7 @@ def _spec(task: DemoTask) -> ModelSpec:
         labels=facts.labels,
         preprocessing=Preprocessing(resize_px=facts.resize_px, mean=facts.mean, std=facts.std),
         max_batch=MAX_BATCH,
+        thread_safe=True,
         clip=clip,
     )
 

@@ -38,6 +38,7 @@ class Draft:
     input_px: tuple[int, int] | None = None
     classes: int = 0
     max_batch: int = 8
+    thread_safe: bool = False
     clip: Clip | None = None
     tiling: Tiling | None = None
     keypoint_names: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ def draft_of(spec: ModelSpec) -> Draft:
         labels=spec.labels,
         preprocessing=spec.preprocessing,
         max_batch=spec.max_batch,
+        thread_safe=spec.thread_safe,
         clip=spec.clip,
         tiling=spec.tiling,
         keypoint_names=spec.keypoint_names,
@@ -83,6 +85,7 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
             labels=_labels(draft, choice, proc, task),
             preprocessing=_preprocessing(draft, choice, proc),
             max_batch=_max_batch(draft, choice),
+            thread_safe=draft.thread_safe,
             clip=_clip(draft, choice, task),
             tiling=_tiling(choice) or draft.tiling,
             keypoint_names=draft.keypoint_names,

@@ -205,6 +205,7 @@ def _draft(name: str, weights: Any, source: str, build: Callable[[], nn.Module])
         classes=len(categories),
         preprocessing=weights_preprocessing(name, weights),
         max_batch=MAX_BATCH[task],
+        thread_safe=True,
         clip=weights_clip(name, weights) if task == "action" else None,
         keypoint_names=tuple(weights.meta.get("keypoint_names", ())),
         licence=weights.meta.get("license") or "",
