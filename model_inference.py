@@ -229,7 +229,7 @@ class Model:
         with torch.inference_mode():
             height_px, width_px = pixels.shape[-2:]
             found = self._finish(given, (height_px, width_px))
-            outputs = read_output(found, self.spec.task, self.spec.name)
+            outputs = read_output(found, self.spec.task, self.spec.name, (height_px, width_px))
         count, size = len(pixels), bucket_of(len(pixels), self.runner.buckets)
         check_rows(outputs, size, self.spec.name)
         return outputs.part(0, count) if size > count else outputs

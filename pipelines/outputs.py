@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.enlarge import bands, enlarged
 from pipelines.errors import ModelUnavailable
 from pipelines.sources.choice import TaskName
 
@@ -20,21 +21,41 @@ LAYOUT = "(N, K)"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitOutput:
-    """Outputs of N frames or clips, `(N, …)` each by name; `main` is the one that the task reads."""
+    """Outputs of N frames or clips, `(N, …)` each by name; `main` is the one that the task reads.
+
+    Attributes:
+        tensors: as the network gave them.
+        size_hw: of a network that scores coarse pixels, the size that scores of pixels are enlarged to.
+    """
 
     tensors: Mapping[str, Tensor]
     main: str
+    size_hw: tuple[int, int] | None = None
 
     @property
     def logits(self) -> Tensor:
-        return self.tensors[self.main]
+        return self._sized(self.tensors[self.main])
+
+    @property
+    def sized(self) -> dict[str, Tensor]:
+        """All outputs, those of pixels enlarged."""
+        return {name: self._sized(tensor) for name, tensor in self.tensors.items()}
+
+    def bands(self) -> Iterator[Tensor]:
+        """The logits of segmentation from top to bottom, `(N, K, rows, w)`, enlarged a band at a time."""
+        logits = self.tensors[self.main]
+        yield from [logits] if self.size_hw is None else bands(logits, self.size_hw)
 
     def __len__(self) -> int:
-        return len(self.logits)
+        return len(self.tensors[self.main])
 
     def part(self, start: int, stop: int) -> LogitOutput:
         """Those of some of the frames."""
-        return LogitOutput({name: tensor[start:stop] for name, tensor in self.tensors.items()}, self.main)
+        some = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
+        return LogitOutput(some, self.main, self.size_hw)
+
+    def _sized(self, tensor: Tensor) -> Tensor:
+        return enlarged(tensor, self.size_hw) if self.size_hw and tensor.ndim == 4 else tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +83,12 @@ class OutputFacts:
     dims: tuple[int | None, ...]
 
 
-def read_output(given: Any, task: TaskName, name: str) -> Output:
-    """What the network `name` gave, in the form of its task. Raises ModelUnavailable where it has no such form."""
+def read_output(given: Any, task: TaskName, name: str, size_px: tuple[int, int]) -> Output:
+    """What the network `name` gave for pixels of a height and width, in the form of its task.
+
+    Raises:
+        ModelUnavailable: it has no such form.
+    """
     if task == "detection":
         frames = [given] if isinstance(given, Mapping) else given
         if isinstance(frames, list | tuple) and all(
@@ -84,7 +109,10 @@ def read_output(given: Any, task: TaskName, name: str) -> Output:
     if main is None:
         found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise _mismatch(name, task, found or f"a {type(given).__name__}", layout)
-    return LogitOutput({name: tensor.float() for name, tensor in tensors.items()}, main)
+    coarse = task == "segmentation" and tuple(tensors[main].shape[-2:]) != size_px
+    return LogitOutput(
+        {name: tensor.float() for name, tensor in tensors.items()}, main, size_px if coarse else None
+    )
 
 
 def named_tensors(given: Any) -> Iterator[tuple[str, Tensor]]:

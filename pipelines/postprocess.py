@@ -75,14 +75,15 @@ class ClassScores:
         return len(self.values_nhw)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[ClassScores]) -> ClassScores:
-        """The scores of successive frames as one; all made with the same class and threshold."""
+    def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
+        """The scores of successive frames, or of successive rows (`dim` 1), as one; all of the same class and threshold."""
         if len(parts) == 1:
             return parts[0]
-        values = torch.cat([part.values_nhw for part in parts])
+        values = torch.cat([part.values_nhw for part in parts], dim)
         if parts[0].kind == "all":
             confidences = [part.confidence_nhw for part in parts if part.confidence_nhw is not None]
-            return cls(class_map_nhw=values, confidence_nhw=torch.cat(confidences) if confidences else None)
+            confidence = torch.cat(confidences, dim) if confidences else None
+            return cls(class_map_nhw=values, confidence_nhw=confidence)
         return cls(probability_nhw=values, class_id=parts[0].class_id, threshold=parts[0].threshold)
 
 

@@ -1,7 +1,8 @@
 """How a network's layers are computed by torch: as they are, compiled, as CUDA graphs. Knows no weights, no task.
 
 Detectors end in code whose work depends on what the layers say: how many boxes there are. `halves` splits off what
-can be written down once and for all; only that is compiled, recorded, or given to another engine.
+can be written down once and for all; only that is compiled, recorded, or given to another engine. Networks of
+segmentation end by enlarging their logits, which is left to those who read them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ Finish = Callable[[Any, tuple[int, int]], Any]
 
 
 @runtime_checkable
-class InTwoSteps(Protocol):
-    """A detector whose forward is `boxes(maps(pixels), (h, w))`.
+class Coarse(Protocol):
+    """A network whose forward has a last step that can be left out: for segmentation, to enlarge what `maps` gives.
 
-    `maps` gives tensors alone, in a mapping or a tuple, of shapes that follow from the shape of `pixels`; `boxes` is
-    what depends on their values.
+    `maps` gives tensors alone, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
     """
 
     def maps(self, pixels_nchw: Tensor) -> Any: ...
+
+
+@runtime_checkable
+class InTwoSteps(Coarse, Protocol):
+    """A detector whose forward is `boxes(maps(pixels), (h, w))`: `boxes` is what depends on the values of maps."""
 
     def boxes(self, maps: Any, size_px: tuple[int, int]) -> list[dict[str, Tensor]]: ...
 
@@ -53,9 +58,9 @@ class Runner(Protocol):
 
 
 class Maps(nn.Module):
-    """The layers of a detector in two steps; their answers in float32, whatever they compute in."""
+    """The layers of a network without its last step; their answers in float32, whatever they compute in."""
 
-    def __init__(self, network: InTwoSteps) -> None:
+    def __init__(self, network: Coarse) -> None:
         super().__init__()
         self.network = network
 
@@ -70,6 +75,8 @@ def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
     """The layers of a network, and what makes its answers of their tensors and the height and width of the pixels."""
     if task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
+    if task == "segmentation" and isinstance(network, Coarse):
+        return Maps(network).eval(), _as_given
     return network, _as_given
 
 

@@ -98,7 +98,7 @@ class ModelStage:
 def _to_row(output: Output) -> Row:
     """One frame's outputs, copied to the host."""
     if isinstance(output, LogitOutput):
-        return {name: tensor[0].cpu().numpy().copy() for name, tensor in output.tensors.items()}
+        return {name: tensor[0].cpu().numpy().copy() for name, tensor in output.sized.items()}
     assert isinstance(output, BoxOutput)
     row = {name: tensor.cpu().numpy().copy() for name, tensor in output.frames[0].items()}
     return {**row, "box_count": np.array([len(row["boxes"])], np.int64)}

@@ -94,7 +94,7 @@ def save_random_weights(task: TaskName, model: str, folder: Path) -> Path:
     path = folder / f"{model}.safetensors"
     if not path.exists():
         network = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False).build()
-        # Detectors stand in an adapter; the file is torchvision's own.
+        # Detectors and segmenters stand in an adapter; the file is torchvision's own.
         network = getattr(network, "network", network)
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
         save_file(state, path)

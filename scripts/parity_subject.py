@@ -105,7 +105,7 @@ def torchvision_network(name: str, task: TaskName, served: nn.Module) -> nn.Modu
     takes = inspect.signature(inspect.unwrap(models.get_model_builder(name))).parameters
     backbone: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in takes else {}
     network: nn.Module = models.get_model(name, weights=None, **backbone)
-    prefix = "network." if task == "detection" else ""
+    prefix = "network." if task in ("detection", "segmentation") else ""
     network.load_state_dict({key.removeprefix(prefix): value for key, value in served.state_dict().items()})
     return network.eval().requires_grad_(requires_grad=False)
 

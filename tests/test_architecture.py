@@ -39,6 +39,7 @@ HOUSE = (
         "stub_mends",
     ),
     (
+        "enlarge",
         "outputs",
         "runners",
         "model_inference",
@@ -55,6 +56,7 @@ HOUSE = (
         "sources.noise",
         "sources.one_stage",
         "sources.detectors",
+        "sources.segmenters",
     ),
     ("onnx_graph", "exported", "sources.torchvision_models"),
     ("sources.onnx_models", "sources.saved", "sources.code", "sources", "sources.demo"),

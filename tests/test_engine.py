@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_engine import Gate, frames, make_engine, read, values
+from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 from model_inference import Clip, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
@@ -21,6 +21,7 @@ def test_frames_of_many_streams_share_batches_and_come_back_in_order() -> None:
     engine = make_engine(gate)
     gate.open.clear()
     first = engine.submit(frames(0), read)
+    wait_until_taken(engine)
     streams = {
         number: engine.submit(frames(*(number + k / 16 for k in range(5))), read) for number in range(1, 9)
     }

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from toy_engine import Gate, frames, make_engine, read, values
+from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 from model_inference import BoxOutput, LogitOutput, Model, Output
 from pipelines.engine import Engine
@@ -123,8 +123,7 @@ def order_of(*streams: str) -> list[float]:
     gate.open.clear()
     done: list[float] = []
     held = engine.submit(frames(9), read)
-    while engine.waiting:
-        time.sleep(0.001)
+    wait_until_taken(engine)
 
     def note(output: Output) -> None:
         done.extend(read(output))

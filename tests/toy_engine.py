@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
 
 import torch
@@ -41,9 +42,17 @@ def make_engine(network: nn.Module, max_batch: int = 8, batch_s: float = 60) -> 
     return Engine(Model(spec, "cpu"), threads=4, batch_s=batch_s)
 
 
+def wait_until_taken(engine: Engine) -> None:
+    """Wait until all that is submitted is being computed."""
+    end_s = time.monotonic() + 10
+    while engine.waiting:
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
 def read(output: Output) -> list[float]:
     assert isinstance(output, LogitOutput)
-    return [float(value) for value in output.logits.flatten()]
+    return [float(value) for value in output.tensors[output.main].flatten()]
 
 
 def values(future: Future[list[list[float]]]) -> list[float]:

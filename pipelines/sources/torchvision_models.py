@@ -20,6 +20,7 @@ from pipelines.sources.detectors import adapt_detector, detector_preprocessing
 from pipelines.sources.download import download
 from pipelines.sources.draft import Draft
 from pipelines.sources.noise import calibrate
+from pipelines.sources.segmenters import CoarseSegmenter
 from pipelines.sources.state import class_count, load_state, read_state
 
 RANDOM = "random"
@@ -213,12 +214,13 @@ def _draft(name: str, weights: Any, source: str, build: Callable[[], nn.Module])
 
 
 def _served(network: nn.Module, task: TaskName) -> nn.Module:
-    """The network as it answers: a detector takes a batch, and a head that only training uses is not run."""
+    """The network as it answers: a detector takes a batch, a segmenter can stop before it enlarges its logits, and a
+    head that only training uses is not run."""
     if task == "detection":
         return adapt_detector(network)
     if isinstance(getattr(network, "aux_classifier", None), nn.Module):
         network.register_module("aux_classifier", None)
-    return network
+    return CoarseSegmenter(network) if task == "segmentation" else network
 
 
 def _random_draft(name: str) -> Draft:

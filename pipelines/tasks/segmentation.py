@@ -86,10 +86,11 @@ class Segmentation(FrameJob):
 
     def read(self, output: Output) -> ClassScores:
         assert isinstance(output, LogitOutput)
-        logits = output.logits
-        return self._decision.read(
-            logits.clamp_min(LEAST_PROBABILITY).log() if self._spec.probabilities else logits
+        bands = (
+            band.clamp_min(LEAST_PROBABILITY).log() if self._spec.probabilities else band
+            for band in output.bands()
         )
+        return ClassScores.concatenate([self._decision.read(band) for band in bands], dim=1)
 
     def answer(
         self,
