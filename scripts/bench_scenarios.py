@@ -239,7 +239,7 @@ def film(rig: Rig) -> Numbers:
             load = dataclasses.replace(
                 rig.load(served, kind, stream=True), seconds=0, requests=1, pause_s=pause_s
             )
-            with Meter(served.process) as meter:
+            with Meter(served.process, shared_once=True) as meter:
                 sending = Sending(load)
                 if pause_s:
                     time.sleep(4 * rig.seconds)
@@ -249,9 +249,9 @@ def film(rig: Rig) -> Numbers:
         assert meter.usage is not None
         name = f"{kind}{', slow reader' if pause_s else ''}"
         numbers[f"{name}: peak of the server's memory, MiB"] = meter.usage.peak_main_rss_bytes / MIB
-        numbers[f"{name}: peak with its children, MiB"] = meter.usage.peak_rss_bytes / MIB
+        numbers[f"{name}: peak with its children, shared memory once, MiB"] = meter.usage.peak_rss_bytes / MIB
     peaks = {
-        name: numbers[f"{name}: peak with its children, MiB"]
+        name: numbers[f"{name}: peak with its children, shared memory once, MiB"]
         for name in ("minute", "hour", "hour, slow reader")
     }
     numbers["hour / minute (at most 1.10)"] = peaks["hour"] / peaks["minute"]
