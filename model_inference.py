@@ -26,7 +26,7 @@ from pipelines.outputs import (
     output_facts,
     read_output,
 )
-from pipelines.runners import Runner, TorchRunner, bucket_of, halves, padded
+from pipelines.runners import Runner, TorchRunner, as_given, bucket_of, halves, padded
 from pipelines.sources.choice import Engine, Interpolation, Precision, TaskName
 
 __all__ = [
@@ -242,7 +242,8 @@ class Model:
     @property
     def lanes(self) -> int:
         """By how many threads at once it is called with gain: each for which torch has one thread computes alone."""
-        return self.runner.lanes
+        # A last step of its own is the network's code, whoever computes the layers.
+        return self.runner.lanes if self.spec.thread_safe or self._finish is as_given else 1
 
     def warm_up(self) -> None:
         """Run every batch size that is kept static, so that no request pays for it, and the largest in any case."""

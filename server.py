@@ -34,7 +34,7 @@ from pipelines.errors import ModelUnavailable, TrividError
 from pipelines.probe import Probe
 from pipelines.settings import Settings, parse_args
 from pipelines.stub_mends import mend_stub_files
-from pipelines.threads import Threads, cores
+from pipelines.threads import Threads, cores, use_threads
 
 if TYPE_CHECKING:
     from pytriton.triton import Triton
@@ -205,7 +205,6 @@ class Service:
     def _bind(self, triton: Triton, endpoint: Endpoint) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        import torch
         from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
         from pytriton.model_config.common import QueuePolicy
 
@@ -214,7 +213,7 @@ class Service:
         threads = Threads.of(cores()).worker
 
         pool = ThreadPoolExecutor(
-            self.settings.workers, endpoint.name, initializer=torch.set_num_threads, initargs=(threads,)
+            self.settings.workers, endpoint.name, initializer=use_threads, initargs=(threads,)
         )
         tensors = {
             role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
@@ -301,7 +300,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.list_models:
         from pipelines.sources.torchvision_models import list_models
 
-        print("\n".join(list_models()))
+        try:
+            print("\n".join(list_models()), flush=True)
+        except BrokenPipeError:
+            # Whoever reads the first lines only, as `head` does, closes the pipe; what is left goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     findings = check_machine(settings)
     problems = [finding.problem for finding in findings if finding.problem]

@@ -70,8 +70,9 @@ class RgbReader:
         top, left, height, width = self._part_yxhw
         if (height, width) == (frame.height, frame.width):
             return _to_rgb(frame, self._reformatter)
-        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise.
-        apart = frame.format.name in PIXEL_BY_PIXEL and not frame.interlaced_frame
+        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise, and frames of odd
+        # height it converts in another way, which differs by up to 59 levels.
+        apart = frame.format.name in PIXEL_BY_PIXEL and not frame.interlaced_frame and frame.height % 2 == 0
         if apart and not any(side % 2 for side in self._part_yxhw):
             return _to_rgb(self._cropped(frame), self._reformatter)
         return _to_rgb(frame, self._reformatter)[top : top + height, left : left + width]

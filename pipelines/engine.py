@@ -17,14 +17,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from model_inference import Model, Output
-from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
+from pipelines.errors import InternalError, ModelUnavailable
+from pipelines.threads import use_threads
+from pipelines.work import Slice, Work, read
 
 T = TypeVar("T")
 # Batches take about this long at most, so that an image never waits long for the frames of films; on a CPU, where
@@ -34,55 +35,6 @@ BATCH_S = 0.02
 NEWEST = 0.2
 MOST_SHAPES = 100
 NEVER_S = float("inf")
-TOO_LATE = "ask for less, or allow more time"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Work(Generic[T]):
-    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by where they
-    start, of `computed` frames in all."""
-
-    pixels: Tensor
-    read: Callable[[Output], T]
-    deadline_s: float
-    future: Future[list[T]]
-    taken: int = 0
-    computed: int = 0
-    parts: dict[int, T] = field(default_factory=dict)
-
-    @property
-    def left(self) -> int:
-        return len(self.pixels) - self.taken
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.pixels.shape[1:]
-
-    def begin(self) -> bool:
-        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told so."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        if time.monotonic() > self.deadline_s:
-            self.future.set_exception(
-                DeadlineExceeded("deadline_ms passed while frames waited for the model", hint=TOO_LATE)
-            )
-            return False
-        return True
-
-    def add(self, start: int, count: int, part: T) -> None:
-        """Note what was read of frames; with the last ones the work is done."""
-        self.parts[start] = part
-        self.computed += count
-        if self.computed == len(self.pixels) and not self.future.done():
-            self.future.set_result([self.parts[start] for start in sorted(self.parts)])
-
-
-class _Slice(NamedTuple):
-    """Frames of a work, from `start` on."""
-
-    work: _Work[Any]
-    start: int
-    pixels: Tensor
 
 
 class Engine:
@@ -98,8 +50,11 @@ class Engine:
         self.batch_sizes: Counter[int] = Counter()
         self._threads, self._batch_s = threads or torch.get_num_threads(), batch_s
         # Works of each stream in order; streams in the order in which they were served last.
-        self._pending: dict[Hashable, deque[_Work[Any]]] = {}
-        self._changed = threading.Condition()
+        self._pending: dict[Hashable, deque[Work[Any]]] = {}
+        # What the first lane waits for, and what the others do: they compute beside it alone.
+        lock = threading.RLock()
+        self._changed, self._beside = threading.Condition(lock), threading.Condition(lock)
+        self._first_runs = False
         self._closed = False
         # Whether the last turn was that of a stream that had just come.
         self._favoured = False
@@ -108,7 +63,9 @@ class Engine:
         # Lanes that compute.
         self._running = 0
         self._lanes = [
-            threading.Thread(target=self._run, name=f"engine-{model.spec.name}-{lane}", daemon=True)
+            threading.Thread(
+                target=self._run, args=(lane == 0,), name=f"engine-{model.spec.name}-{lane}", daemon=True
+            )
             for lane in range(model.lanes)
         ]
         for lane in self._lanes:
@@ -133,12 +90,14 @@ class Engine:
             stream: whose they are; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
         """
-        work = _Work(pixels=pixels, read=read, deadline_s=deadline_s, future=Future())
+        if not len(pixels):
+            raise ValueError("there are no frames to compute")
+        work = Work(pixels=pixels, read=read, deadline_s=deadline_s, future=Future())
         with self._changed:
             if self._closed or not self.alive:
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
             self._pending.setdefault(work if stream is None else stream, deque()).append(work)
-            self._changed.notify()
+            self._wake_one()
         return work.future
 
     @property
@@ -157,32 +116,45 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._beside.notify_all()
         for lane in self._lanes:
             lane.join()
 
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        while slices := self._gather():
-            self._forward(slices)
+    def _run(self, first: bool) -> None:
+        use_threads(self._threads if first else 1)
+        while True:
+            slices = self._gather(first)
+            if not slices:
+                return
+            self._forward(slices, first)
+            # Whatever comes next may be long in coming.
+            del slices
 
-    def _gather(self) -> list[_Slice]:
-        """Slices of equal frame size for one batch; empty once closed and drained."""
-        with self._changed:
+    def _gather(self, first: bool) -> list[Slice]:
+        """Slices of equal frame size for one batch; empty once closed and drained.
+
+        A batch that is alone is always the first lane's, so that no other ever has threads beside its own.
+        """
+        changed = self._changed if first else self._beside
+        with changed:
             while True:
-                self._changed.wait_for(lambda: self._pending or self._closed)
+                changed.wait_for(lambda: (self._pending and (first or self._first_runs)) or self._closed)
                 if not self._pending:
                     return []
                 if slices := self._take():
-                    if len(self._lanes) > 1:
+                    if first and len(self._lanes) > 1:
                         alone = not self._running and not self._pending
-                        # Of this thread, and what it calls.
-                        torch.set_num_threads(self._threads if alone else 1)
+                        use_threads(self._threads if alone else 1)
+                    self._first_runs |= first
                     self._running += 1
                     if self._pending:
-                        self._changed.notify()
+                        self._wake_one()
                     return slices
 
-    def _take(self) -> list[_Slice]:
+    def _wake_one(self) -> None:
+        (self._beside if self._first_runs else self._changed).notify()
+
+    def _take(self) -> list[Slice]:
         """A batch of the stream whose turn it is, and of all others whose frames have its size.
 
         First each gets its share, then what is left goes to those that have more.
@@ -196,7 +168,7 @@ class Engine:
         # costs almost twice as much.
         free = len(self._lanes) - self._running
         room = math.ceil(waiting / max(math.ceil(waiting / self._room(shape)), min(waiting, free)))
-        slices: list[_Slice] = []
+        slices: list[Slice] = []
         for most in (max(1, room // len(streams)), room):
             for stream in streams:
                 taken = self._off_queue(stream, shape, min(most, room))
@@ -216,14 +188,14 @@ class Engine:
         self._favoured = newest is not None
         return next(iter(self._pending)) if newest is None else newest
 
-    def _off_queue(self, stream: Hashable, shape: torch.Size, most: int) -> list[_Slice]:
+    def _off_queue(self, stream: Hashable, shape: torch.Size, most: int) -> list[Slice]:
         """At most so many frames of a stream, in order."""
         works, slices = self._pending.get(stream, deque()), []
         while works and most and works[0].shape == shape:
             work = works[0]
             size = min(most, work.left) if work.taken or work.begin() else 0
             if size:
-                slices.append(_Slice(work, work.taken, work.pixels[work.taken : work.taken + size]))
+                slices.append(Slice(work, work.taken, work.pixels[work.taken : work.taken + size]))
                 work.taken += size
                 most -= size
             if not size or not work.left:
@@ -251,7 +223,7 @@ class Engine:
         if len(self._frame_s) > MOST_SHAPES:
             del self._frame_s[next(iter(self._frame_s))]
 
-    def _forward(self, slices: list[_Slice]) -> None:
+    def _forward(self, slices: list[Slice], first: bool) -> None:
         """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
         shape, begun_s = slices[0].pixels.shape[1:], time.perf_counter()
         count = sum(len(one.pixels) for one in slices)
@@ -266,10 +238,11 @@ class Engine:
         else:
             start = 0
             for one in slices:
-                parts.append(_read(one, outputs.part(start, start + len(one.pixels))))
+                parts.append(read(one, outputs.part(start, start + len(one.pixels))))
                 start += len(one.pixels)
         with self._changed:
             self._running -= 1
+            self._first_runs &= not first
             self.batch_sizes[count] += 1
             self._learn(shape, (time.perf_counter() - begun_s) / count)
             for one, part in zip(slices, parts, strict=True):
@@ -278,7 +251,7 @@ class Engine:
                 else:
                     one.work.add(one.start, len(one.pixels), part)
 
-    def _fail(self, work: _Work[Any], error: Exception) -> None:
+    def _fail(self, work: Work[Any], error: Exception) -> None:
         work.taken = len(work.pixels)
         for stream, works in list(self._pending.items()):
             if work in works:
@@ -287,11 +260,3 @@ class Engine:
                 del self._pending[stream]
         if not work.future.done():
             work.future.set_exception(error)
-
-
-def _read(one: _Slice, output: Output) -> Any:
-    """What the work's reader makes of its outputs, or its error."""
-    try:
-        return one.work.read(output)
-    except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
-        return error

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
         ModelUnavailable: as of `Model`; or what is asked for does not work, or answers otherwise than torch in fp32.
     """
     model = Model(spec, device, threads)
+    spec = _with_lengths(model, spec)
     torch_runner = model.runner
     # A file that ONNX Runtime has read is torch code in form only.
     if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
@@ -87,6 +88,29 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     else:
         _choose(model, spec, torch_runner, makers, known)
     return model
+
+
+def _with_lengths(model: Model, spec: ModelSpec) -> ModelSpec:
+    """The spec, also the model's own, that says of clips whether the network takes those of another length at all."""
+    if spec.clip is None or spec.clip.fixed:
+        return spec
+    try:
+        model(next(example_pixels([_other_length(spec, spec.example_shape())])))
+    except Exception as error:  # noqa: BLE001 - a saved program says no in any way it likes
+        log.info(
+            "%s takes clips of %d frames only: %s",
+            spec.name,
+            spec.clip.length,
+            one_line(error) or type(error),
+        )
+        clip = replace(spec.clip, fixed=True)
+        spec, model.spec = replace(spec, clip=clip), replace(model.spec, clip=clip)
+    return spec
+
+
+def _other_length(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a batch of clips with about half of the frames."""
+    return (*shape[:2], (shape[2] + 1) // 2 if shape[2] > 1 else 2, *shape[3:])
 
 
 def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
@@ -198,6 +222,8 @@ def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
     shapes = [spec.example_shape(min(count, spec.max_batch)) for count in FEW]
     if spec.preprocessing.fixed_hw is None:
         shapes[1] = (*shapes[1][:-2], *OTHER_SIZE_PX)
+    if spec.clip and not spec.clip.fixed:
+        shapes[1] = _other_length(spec, shapes[1])
     return shapes
 
 
@@ -214,11 +240,15 @@ def _fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str
     best = min(shares, key=lambda name: shares[name])
     if shares[best] > 1 - LEAST_GAIN:
         best = "torch"
-    figures = {name: 1000 * seconds / count for name, seconds in batch_s.items()}
-    others = ", ".join(f"{name} {ms:.1f}" for name, ms in figures.items() if name != best)
+    figures = {
+        name: f"{1000 * single_s[name]:.1f} and {1000 * seconds / count:.1f}"
+        for name, seconds in batch_s.items()
+    }
+    others = ", ".join(f"{name} {ms}" for name, ms in figures.items() if name != best)
     unit = "clip" if spec.clip else "frame"
     log.info(
-        "%s: %s, %.1f ms a %s in batches of %d (%s)", spec.name, best, figures[best], unit, count, others
+        "%s: %s, %s ms a %s, alone and in batches of %d (%s)",
+        *(spec.name, best, figures[best], unit, count, others),
     )
     return best
 

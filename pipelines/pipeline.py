@@ -24,7 +24,7 @@ from model_inference import Preprocessing
 from pipelines.admission import Admission
 from pipelines.contract import Options
 from pipelines.decode import Limits, MediaInfo, Medium, Wanted, open_media
-from pipelines.engine import NEVER_S, TOO_LATE, Engine
+from pipelines.engine import NEVER_S, Engine
 from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
 from pipelines.frames import FrameBatch, Geometry, PixelArray, View, tiles
 from pipelines.geometry import geometry
@@ -35,6 +35,7 @@ from pipelines.results import Answer
 from pipelines.tasks import TASKS
 from pipelines.tasks.job import Job
 from pipelines.telemetry import Telemetry
+from pipelines.work import TOO_LATE
 
 CHUNKS_IN_FLIGHT = 2
 # What FFmpeg holds of H.264 at most, by its own threads a few more.

@@ -52,9 +52,25 @@ class Runner(Protocol):
 
     engine: Engine
     buckets: tuple[int, ...]
-    lanes: int
+
+    @property
+    def lanes(self) -> int: ...
 
     def __call__(self, batch: Tensor) -> Any: ...
+
+
+class Foreign(nn.Module):
+    """A network that another engine than torch computes.
+
+    Attributes:
+        engine, lanes: as of `Runner`.
+    """
+
+    engine: Engine
+
+    @property
+    def lanes(self) -> int:
+        raise NotImplementedError
 
 
 class Maps(nn.Module):
@@ -76,11 +92,12 @@ def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
     if task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
     if task == "segmentation" and isinstance(network, Coarse):
-        return Maps(network).eval(), _as_given
-    return network, _as_given
+        return Maps(network).eval(), as_given
+    return network, as_given
 
 
-def _as_given(given: Any, _size_px: tuple[int, int]) -> Any:
+def as_given(given: Any, _size_px: tuple[int, int]) -> Any:
+    """The last step of a network that has none of its own."""
     return given
 
 
@@ -90,7 +107,7 @@ class TorchRunner:
     Args:
         precision: what torch's autocast makes of the float32 weights and pixels.
         compiled_for: batch sizes; compiling itself happens when one is first run.
-        lanes: as of `Runner`, unless the layers say it themselves.
+        lanes: as of `Runner`; foreign layers say it themselves.
     """
 
     def __init__(
@@ -102,13 +119,18 @@ class TorchRunner:
         compiled_for: tuple[int, ...] = (),
         lanes: int = 1,
     ) -> None:
-        # A network may be no torch code itself.
-        self.engine: Engine = "compile" if compiled_for else getattr(layers, "engine", "torch")
+        self.engine: Engine = "compile" if compiled_for else "torch"
+        if isinstance(layers, Foreign):
+            self.engine = layers.engine
         self.buckets = compiled_for
-        self.lanes = getattr(layers, "lanes", lanes)
+        self._lanes = lanes
         self.layers = layers
         self._call: Callable[[Tensor], Any] = torch.compile(layers, dynamic=False) if compiled_for else layers
         self._device_type, self._dtype = device.type, AUTOCAST.get(precision)
+
+    @property
+    def lanes(self) -> int:
+        return self.layers.lanes if isinstance(self.layers, Foreign) else self._lanes
 
     def __call__(self, batch: Tensor) -> Any:
         if batch.ndim == 4:

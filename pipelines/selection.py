@@ -97,8 +97,10 @@ def _resampled(
     except TrividError as error:
         fault = error
     if held is not None and slots is not None:
-        # A frame that is alone is shown for no known time, and answered once.
-        rest = slots.take(min(held.pts_s + shown_s, end_s)) if slots.past else 1
+        # Its end is a sum of times each off by half a tick. A frame that is alone is shown for no known time, and
+        # answered once.
+        last_s = held.pts_s + shown_s - min(2 * slack_s, shown_s / 4)
+        rest = slots.take(min(last_s, end_s)) if slots.past else 1
         yield from itertools.repeat(held, rest)
     if fault is not None:
         raise fault

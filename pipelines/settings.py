@@ -179,14 +179,12 @@ def _with_flag(
     everyone = by_task.get(None)
     changed = []
     for model in models:
-        value = by_task.get(model.task, everyone) if model.task else _of_only(by_task)
+        if model.task is None and everyone is None and len(by_task) == 1:
+            # Then this says its task, which is checked when its source is known.
+            model = replace(model, task=next(iter(by_task)))
+        value = by_task.get(model.task, everyone)
         changed.append(model if value is None else _replaced(model, name, value))
     return tuple(changed)
-
-
-def _of_only(by_task: dict[TaskName | None, str]) -> str | None:
-    """The value for a model whose task is not said: whichever there is, as long as it is one."""
-    return by_task.get(None, next(iter(by_task.values())) if len(by_task) == 1 else None)
 
 
 def _replaced(model: ModelSettings, name: str, value: str) -> ModelSettings:

@@ -41,3 +41,12 @@ def cores() -> int:
     except (OSError, ValueError):
         return bound
     return bound if quota == "max" else max(1, min(bound, math.ceil(int(quota) / int(period))))
+
+
+def use_threads(count: int) -> None:
+    """How many threads torch has for what this thread asks of it."""
+    import torch
+
+    # A thread's first question, or operation, takes over what was set last by any of them: later that would undo this.
+    torch.get_num_threads()
+    torch.set_num_threads(count)

@@ -71,6 +71,7 @@ HOUSE = (
         "annotate",
         "agreement",
         "loading",
+        "work",
         "engine",
     ),
     ("medium", "selection", "images", "containers", "packets", "colours", "pixels"),

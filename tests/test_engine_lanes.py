@@ -14,13 +14,16 @@ from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 from model_inference import BoxOutput, LogitOutput, Model, Output
 from pipelines.engine import Engine
 from pipelines.errors import InternalError
+from pipelines.runners import Foreign
 from pipelines.sources import resolve
 from pipelines.sources.choice import ModelSettings
+from pipelines.threads import use_threads
 
 
-class Lanes(Gate):
+class Lanes(Gate, Foreign):
     """A gate for two threads at once; notes how many were within, and the threads that torch had of each call."""
 
+    engine = "torch"
     lanes = 2
 
     def __init__(self) -> None:
@@ -73,6 +76,47 @@ def test_a_batch_that_is_alone_has_all_threads_and_one_beside_another_has_one() 
     network.open.set()
     assert (values(first), values(second)) == ([1], [2])
     assert network.threads == [4, 4, 1]
+    engine.close()
+
+
+def test_batches_that_are_alone_are_all_the_first_lanes() -> None:
+    names: set[str] = set()
+
+    class Named(Lanes):
+        def forward(self, pixels_nchw: Tensor) -> Tensor:
+            names.add(threading.current_thread().name)
+            return super().forward(pixels_nchw)
+
+    engine = make_engine(Named())
+    names.clear()
+    for number in range(12):
+        assert values(engine.submit(frames(number), read)) == [number]
+    engine.close()
+    assert names == {"engine-toy-0"}
+
+
+def test_a_thread_keeps_the_threads_that_it_was_given() -> None:
+    found: list[int] = []
+
+    def work() -> None:
+        use_threads(1)
+        others = threading.Thread(target=use_threads, args=(3,))
+        others.start()
+        others.join()
+        torch.randn(64, 64, 64).relu().sum()
+        found.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [1]
+
+
+def test_no_frames_are_refused_and_the_engine_goes_on() -> None:
+    engine = make_engine(Gate())
+    with pytest.raises(ValueError, match="no frames"):
+        engine.submit(torch.empty(0, 3, 4, 4), read)
+    assert values(engine.submit(frames(2), read)) == [2]
     engine.close()
 
 

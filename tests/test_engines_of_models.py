@@ -7,6 +7,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,11 +234,16 @@ def test_an_engine_that_is_asked_for_works_or_is_refused() -> None:
             sleepy,
             "classification",
             "onnxruntime",
-            r"toy: onnxruntime, [\d.]+ ms a frame in batches of 4 \(torch ",
+            r"toy: onnxruntime, [\d.]+ and [\d.]+ ms a frame, alone and in batches of 4 \(torch ",
         ),
-        (sleepy, "action", "onnxruntime", r"toy: onnxruntime, [\d.]+ ms a clip in batches of 4 \(torch "),
+        (
+            sleepy,
+            "action",
+            "onnxruntime",
+            r"toy: onnxruntime, [\d.]+ and [\d.]+ ms a clip, alone and in batches of 4 \(torch ",
+        ),
         (counting, "classification", "torch", "toy: onnxruntime is left out: toy in fp32 by onnxruntime"),
-        (pooled, "classification", None, r"toy: (torch|onnxruntime), [\d.]+ ms a frame"),
+        (pooled, "classification", None, r"toy: (torch|onnxruntime), [\d.]+ and [\d.]+ ms a frame"),
         (boxes, "detection", "torch", "toy: onnxruntime is left out: list is no answer of tensors alone"),
     ],
 )
@@ -334,3 +340,65 @@ def test_onnxruntime_computes_on_a_gpu_where_it_can() -> None:
         assert isinstance(expected, LogitOutput)
         assert found.logits.is_cuda
         torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=2e-3, rtol=1e-2)
+
+
+class OwnNames(nn.Module):
+    """Has attributes of its own that mean something else elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lanes, self.engine = 4, nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pooled(pixels, pixels)
+
+
+class OwnBoxes(nn.Module):
+    """A detector in two steps, whose second is not safe for threads."""
+
+    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"levels": pixels * 2}
+
+    def boxes(self, maps: dict[str, Tensor], _size_px: tuple[int, int]) -> list[dict[str, Tensor]]:
+        frames = boxes(maps["levels"], maps["levels"])
+        return [{**frame, "boxes": torch.tensor([[0.0, 0, 8, 8]])} for frame in frames]
+
+    def forward(self, pixels: Tensor) -> list[dict[str, Tensor]]:
+        return self.boxes(self.maps(pixels), (0, 0))
+
+
+def test_code_of_users_is_called_by_one_thread() -> None:
+    own = load_model(replace(spec_of(pooled, engine="torch"), build=OwnNames), "cpu", threads=2)
+    assert (own.lanes, own.spec.engine) == (1, "torch")
+    for safe, lanes in ((False, 1), (True, 2)):
+        spec = replace(spec_of(pooled, "detection", engine="onnxruntime", thread_safe=safe), build=OwnBoxes)
+        model = load_model(spec, "cpu", threads=2)
+        assert (model.runner.lanes, model.lanes) == (2, lanes)
+
+
+class FramesInParts(nn.Module):
+    """Takes clips of any length, but a trace of it has the length of its example within."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return clips.sum(dim=(2, 3, 4)) / float(clips.shape[2])
+
+
+class FixedLength(FramesInParts):
+    def forward(self, clips: Tensor) -> Tensor:
+        assert clips.shape[2] == 4, "Guard failed: x.size()[2] == 4"
+        return super().forward(clips)
+
+
+@pytest.mark.parametrize(("network", "fixed"), [(FramesInParts, False), (FixedLength, True)])
+def test_clips_of_another_length_are_right_or_refused(network: type[nn.Module], fixed: bool) -> None:
+    spec = spec_of(pooled, "action", engine="auto")
+    model = load_model(replace(spec, build=network), "cpu")
+    assert model.spec.clip is not None
+    assert model.spec.clip.fixed == fixed
+    if fixed:
+        demanded = load_model(replace(spec, build=network, engine="onnxruntime"), "cpu")
+        assert demanded.spec.clip == model.spec.clip
+        return
+    assert model.spec.engine == "torch"
+    with pytest.raises(ModelUnavailable, match=r"cannot run by engine onnxruntime|differ from torch's"):
+        load_model(replace(spec, build=network, engine="onnxruntime"), "cpu")

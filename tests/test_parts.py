@@ -102,6 +102,16 @@ def test_a_part_of_an_interlaced_frame_keeps_the_colours_of_its_fields() -> None
     assert np.array_equal(RgbReader((2, 4, 122, 86))(frame), whole[2:124, 4:90])
 
 
+@pytest.mark.parametrize("hw", [(481, 856), (405, 720), (405, 721), (404, 721)])
+@pytest.mark.parametrize("pixel_format", sorted(PIXEL_BY_PIXEL))
+def test_a_part_of_a_frame_of_odd_sides_keeps_its_colours(pixel_format: str, hw: tuple[int, int]) -> None:
+    frame = frame_of(natural(*hw)[0], pixel_format)
+    whole = RgbReader((0, 0, *hw))(frame)
+    for top, left, height, width in [(0, 130, 404, 400), (90, 248, 224, 224), (2, 2, 40, 50)]:
+        got = RgbReader((top, left, height, width))(frame)
+        assert np.array_equal(got, whole[top : top + height, left : left + width])
+
+
 def test_frames_that_change_their_format_are_read_on() -> None:
     part = RgbReader((0, 128, 360, 384))
     for pixel_format in ("yuv420p", "yuvj420p", "yuv444p", "yuv420p"):

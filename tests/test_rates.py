@@ -46,6 +46,15 @@ def test_constant_rates_are_resampled_as_torchvision_does(rate: float, fps: floa
     assert all(times[ours[slot]] - slot / fps < 0.5 / ticks_per_s for slot in apart)
 
 
+@pytest.mark.parametrize(("ticks_per_s", "rate"), [(1000, 30), (1000, 24), (30, 30), (60, 30), (90_000, 25)])
+def test_a_rate_takes_no_slot_behind_the_end(ticks_per_s: int, rate: float) -> None:
+    frames = round(rate)
+    times = [round(number / rate * ticks_per_s) / ticks_per_s for number in range(frames)]
+    for fps in (1, 2, 10):
+        assert len(chosen(times, Options(fps=fps), tick_s=1 / ticks_per_s)) == fps
+    assert chosen(times, Options(fps=rate), tick_s=1 / ticks_per_s) == list(range(frames))
+
+
 def test_ticks_are_exact() -> None:
     """An hour into a medium of 1/90000 s, a frame on its slot is still taken for it."""
     start = Fraction(90_000 * 3600)

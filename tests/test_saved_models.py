@@ -117,7 +117,6 @@ def test_a_file_with_facts_needs_no_options(tmp_path: Path, form: str) -> None:
     FORMS[form](tmp_path / form, facts_to_json(toy_spec()))
     spec = spec_of(tmp_path / form)
     assert (spec.task, spec.labels, spec.preprocessing) == ("classification", ("a", "b", "c"), FACTS)
-    assert spec.thread_safe == form.endswith(".pt2")
     check_answers(spec)
 
 

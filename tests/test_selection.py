@@ -51,7 +51,9 @@ def decoded(data: bytes) -> tuple[list[float], list[bool], float]:
 
 def by_definition(times_s: Sequence[float], fps: float, tick_s: float) -> list[int]:
     """The frame shown at each k/fps from the first on, until the last one's time plus its own length."""
-    last_s = times_s[-1] + (times_s[-1] - times_s[-2])
+    own_s = times_s[-1] - times_s[-2]
+    # A sum of times that are rounded to ticks.
+    last_s = times_s[-1] + own_s - min(tick_s, own_s / 4)
     shown, slot = [], 0
     while times_s[0] + slot / fps < last_s - tick_s / 2:
         shown.append(
@@ -76,6 +78,7 @@ CLIPS: dict[str, tuple[dict[str, Any], float]] = {
     "a broadcast": ({"frames": 20, "start_s": 1.4, "rate": 25, "container": "mpegts", "bframes": 2}, 7),
     "an edit list": ({"start_s": -0.5, "mux_options": {"avoid_negative_ts": "disabled"}}, 4),
     "VP9": ({**VP9, "frames": 24, "rate": 30}, 15),
+    "milliseconds": ({**VP9, "frames": 30, "rate": 30}, 2),
     "a higher rate": ({"frames": 8}, 25),
 }
 

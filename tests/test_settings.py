@@ -99,7 +99,7 @@ def test_flags_of_models_go_to_all_or_to_one_task() -> None:
 
 def test_a_flag_for_a_task_finds_the_only_model_whose_task_is_not_said() -> None:
     (model,) = parse("--model", "resnet18", "--labels", "classification=l.txt", "--arch", "x").models
-    assert (model.labels, model.arch) == ("l.txt", "x")
+    assert (model.task, model.labels, model.arch) == ("classification", "l.txt", "x")
 
 
 @pytest.mark.parametrize(

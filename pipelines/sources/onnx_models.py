@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.errors import ModelUnavailable
 from pipelines.onnx_graph import OnnxGraph
 from pipelines.outputs import BOX_OUTPUTS
-from pipelines.runners import padded
+from pipelines.runners import Foreign, padded
 from pipelines.sources.choice import Engine
 from pipelines.sources.facts import MODEL_FACTS_KEY
 
@@ -48,7 +48,7 @@ def fixed_input(path: Path) -> tuple[int | None, ...]:
     return _dims(_open(path, ON_CPU, optimise=False), path)
 
 
-class OnnxNetwork(nn.Module):
+class OnnxNetwork(Foreign):
     """An `.onnx` file as a network: `(N, 3, …)` of any N → its outputs by name, on the device of the pixels.
 
     A file with a fixed batch is run in pieces of that size, the last one filled up. Outputs `boxes`, `labels`
@@ -69,15 +69,17 @@ class OnnxNetwork(nn.Module):
         self._batch = _dims(self._graph, path)[0]
         outputs = self._graph.session.get_outputs()
         self._names = [output.name for output in outputs]
-        self.lanes = self._graph.lanes
         for output in outputs:
             if not output.type.startswith("tensor("):
                 raise ModelUnavailable(f"{path}: output {output.name} is {output.type}, no tensor", hint=HINT)
 
+    @property
+    def lanes(self) -> int:
+        return self._graph.lanes
+
     def forward(self, pixels: Tensor) -> Outputs | list[Outputs]:
         if pixels.device != self._device:
             self._graph, self._device = _open(self._path, pixels.device), pixels.device
-            self.lanes = self._graph.lanes
         boxes = all(name in self._names for name in BOX_OUTPUTS)
         runs = [self._graph(part) for part in self._parts(pixels)]
         if boxes:

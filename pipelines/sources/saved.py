@@ -62,8 +62,7 @@ def saved_draft(path: Path, *, sha256: str = "", allow_code: bool = False) -> Dr
     else:
         text = read_member(path, member, LARGEST_TEXT).decode("utf-8", "replace")
         drafted = draft_of(spec_from_facts(text, build=build, source=source, file=path))
-    # An exported program is a graph of functions; a script may write to its own attributes.
-    return replace(drafted, max_batch=batch or drafted.max_batch, thread_safe=exported)
+    return replace(drafted, max_batch=batch or drafted.max_batch)
 
 
 def onnx_draft(path: Path, *, sha256: str = "") -> Draft:
