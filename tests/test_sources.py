@@ -368,6 +368,13 @@ def test_classes_are_counted_in_every_kind_of_head(tmp_path: Path, name: str, cl
     assert {tuple(tensor.shape) for tensor in built.values()} == {tuple(one.shape) for one in state.values()}
 
 
+def test_a_detector_without_batch_norms_has_random_weights_too() -> None:
+    network = spec_of("ssd300_vgg16", weights="random").build().eval()
+    with torch.inference_mode():
+        (frame,) = network(torch.randn(1, 3, 300, 300))
+    assert frame["boxes"].shape[1] == 4
+
+
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     file = tmp_path / "own.pth"
     state = network_of("squeezenet1_1", classes=10).state_dict()

@@ -48,6 +48,8 @@ def calibrate(network: nn.Module, task: TaskName, transforms: Callable[[], Any],
     count = {"classification": PICTURES, "segmentation": PICTURES // 2}.get(task, 2)
     pictures = _pictures(2 if fixed else count, frames, side_px)
     body = getattr(network, "backbone", network) if task == "detection" else network
+    if task == "detection" and not _norms(body):
+        return
     with torch.inference_mode():
         with _statistics(body):
             output = body(pictures)
