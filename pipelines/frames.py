@@ -39,6 +39,8 @@ class HostCopies:
             self.count += pictures
 
 
+# Of a pixel as models take it.
+FLOAT_RGB_BYTES = 12
 HOST_COPIES = HostCopies()
 
 

@@ -26,7 +26,7 @@ from pipelines.contract import Options
 from pipelines.decode import Limits, MediaInfo, Medium, Wanted, open_media
 from pipelines.engine import NEVER_S, Engine
 from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
-from pipelines.frames import FrameBatch, Geometry, PixelArray, View, tiles
+from pipelines.frames import FLOAT_RGB_BYTES, FrameBatch, Geometry, PixelArray, View, tiles
 from pipelines.geometry import geometry
 from pipelines.postprocess import ClassScores, Postprocessor
 from pipelines.preprocess import Preprocessor
@@ -40,7 +40,6 @@ from pipelines.work import TOO_LATE
 CHUNKS_IN_FLIGHT = 2
 # What FFmpeg holds of H.264 at most, by its own threads a few more.
 DECODER_FRAMES = 20
-FLOAT_RGB_BYTES = 12
 EXAMPLE_HW = (64, 96)
 WHOLE_EXAMPLE = Geometry(source_hw=EXAMPLE_HW, resized_hw=EXAMPLE_HW, crop_yxhw=(0, 0, *EXAMPLE_HW))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,13 @@ from av.video.frame import VideoFrame
 from torch import Tensor
 
 from pipelines.colours import RgbReader
+from pipelines.frames import FLOAT_RGB_BYTES
 from pipelines.medium import Orientation, Wanted
 from pipelines.resize import Resizer, normalize
 from pipelines.selection import Selected
+
+# Blocks up to this are used again (`server.py` has malloc keep them); larger ones are mapped, and zeroed, anew.
+BLOCK_BYTES = (32 << 20) - (64 << 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,23 @@ class FrameReader:
     def __init__(self, orientation: Orientation, wanted: Wanted, size_hw: tuple[int, int]) -> None:
         self._orientation = orientation
         self._wanted = wanted
+        self._size_hw = size_hw
         self._resize = Resizer(wanted.prepare, *size_hw) if wanted.prepare is not None else None
         part_yxhw = (0, 0, *size_hw)
         if self._resize is not None and not wanted.keep_pixels:
             part_yxhw = self._resize.part.part_yxhw
         self._to_rgb = RgbReader(orientation.stored_yxhw(part_yxhw, size_hw))
         self._last: tuple[Selected[VideoFrame], Selected[Pixels]] | None = None
+
+    def chunk_length(self, most: int) -> int:
+        """How many frames, `most` at most, have their pixels in one block of memory that is used again."""
+        if self._resize is None:
+            return most
+        height_px, width_px = self._resize.model_hw
+        frame_bytes = FLOAT_RGB_BYTES * height_px * width_px
+        if self._wanted.keep_pixels:
+            frame_bytes = max(frame_bytes, 3 * math.prod(self._size_hw))
+        return max(1, min(most, BLOCK_BYTES // frame_bytes))
 
     def __call__(self, picked: Selected[VideoFrame]) -> Selected[Pixels]:
         if self._last is None or self._last[0] is not picked:

@@ -221,8 +221,8 @@ class Video:
 
     def _batches(self, options: Options, wanted: Wanted) -> Generator[FrameBatch, None, None]:
         size_hw = (self.info.height_px, self.info.width_px)
-        length = self.limits.chunk_length(self.info.width_px, self.info.height_px)
         read = FrameReader(self.orientation, wanted, size_hw)
+        length = read.chunk_length(self.limits.chunk_length(self.info.width_px, self.info.height_px))
         for group in in_groups(map(read, self._selected(options, wanted.repeat_frames)), length):
             yield FrameBatch(
                 kept_nhwc=read.kept([one.frame for one in group]),

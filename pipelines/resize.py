@@ -29,6 +29,7 @@ class Resizer:
 
     Attributes:
         part: of each frame, which is all that is read.
+        model_hw: height and width of what is made of it.
 
     Raises:
         TooLarge: the model cannot take frames of this size (`geometry`).
@@ -46,6 +47,7 @@ class Resizer:
         exact = smooth and not self._by_floats
         self.part = needed_part(whole) if exact else View(top_px=0, left_px=0, geometry=whole)
         self._shape = self.part.geometry
+        self.model_hw = self._shape.model_hw
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
         """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where

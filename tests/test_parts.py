@@ -134,3 +134,21 @@ def test_turned_frames_give_the_pixels_of_upright_ones(orientation: Orientation,
     assert alone.levels is not None
     assert kept.levels is not None
     assert torch.equal(alone.levels, kept.levels)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "resize_px", "keep", "most", "frames"),
+    [
+        ((720, 1280), 224, False, 16, 16),
+        ((720, 1280), 520, False, 16, 5),
+        ((720, 1280), 520, False, 3, 3),
+        ((720, 1280), 224, True, 16, 12),
+        ((4320, 7680), 224, True, 16, 1),
+    ],
+)
+def test_a_chunk_is_a_block_of_memory_that_is_used_again(
+    size_hw: tuple[int, int], resize_px: int, keep: bool, most: int, frames: int
+) -> None:
+    wanted = Wanted(prepare=Preprocessing(resize_px=resize_px), keep_pixels=keep)
+    assert FrameReader(Orientation(), wanted, size_hw).chunk_length(most) == frames
+    assert FrameReader(Orientation(), Wanted(), size_hw).chunk_length(most) == most
