@@ -154,7 +154,8 @@ def parse_options(
             if name in OPTION_FIELDS
             else f"unknown option {name!r}"
         )
-        raise InvalidOptions(what, hint=f"allowed here: {', '.join(sorted(allowed)) or 'none'}")
+        elsewhere = "is it for another task? " if name in OPTION_FIELDS else ""
+        raise InvalidOptions(what, hint=f"{elsewhere}allowed here: {', '.join(sorted(allowed)) or 'none'}")
     given = {name: _read_scalar(name, value) for name, value in parameters.items()}
     values: dict[str, Any] = {**(preset or {}), **given}
     return Options(**values)
