@@ -33,7 +33,6 @@ from pipelines import preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
 from pipelines.probe import Probe
 from pipelines.settings import Settings, parse_args
-from pipelines.stub_mends import mend_stub_files
 from pipelines.threads import Threads, cores, use_threads
 
 if TYPE_CHECKING:
@@ -179,9 +178,13 @@ class Service:
         return [*endpoints, status_endpoint(self.describe, endpoints[0].telemetry)]
 
     def _make_triton(self) -> Triton:
+        from pytriton.proxy.data import TensorStoreSerializerDeserializer as Serializer
         from pytriton.triton import Triton, TritonConfig
 
+        from pipelines.stub_mends import mend_stub_files, within_message
+
         settings = self.settings
+        Serializer.serialize_responses = within_message(Serializer.serialize_responses)
         triton = Triton(
             config=TritonConfig(
                 http_address=settings.host,

@@ -8,9 +8,19 @@ batch lies in shared memory by then stays there. One mend is for speed alone. Kn
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipelines.contract import Tensor, nbytes
 from pipelines.errors import InternalError
+
+# Through shared memory each column of an answer costs two questions to the process that keeps it; below this size
+# that takes longer than copying.
+WITHIN_MESSAGE_BYTES = 1 << 16
+
+Serialize = Callable[[Any, Sequence[Mapping[str, Tensor]]], bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +92,37 @@ def _released_on_failure(store, tensors_ids):
         raise
 """,
     ),
+    # Small answers come within the message itself (`within_message`).
+    Mend(
+        file="data.py",
+        expression="""\
+            responses = json.loads(responses_payload)
+            return [
+""",
+        instead="""\
+            if responses_payload[:1] == _PICKLED:
+                return [Response(data=data) for data in pickle.loads(responses_payload)]
+            responses: dict = json.loads(responses_payload)
+            return [
+""",
+        function="""
+import pickle
+
+_PICKLED = pickle.PROTO
+""",
+    ),
     # Each column is given back by a question to another process, which the answer need not wait for.
     Mend(
         file="data.py",
         expression="""\
+            responses = json.loads(responses_payload)
             for response in responses["responses"]:
                 for _, tensor_id in response.get("data", {}).items():
                     self._tensor_store.release_block(tensor_id)
 """,
         instead="""\
-            blocks = [block for response in responses["responses"] for block in response.get("data", {}).values()]
-            _RELEASING.submit(_release, self._tensor_store, blocks)
+            if responses_payload[:1] != _PICKLED:
+                _RELEASING.submit(_release, self._tensor_store, responses_payload)
 """,
         function="""
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +130,9 @@ from concurrent.futures import ThreadPoolExecutor
 _RELEASING = ThreadPoolExecutor(1)
 
 
-def _release(store, blocks):
-    for block in blocks:
+def _release(store, payload):
+    responses = json.loads(payload)["responses"]
+    for block in [block for response in responses for block in response.get("data", {}).values()]:
         try:
             store.release_block(block)
         except Exception:
@@ -129,3 +160,15 @@ def mend_stub_files(files: dict[str, bytes]) -> dict[str, bytes]:
             )
         mended[names[0]] = (text.replace(mend.expression, mend.instead) + "\n" + mend.function).encode()
     return mended
+
+
+def within_message(serialize: Serialize) -> Serialize:
+    """PyTriton's `serialize_responses` for the process of the callables, but small answers go within the message to
+    the stub, pickled; the stub's mends read them."""
+
+    def serialize_responses(serializer: Any, answers: Sequence[Mapping[str, Tensor]]) -> bytes:
+        if sum(nbytes(tensor) for answer in answers for tensor in answer.values()) > WITHIN_MESSAGE_BYTES:
+            return serialize(serializer, answers)
+        return pickle.dumps([dict(answer) for answer in answers])
+
+    return serialize_responses

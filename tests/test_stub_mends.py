@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import InternalError
-from pipelines.stub_mends import MENDS, mend_stub_files
+from pipelines.stub_mends import MENDS, WITHIN_MESSAGE_BYTES, mend_stub_files, within_message
 
 
 def stub_files() -> dict[str, bytes]:
@@ -101,6 +101,32 @@ def test_what_was_answered_is_given_back_without_waiting_for_it(store: Any) -> N
     answers = serializer.deserialize_responses(payload)
     assert answers[0].data["a"].tolist() == [0, 1, 2, 3, 4]
     assert len(used(store)) == 3
+    serializer.free_responses_resources(payload)
+    data._RELEASING.submit(int).result(timeout=10)
+    assert used(store) == []
+
+
+@pytest.mark.parametrize("count", [WITHIN_MESSAGE_BYTES, WITHIN_MESSAGE_BYTES + 1])
+def test_small_answers_go_within_the_message_and_large_ones_through_shared_memory(
+    store: Any, count: int
+) -> None:
+    data = importlib.import_module("mended_proxy.data")
+    serializer = data.TensorStoreSerializerDeserializer()
+    serializer._tensor_store = store
+    serialize = within_message(data.TensorStoreSerializerDeserializer.serialize_responses)
+    given = [
+        {"levels": np.zeros(count - 5, np.uint8), "labels": np.array([[b"a\0b"], [b""]], dtype=object)},
+        {"levels": np.ones((1, 0), np.float32), "labels": np.array([[b"\xc3\xa9"]], dtype=object)},
+    ]
+    payload = serialize(serializer, given)
+    assert bool(used(store)) == (count > WITHIN_MESSAGE_BYTES)
+    answers = serializer.deserialize_responses(payload)
+    for answer, expected in zip(answers, given, strict=True):
+        assert answer.data.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (answer.data[name].dtype, answer.data[name].shape) == (tensor.dtype, tensor.shape)
+    assert answers[0].data["labels"].tolist() == [[b"a\0b"], [b""]]
+    np.testing.assert_array_equal(answers[0].data["levels"], given[0]["levels"])
     serializer.free_responses_resources(payload)
     data._RELEASING.submit(int).result(timeout=10)
     assert used(store) == []
