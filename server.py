@@ -87,6 +87,7 @@ class Service:
         self.sessions = Sessions(telemetry, most=settings.max_sessions)
         self.endpoints = self._endpoints()
         self._triton: Triton | None = None
+        self._described_s = time.monotonic()
         self._children: dict[int, str] = {}
         self._stub_folders: list[Path] = []
 
@@ -130,7 +131,7 @@ class Service:
                 if not pipeline.engine.alive:
                     return f"the engine of {pipeline.spec.name} died"
             if time.monotonic() > canary_at:
-                if fault := self.probe.fault():
+                if fault := self.probe.fault(self._described_s):
                     return f"the canary request failed: {fault}"
                 canary_at = time.monotonic() + CANARY_PERIOD_S
         return ""
@@ -158,6 +159,7 @@ class Service:
 
     def describe(self) -> dict[str, Any]:
         """What the `status` endpoint says of this server."""
+        self._described_s = time.monotonic()
         first = next(iter(self.pipelines.values()))
         return {
             "version": VERSION,
@@ -226,13 +228,18 @@ class Service:
             config = ModelConfig(batching=False, decoupled=True)
             triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
             return
-        # Calls end with their slowest row, so a call takes no more requests than there are workers.
+        instances = UNARY_INSTANCES if endpoint.name in self.pipelines else 1
+        # Calls end with their slowest row, so a call takes no more requests than there are workers; where the wait is
+        # bounded all calls together do, for none of it is to be behind Triton's queue.
+        wait_ms = self.settings.max_wait_ms if endpoint.name in self.pipelines else 0
+        rows = max(1, self.settings.workers // instances) if wait_ms else self.settings.workers
         batcher = DynamicBatcher(
-            preferred_batch_size=[min(endpoint.batch, self.settings.workers)],
-            default_queue_policy=QueuePolicy(max_queue_size=self.settings.max_queue),
+            preferred_batch_size=[min(endpoint.batch, rows)],
+            default_queue_policy=QueuePolicy(
+                max_queue_size=self.settings.max_queue, default_timeout_microseconds=1000 * wait_ms
+            ),
         )
         config = ModelConfig(max_batch_size=endpoint.batch, batcher=batcher)
-        instances = UNARY_INSTANCES if endpoint.name in self.pipelines else 1
         triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
 
 

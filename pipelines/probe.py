@@ -7,9 +7,12 @@ import contextlib
 import http.client
 import json
 import logging
+import time
 from collections.abc import Iterable
 
 CANARY_TIMEOUT_S = 60.0
+# A queue that is full is no fault, unless nobody has had an answer for so long.
+REFUSED_S = 60.0
 # What to ask where a server listens on all addresses.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 FAULTS = (http.client.HTTPException, OSError)
@@ -31,14 +34,20 @@ class Probe:
         except FAULTS:
             return False
 
-    def fault(self) -> str:
-        """What is wrong with an answer of `status`; empty if nothing is."""
+    def fault(self, answered_s: float) -> str:
+        """What is wrong with an answer of `status`; empty if nothing is.
+
+        Args:
+            answered_s: when anybody's question to it was last answered, by `time.monotonic`.
+        """
         body = {"inputs": [{"name": "query", "shape": [1, 1], "datatype": "BYTES", "data": ["canary"]}]}
         try:
             status = self._status("/v2/models/status/infer", json.dumps(body))
         except FAULTS as error:
             return str(error) or type(error).__name__
-        return "" if status == http.client.OK else f"HTTP {status}"
+        silent_s = time.monotonic() - answered_s
+        full = status == http.client.SERVICE_UNAVAILABLE and silent_s < REFUSED_S
+        return "" if status == http.client.OK or full else f"HTTP {status}"
 
     def ask_first(self, models: Iterable[str], media: bytes) -> None:
         """Send a medium to each of the models in turn, so that no client's request is the first."""

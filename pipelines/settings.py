@@ -49,6 +49,7 @@ class Settings:
     chunk_frames: int
     workers: int
     max_queue: int
+    max_wait_ms: int
     max_memory_mb: int
     max_sessions: int
     endpoints: str
@@ -110,7 +111,7 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             raise WrongSettings(
                 f"[server] {action.dest} = {value!r}: expected one of {', '.join(action.choices)}"
             )
-        if action.type in (_port, _positive) and isinstance(value, int):
+        if action.type in (_port, _positive, _whole) and isinstance(value, int):
             try:
                 cast(Callable[[str], int], action.type)(str(value))
             except argparse.ArgumentTypeError as error:
@@ -243,6 +244,8 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         ("max-sessions", 64, "streams open at once, running or paused"),
     ):
         add(f"--{name}", type=_positive, default=number, metavar="N", help=f"{what} {_SHOWN}")
+    what = "of a request for its turn, beyond which it is overloaded; 0: as long as it takes"
+    add("--max-wait-ms", type=_whole, default=0, metavar="N", help=f"longest wait {what} {_SHOWN}")
     what = "media: those that take media alone; all: those of bare tensors too"
     add("--endpoints", choices=("all", "media"), default="all", help=f"{what} {_SHOWN}")
     add("--check", action="store_true", help="check the machine and exit")
@@ -252,6 +255,12 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 

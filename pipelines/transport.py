@@ -30,7 +30,7 @@ MESSAGE_LENGTH_LIMIT = 400
 # Triton reports these states of a model as text only; the status that comes along differs by protocol.
 ERRORS_BY_TEXT: tuple[tuple[str, type[TrividError], str], ...] = (
     ("maximum queue size", Overloaded, "try again later"),
-    ("timeout expired", DeadlineExceeded, "the request waited too long in the server's queue"),
+    ("timeout expired", Overloaded, "it waited for its turn as long as the server lets it: try again later"),
     ("unknown model", ModelUnavailable, "is the server starting or stopping, or has it no such endpoint?"),
     ("not ready", ModelUnavailable, "is the server still starting?"),
     ("not healthy", ModelUnavailable, "the server has to be started again"),

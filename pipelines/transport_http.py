@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
+class Request:
     """One HTTP request; `path` begins with `/v2`."""
 
     method: str
@@ -65,16 +65,15 @@ class HttpTransport:
 
     def infer(self, call: Call) -> dict[str, Tensor]:
         """The one answer of a unary endpoint."""
-        request = _binary_request(call)
+        request = binary_request(call)
         with self._open(call.timeout_s) as exchange:
-            headers, body = exchange.guard(lambda: _read_whole(exchange.send(request)))
-        return read_columns(call.columns, _binary_tensors(headers.get(HEADER_LENGTH), body))
+            return exchange.guard(lambda: read_answer(call, exchange.send(request)))
 
     def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator closes the connection."""
         body = {**wire_parameters(call.parameters), "base64": True}
         body[call.input_name] = base64.b64encode(call.data).decode()
-        request = _Request(
+        request = Request(
             method="POST",
             path=f"/v2/models/{call.model}/generate_stream",
             body=json.dumps(body).encode(),
@@ -87,10 +86,10 @@ class HttpTransport:
 
     def check_ready(self, model: str, timeout_s: float) -> None:
         """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
-        request = _Request(method="GET", path=f"/v2/models/{model}/ready", headers={})
+        request = Request(method="GET", path=f"/v2/models/{model}/ready", headers={})
         try:
             with self._open(timeout_s) as exchange:
-                exchange.guard(lambda: _read_whole(exchange.send(request)))
+                exchange.guard(lambda: exchange.send(request).read())
         except InternalError:
             raise ModelUnavailable(
                 f"{model} at {self.address} is not ready", hint="is the server still starting?"
@@ -123,7 +122,7 @@ class _Exchange:
             else http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=tls)
         )
 
-    def send(self, request: _Request) -> http.client.HTTPResponse:
+    def send(self, request: Request) -> http.client.HTTPResponse:
         """Send, and wait for the head of a good answer; raises the typed error of any other."""
         self.connection.connect()
         self._connected = True
@@ -135,10 +134,7 @@ class _Exchange:
                 body=request.body or None,
                 headers={**self._headers, **request.headers},
             )
-        response = self.connection.getresponse()
-        if response.status != http.HTTPStatus.OK:
-            raise _status_error(self._address, response.status, response.read())
-        return response
+        return good(self._address, self.connection.getresponse())
 
     def guard(self, step: Callable[[], T]) -> T:
         """Run one step, bounded in time; what the network does becomes a typed error."""
@@ -173,8 +169,17 @@ class _Exchange:
         return unreachable(self._address, getattr(error, "strerror", None) or error)
 
 
-def _read_whole(response: http.client.HTTPResponse) -> tuple[http.client.HTTPMessage, bytes]:
-    return response.headers, response.read()
+def good(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    """The same response; raises the typed error of one that is not."""
+    if response.status != http.HTTPStatus.OK:
+        raise _status_error(address, response.status, response.read())
+    return response
+
+
+def read_answer(call: Call, response: http.client.HTTPResponse) -> dict[str, Tensor]:
+    """The columns of a good response to `binary_request`. Raises InternalError where they cannot be read."""
+    body = response.read()
+    return read_columns(call.columns, _binary_tensors(response.headers.get(HEADER_LENGTH), body))
 
 
 def _status_error(address: Address, status: int, body: bytes) -> TrividError:
@@ -201,7 +206,8 @@ def _status_error(address: Address, status: int, body: bytes) -> TrividError:
     return typed
 
 
-def _binary_request(call: Call) -> _Request:
+def binary_request(call: Call) -> Request:
+    """The request of a unary call, its medium as it is."""
     data = pack_bytes(call.data)
     tensor = {
         "name": call.input_name,
@@ -212,7 +218,7 @@ def _binary_request(call: Call) -> _Request:
     outputs = [{"name": column.name, "parameters": {"binary_data": True}} for column in call.columns]
     parameters = wire_parameters(call.parameters)
     head = json.dumps({"inputs": [tensor], "outputs": outputs, "parameters": parameters}).encode()
-    return _Request(
+    return Request(
         method="POST",
         path=f"/v2/models/{call.model}/infer",
         body=head + data,

@@ -24,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_numbers import Reply
 from client import Client
 from pipelines.contract import Scalar
-from pipelines.errors import TrividError
-from pipelines.results import ANSWERS
+from pipelines.errors import TrividError, from_json
+from pipelines.results import ANSWERS, answer_columns
+from pipelines.transport import Call, parse_address
+from pipelines.transport_http import binary_request, good, read_answer
 
-Kind = Literal["trivid", "pytriton", "http"]
+Kind = Literal["trivid", "prepared", "pytriton", "http"]
 # An answer's count of rows, when it came.
 Answers = Iterator[int]
 PATIENCE_S = 900.0
@@ -38,8 +40,9 @@ class Load:
     """What to send, and how.
 
     Attributes:
-        kind: of server: the project's own, the seed's design (`video` UINT8 on PyTriton), or a peer that is
-            posted the file and answers with a JSON list of rows.
+        kind: of server: the project's own, asked by its client, or by a request over HTTP that is made once (which
+            costs the machine little); the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
+            file and answers with a JSON list of rows.
         url: `grpc://host:port` or `http://host:port`.
         clients: that each wait for an answer before they send again.
         seconds: for which they send; 0: until `requests` are sent by each.
@@ -86,6 +89,8 @@ def asker(load: Load) -> Callable[[bytes], Answers]:
     """A connection of one client's own, as a function from a medium to its answers."""
     if load.kind == "trivid":
         return _ask_trivid(load)
+    if load.kind == "prepared":
+        return _ask_prepared(load)
     return _ask_pytriton(load) if load.kind == "pytriton" else _ask_http(load)
 
 
@@ -100,6 +105,31 @@ def _ask_trivid(load: Load) -> Callable[[bytes], Answers]:
         with closing(client.ask_stream(kind, media, load.options)) as answers:
             for answer in answers:
                 yield len(answer)
+
+    return ask
+
+
+def _ask_prepared(load: Load) -> Callable[[bytes], Answers]:
+    """One connection that stays open; of an answer only its error is read."""
+    kind = ANSWERS[load.task]
+    address = parse_address(load.url)
+    call = Call(
+        model=kind.task,
+        input_name="media",
+        data=Path(load.medium).read_bytes(),
+        columns=answer_columns(kind),
+        timeout_s=PATIENCE_S,
+        parameters=load.options,
+    )
+    request = binary_request(call)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_S)
+
+    def ask(_media: bytes) -> Answers:
+        connection.request(request.method, request.path, request.body, dict(request.headers))
+        columns = read_answer(call, good(address, connection.getresponse()))
+        if error := bytes(columns["error"][0]):
+            raise from_json(error)
+        yield 1
 
     return ask
 

@@ -167,6 +167,7 @@ PAGE = b"<html>no</html>"
         (Reply(status=404, body=PAGE), ModelUnavailable, "404"),
         (Reply(status=429), Overloaded, "again"),
         (Reply(status=500, body=b'{"error": "Exceeds maximum queue size"}'), Overloaded, "queue"),
+        (Reply(status=503, body=b'{"error": "Request timeout expired"}'), Overloaded, "turn"),
         (Reply(status=500, body=b'{"error": "Stub process is not healthy"}'), ModelUnavailable, "healthy"),
         (Reply(status=500, body=b'{"error": "one\\n two\\nthree"}'), InternalError, "one … three"),
         (Reply(status=502, body=PAGE), ModelUnavailable, "502"),
