@@ -1,4 +1,4 @@
-"""A loaded network, exported and run by ONNX Runtime. Knows no files, no tasks, and not whether it pays.
+"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks, and not whether it pays.
 
 The exporter is torch's older one, by tracing: it takes a second, the current one half a minute for a detector.
 """
@@ -11,12 +11,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.onnx_graph import OnnxGraph, Shape
 from pipelines.outputs import named_tensors
 from pipelines.sources.choice import Engine
 
@@ -37,55 +36,62 @@ FAILURES = (
 ONE_FILE_BYTES = 1_900_000_000
 
 
+class Graph(Protocol):
+    """ONNX, opened by an engine: pixels in, outputs by name in the order in which they were written."""
+
+    engine: Engine
+
+    @property
+    def lanes(self) -> int: ...
+
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]: ...
+
+
 class ExportedRunner:
-    """Layers by ONNX Runtime; their answers have the form that they have by torch.
+    """Layers as a graph; their answers have the form that they have by torch.
+
+    Args:
+        graph: of `exported`.
+        given: what the layers give for any batch.
+    """
+
+    buckets: tuple[int, ...] = ()
+
+    def __init__(self, graph: Graph, given: Any) -> None:
+        self.graph = graph
+        self.engine, self.lanes = graph.engine, graph.lanes
+        self._form, self._names = type(given), [name for name, _ in named_tensors(given)]
+
+    def __call__(self, batch: Tensor) -> Any:
+        outputs = tuple(self.graph(batch).values())
+        if issubclass(self._form, Mapping):
+            return dict(zip(self._names, outputs, strict=True))
+        return outputs if issubclass(self._form, list | tuple) else outputs[0]
+
+
+def exported(layers: nn.Module, example: Tensor, given: Any, *, free: Mapping[int, str]) -> bytes:
+    """Layers as ONNX.
 
     Args:
         example: a batch of two or more pictures or clips, on the device.
         given: what the layers give for it.
         free: the dimensions in which other batches may differ, by their place; the batch's own always may.
-        largest: the shape of the largest batch, where only the batch's own dimension is free.
 
     Raises:
-        FAILURES: the exporter cannot, or ONNX Runtime does not take what it wrote.
+        FAILURES: the exporter cannot.
     """
-
-    engine: Engine = "onnxruntime"
-    buckets: tuple[int, ...] = ()
-
-    def __init__(
-        self,
-        layers: nn.Module,
-        example: Tensor,
-        given: Any,
-        *,
-        free: Mapping[int, str],
-        largest: Shape | None = None,
-    ) -> None:
-        self._form = type(given)
-        outputs = dict(named_tensors(given))
-        if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
-            raise TypeError(f"{type(given).__name__} is no answer of tensors alone")
-        weights = sum(tensor.nbytes for tensor in layers.state_dict().values())
-        if weights > ONE_FILE_BYTES:
-            raise ValueError(f"weights of {weights >> 20} MiB are more than a graph holds")
-        axes = {
-            name: {place: f"{name}_{place}" for place in range(tensor.ndim)}
-            for name, tensor in outputs.items()
-        }
-        graph = io.BytesIO()
-        write_traced(_Flat(layers), example, graph, axes={INPUT: {0: "batch", **free}, **axes})
-        batches = ((1, *largest[1:]), largest) if largest else None
-        self.graph = OnnxGraph(graph.getvalue(), example.device, batches=batches)
-        self.lanes = self.graph.lanes
-
-    def __call__(self, batch: Tensor) -> Any:
-        outputs = self.graph(batch)
-        if issubclass(self._form, Mapping):
-            return outputs
-        return (
-            tuple(outputs.values()) if issubclass(self._form, list | tuple) else next(iter(outputs.values()))
-        )
+    outputs = dict(named_tensors(given))
+    if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
+        raise TypeError(f"{type(given).__name__} is no answer of tensors alone")
+    weights = sum(tensor.nbytes for tensor in layers.state_dict().values())
+    if weights > ONE_FILE_BYTES:
+        raise ValueError(f"weights of {weights >> 20} MiB are more than a graph holds")
+    axes = {
+        name: {place: f"{name}_{place}" for place in range(tensor.ndim)} for name, tensor in outputs.items()
+    }
+    graph = io.BytesIO()
+    write_traced(_Flat(layers), example, graph, axes={INPUT: {0: "batch", **free}, **axes})
+    return graph.getvalue()
 
 
 class _Flat(nn.Module):

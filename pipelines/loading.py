@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 from model_inference import PROBE_PX, Model, ModelSpec, Output
 from pipelines.agreement import agreeing, deviation, example_pixels
 from pipelines.errors import ModelUnavailable
-from pipelines.exported import FAILURES, ExportedRunner
-from pipelines.onnx_graph import has_cuda, one_line
+from pipelines.exported import FAILURES, ExportedRunner, exported
+from pipelines.onnx_graph import OnnxGraph, has_cuda, one_line
+from pipelines.openvino_graph import OpenvinoGraph
 from pipelines.runners import GraphRunner, Runner, TorchRunner, bucket_sizes
+from pipelines.threads import use_threads
 
 log = logging.getLogger("trivid")
 
@@ -81,9 +84,8 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     known = functools.cache(lambda: _known(model, plain, shapes))
     if spec.precision != "fp32":
         torch_runner = TorchRunner(plain.layers, model.device, precision=spec.precision, lanes=plain.lanes)
-        _check(model, torch_runner, known, spec)
     makers = _makers(model, spec, torch_runner)
-    if spec.engine in ("compile", "onnxruntime"):
+    if spec.engine in ("compile", "onnxruntime", "openvino"):
         _demand(model, spec, makers, known)
     else:
         _choose(model, spec, torch_runner, makers, known)
@@ -124,27 +126,42 @@ def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
     def graphs() -> Runner:
         return GraphRunner(torch_runner, [spec.example_shape(count) for count in buckets], device)
 
-    def exported() -> Runner:
+    free = _free_dimensions(spec)
+
+    @functools.cache
+    def written() -> tuple[bytes, Any]:
+        example = next(example_pixels([spec.example_shape(2)])).to(device)
+        with torch.inference_mode():
+            given = torch_runner(example)
+        return exported(layers, example, given, free=free), given
+
+    def by_onnxruntime() -> Runner:
         if spec.precision != "fp32":
             raise ValueError(f"it computes in fp32, not in {spec.precision}")
         if device.type == "cuda" and not has_cuda():
             raise ValueError("the ONNX Runtime that is installed computes on the CPU only")
-        example = next(example_pixels([spec.example_shape(2)])).to(device)
-        with torch.inference_mode():
-            given = torch_runner(example)
-        free = _free_dimensions(spec)
-        largest = None if free else spec.example_shape(spec.max_batch)
-        return ExportedRunner(layers, example, given, free=free, largest=largest)
+        graph, given = written()
+        batches = None if free else (spec.example_shape(1), spec.example_shape(spec.max_batch))
+        return ExportedRunner(OnnxGraph(graph, device, batches=batches), given)
 
+    def by_openvino() -> Runner:
+        if device.type == "cuda":
+            raise ValueError("it computes on the CPU only")
+        graph, given = written()
+        return ExportedRunner(OpenvinoGraph(graph, spec.precision), given)
+
+    foreign: Makers = {"onnxruntime": by_onnxruntime, "openvino": by_openvino}
     if spec.engine == "compile":
         return {"compile": compiled}
-    if spec.engine == "onnxruntime":
-        return {"onnxruntime": exported}
+    if spec.engine in foreign:
+        return {spec.engine: foreign[spec.engine]}
     found: dict[str, Callable[[], Runner]] = {}
     if device.type == "cuda" and spec.preprocessing.fixed_hw:
         found["CUDA graphs"] = graphs
     if spec.engine == "auto" and spec.precision == "fp32" and (device.type != "cuda" or has_cuda()):
-        found["onnxruntime"] = exported
+        found["onnxruntime"] = by_onnxruntime
+    if spec.engine == "auto" and device.type == "cpu":
+        found["openvino"] = by_openvino
     return found
 
 
@@ -169,18 +186,26 @@ def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
 
 def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Makers, known: Ask) -> None:
     """Run by the fastest engine that agrees."""
-    rivals: dict[str, Runner] = {"torch": torch_runner}
-    for name, make in makers.items():
+    rivals: dict[str, Runner] = {"torch": torch_runner} if spec.precision == "fp32" else {}
+    faults: list[Exception] = []
+    for name, make in {"torch": lambda: torch_runner, **makers}.items():
+        if name in rivals:  # that is what all are compared with
+            continue
         try:
             runner = make()
             _check(model, runner, known, spec)
         except (*FAILURES, ModelUnavailable) as error:
             log.info("%s: %s is left out: %s", spec.name, name, one_line(error))
+            faults.append(error)
         else:
             rivals[name] = runner
-    model.run_by(torch_runner)
-    if len(rivals) > 1:
-        model.run_by(rivals[_fastest(model, spec, rivals)])
+    if not rivals:
+        if isinstance(faults[0], ModelUnavailable):
+            raise faults[0]
+        raise ModelUnavailable(
+            f"{spec.name} cannot run in {spec.precision}: {one_line(faults[0])}", hint="leave --precision out"
+        ) from faults[0]
+    model.run_by(rivals[_fastest(model, spec, rivals) if len(rivals) > 1 else next(iter(rivals))])
 
 
 def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
@@ -228,18 +253,19 @@ def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 def _fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
-    """The name of the rival to run by: torch, unless another one is clearly faster on one picture and on many."""
+    """The name of the rival to run by: the first, which is torch, unless another one is clearly faster on one picture
+    and on many."""
+    first = next(iter(rivals))
     shape = _usual_shape(spec)
     single_s = _race(model, (1, *shape), rivals, RACE_S[0])
-    count = min(spec.max_batch, max(1, int(LONG_BATCH_S / single_s["torch"])))
+    count = min(spec.max_batch, max(1, int(LONG_BATCH_S / single_s[first])))
     batch_s = _race(model, (count, *shape), rivals, RACE_S[1]) if count > 1 else single_s
     shares = {
-        name: math.sqrt(single_s[name] / single_s["torch"] * batch_s[name] / batch_s["torch"])
-        for name in rivals
+        name: math.sqrt(single_s[name] / single_s[first] * batch_s[name] / batch_s[first]) for name in rivals
     }
     best = min(shares, key=lambda name: shares[name])
     if shares[best] > 1 - LEAST_GAIN:
-        best = "torch"
+        best = first
     figures = {
         name: f"{1000 * single_s[name]:.1f} and {1000 * seconds / count:.1f}"
         for name, seconds in batch_s.items()
@@ -268,18 +294,26 @@ def _usual_shape(spec: ModelSpec) -> tuple[int, ...]:
 def _race(
     model: Model, shape: tuple[int, ...], rivals: Mapping[str, Runner], limit_s: float
 ) -> dict[str, float]:
-    """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike."""
+    """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike.
+
+    Of a batch, where there are lanes, that of passes beside each other, over how many they are.
+    """
     pixels = next(example_pixels([shape])).to(model.device)
     least = dict.fromkeys(rivals, math.inf)
     end_s = time.perf_counter() + limit_s
     rounds = 0
-    while rounds < 2 or time.perf_counter() < end_s:
-        for name, runner in rivals.items():
-            model.run_by(runner)
-            start_s = time.perf_counter()
-            model(pixels)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            least[name] = min(least[name], time.perf_counter() - start_s)
-        rounds += 1
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=use_threads, initargs=(1,)) as lanes:
+        while rounds < 2 or time.perf_counter() < end_s:
+            for name, runner in rivals.items():
+                model.run_by(runner)
+                beside = model.lanes if len(pixels) > 1 else 1
+                start_s = time.perf_counter()
+                if beside > 1:
+                    wait([lanes.submit(model, pixels) for _ in range(beside)])
+                else:
+                    model(pixels)
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize(model.device)
+                least[name] = min(least[name], (time.perf_counter() - start_s) / beside)
+            rounds += 1
     return least

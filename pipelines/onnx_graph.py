@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipelines.sources.choice import Engine
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
@@ -41,11 +43,13 @@ class OnnxGraph:
         batches: the smallest and the largest batch; with both TensorRT may build its engine, where it is installed.
 
     Attributes:
-        lanes: by how many threads at once it is called with gain.
+        engine, lanes: what a user calls it; by how many threads at once it is called with gain.
 
     Raises:
         RuntimeError: it cannot be read; in a call: it does not take these pixels. The message is one line.
     """
+
+    engine: Engine = "onnxruntime"
 
     def __init__(
         self,

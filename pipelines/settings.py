@@ -23,7 +23,7 @@ MODEL_FLAGS = {
     "model_proc": "a model-proc JSON file of DL Streamer's",
     "arch": "the torchvision name of the network whose state dict the source is",
     "sha256": "of the file that the weights are read from",
-    "precision": f"what the model computes in on a GPU: {', '.join(get_args(Precision))} (default: fp32)",
+    "precision": f"what the model computes in: {', '.join(get_args(Precision))} (default: fp32)",
     "engine": f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)",
 }
 CHOICES = {"precision": get_args(Precision), "engine": get_args(Engine)}

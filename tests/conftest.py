@@ -140,3 +140,15 @@ def shared_media() -> Path:
     if not SHARED_MEDIA.is_dir():
         pytest.skip(f"no real media at {SHARED_MEDIA}")
     return SHARED_MEDIA
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """Networks have the same random weights whatever ran before, and torch its threads afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)

@@ -58,7 +58,7 @@ HOUSE = (
         "sources.detectors",
         "sources.segmenters",
     ),
-    ("onnx_graph", "exported", "sources.torchvision_models"),
+    ("onnx_graph", "openvino_graph", "exported", "sources.torchvision_models"),
     ("sources.onnx_models", "sources.saved", "sources.code", "sources", "sources.demo"),
     (
         "geometry",
@@ -94,6 +94,7 @@ HOME_OF = {
         *("demo_networks", "agreement", "tasks.boxes", "tasks.instances"),
     },
     "onnxruntime": {"onnx_graph"},
+    "openvino": {"openvino_graph"},
     "tritonclient": {"transport_grpc", "server"},
     "grpc": {"transport_grpc"},
 }

@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 from model_inference import Clip, Model, ModelSpec, Output, Preprocessing
 from pipelines.engine import Engine
 from pipelines.errors import DeadlineExceeded, InternalError, ModelUnavailable
+from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 
 def test_frames_of_many_streams_share_batches_and_come_back_in_order() -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 from model_inference import BoxOutput, LogitOutput, Model, Output
 from pipelines.engine import Engine
@@ -18,6 +17,7 @@ from pipelines.runners import Foreign
 from pipelines.sources import resolve
 from pipelines.sources.choice import ModelSettings
 from pipelines.threads import use_threads
+from toy_engine import Gate, frames, make_engine, read, values, wait_until_taken
 
 
 class Lanes(Gate, Foreign):

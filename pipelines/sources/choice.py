@@ -11,7 +11,7 @@ from typing import Literal
 
 TaskName = Literal["classification", "detection", "segmentation", "action"]
 Precision = Literal["fp32", "fp16", "bf16"]
-Engine = Literal["auto", "torch", "compile", "onnxruntime"]
+Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
 Fit = Literal["stretch", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Channels = Literal["RGB", "BGR"]
