@@ -17,6 +17,7 @@ import ctypes
 import dataclasses
 import http.client
 import logging
+import math
 import os
 import shutil
 import signal
@@ -131,7 +132,7 @@ class Service:
                 if not pipeline.engine.alive:
                     return f"the engine of {pipeline.spec.name} died"
             if time.monotonic() > canary_at:
-                if fault := self.probe.fault(self._described_s):
+                if fault := self.probe.fault(lambda: self._described_s):
                     return f"the canary request failed: {fault}"
                 canary_at = time.monotonic() + CANARY_PERIOD_S
         return ""
@@ -232,7 +233,11 @@ class Service:
         # Calls end with their slowest row, so a call takes no more requests than there are workers; where the wait is
         # bounded all calls together do, for none of it is to be behind Triton's queue.
         wait_ms = self.settings.max_wait_ms if endpoint.name in self.pipelines else 0
-        rows = max(1, self.settings.workers // instances) if wait_ms else self.settings.workers
+        rows = self.settings.workers
+        if wait_ms:
+            instances = min(instances, rows)
+            rows = math.ceil(rows / instances)
+        # No max_queue_delay: with a time limit, this version of Triton may go on without dispatching (its issue 8870).
         batcher = DynamicBatcher(
             preferred_batch_size=[min(endpoint.batch, rows)],
             default_queue_policy=QueuePolicy(

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,9 +74,9 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     torch_runner = model.runner
     # A file that ONNX Runtime has read is torch code in form only.
     if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
-        if spec.engine == "compile":
+        if spec.engine in ("compile", "openvino"):
             raise ModelUnavailable(
-                f"{spec.name} runs by ONNX Runtime only", hint="leave --engine compile out"
+                f"{spec.name} runs by ONNX Runtime only", hint=f"leave --engine {spec.engine} out"
             )
         return model
     plain = torch_runner
@@ -132,7 +132,7 @@ def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
     def written() -> tuple[bytes, Any]:
         example = next(example_pixels([spec.example_shape(2)])).to(device)
         with torch.inference_mode():
-            given = torch_runner(example)
+            given = layers(example)
         return exported(layers, example, given, free=free), given
 
     def by_onnxruntime() -> Runner:
@@ -257,14 +257,13 @@ def _fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str
     and on many."""
     first = next(iter(rivals))
     shape = _usual_shape(spec)
-    single_s = _race(model, (1, *shape), rivals, RACE_S[0])
-    count = min(spec.max_batch, max(1, int(LONG_BATCH_S / single_s[first])))
-    batch_s = _race(model, (count, *shape), rivals, RACE_S[1]) if count > 1 else single_s
-    shares = {
-        name: math.sqrt(single_s[name] / single_s[first] * batch_s[name] / batch_s[first]) for name in rivals
-    }
-    best = min(shares, key=lambda name: shares[name])
-    if shares[best] > 1 - LEAST_GAIN:
+    single_s = _race(model, (1, *shape), rivals, RACE_S[0], beside=False)
+    # A lane has one core for its batch.
+    count = min(spec.max_batch, max(1, int(LONG_BATCH_S / (single_s[first] * torch.get_num_threads()))))
+    batch_s = _race(model, (count, *shape), rivals, RACE_S[1], beside=True)
+    both_s = {name: math.sqrt(single_s[name] * batch_s[name]) for name in rivals}
+    best = min(both_s, key=lambda name: both_s[name])
+    if both_s[best] > (1 - LEAST_GAIN) * both_s[first]:
         best = first
     figures = {
         name: f"{1000 * single_s[name]:.1f} and {1000 * seconds / count:.1f}"
@@ -292,28 +291,47 @@ def _usual_shape(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def _race(
-    model: Model, shape: tuple[int, ...], rivals: Mapping[str, Runner], limit_s: float
+    model: Model, shape: tuple[int, ...], rivals: Mapping[str, Runner], limit_s: float, *, beside: bool
 ) -> dict[str, float]:
     """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike.
 
-    Of a batch, where there are lanes, that of passes beside each other, over how many they are.
+    Args:
+        beside: whether passes run beside each other where there are lanes; a pass then counts its share of the time.
+
+    Returns:
+        infinity for a rival that fails on such pixels.
     """
-    pixels = next(example_pixels([shape])).to(model.device)
+    pixels, threads = next(example_pixels([shape])).to(model.device), torch.get_num_threads()
     least = dict.fromkeys(rivals, math.inf)
+    fit = dict(rivals)
     end_s = time.perf_counter() + limit_s
     rounds = 0
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=use_threads, initargs=(1,)) as lanes:
+    with ThreadPoolExecutor(threads, initializer=use_threads, initargs=(1,)) as pool:
         while rounds < 2 or time.perf_counter() < end_s:
-            for name, runner in rivals.items():
+            for name, runner in list(fit.items()):
                 model.run_by(runner)
-                beside = model.lanes if len(pixels) > 1 else 1
+                lanes = model.lanes if beside else 1
                 start_s = time.perf_counter()
-                if beside > 1:
-                    wait([lanes.submit(model, pixels) for _ in range(beside)])
+                try:
+                    _passes(model, pixels, pool, lanes)
+                except (*FAILURES, ModelUnavailable) as error:
+                    log.warning("%s: %s is left out: %s", model.spec.name, name, one_line(error))
+                    least[name] = math.inf
+                    del fit[name]
                 else:
-                    model(pixels)
-                if model.device.type == "cuda":
-                    torch.cuda.synchronize(model.device)
-                least[name] = min(least[name], (time.perf_counter() - start_s) / beside)
+                    least[name] = min(least[name], (time.perf_counter() - start_s) / lanes)
             rounds += 1
+    # The pool's threads have set what every new thread of torch's begins with.
+    use_threads(threads)
     return least
+
+
+def _passes(model: Model, pixels: Tensor, pool: ThreadPoolExecutor, lanes: int) -> None:
+    """One pass, or one in each lane at once."""
+    if lanes > 1:
+        for done in [pool.submit(model, pixels) for _ in range(lanes)]:
+            done.result()
+        return
+    model(pixels)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -8,7 +8,7 @@ import http.client
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 CANARY_TIMEOUT_S = 60.0
 # A queue that is full is no fault, unless nobody has had an answer for so long.
@@ -34,18 +34,18 @@ class Probe:
         except FAULTS:
             return False
 
-    def fault(self, answered_s: float) -> str:
+    def fault(self, answered_s: Callable[[], float]) -> str:
         """What is wrong with an answer of `status`; empty if nothing is.
 
         Args:
-            answered_s: when anybody's question to it was last answered, by `time.monotonic`.
+            answered_s: tells when anybody's question to it was last answered, by `time.monotonic`.
         """
         body = {"inputs": [{"name": "query", "shape": [1, 1], "datatype": "BYTES", "data": ["canary"]}]}
         try:
             status = self._status("/v2/models/status/infer", json.dumps(body))
         except FAULTS as error:
             return str(error) or type(error).__name__
-        silent_s = time.monotonic() - answered_s
+        silent_s = time.monotonic() - answered_s()
         full = status == http.client.SERVICE_UNAVAILABLE and silent_s < REFUSED_S
         return "" if status == http.client.OK or full else f"HTTP {status}"
 

@@ -14,6 +14,7 @@ from pipelines.sources.choice import Engine, ModelSettings, Precision, TaskName
 from pipelines.threads import Threads, cores
 
 MAX_MESSAGE_MB = 2047
+LONGEST_WAIT_MS = 3_600_000
 DEFAULT_MODEL = ModelSettings(source="fcn_resnet101", task="segmentation")
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 # Flags that say something of one model, and what they say; those below belong to one model alone.
@@ -111,7 +112,7 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             raise WrongSettings(
                 f"[server] {action.dest} = {value!r}: expected one of {', '.join(action.choices)}"
             )
-        if action.type in (_port, _positive, _whole) and isinstance(value, int):
+        if action.type in (_port, _positive, _wait_ms) and isinstance(value, int):
             try:
                 cast(Callable[[str], int], action.type)(str(value))
             except argparse.ArgumentTypeError as error:
@@ -244,8 +245,10 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         ("max-sessions", 64, "streams open at once, running or paused"),
     ):
         add(f"--{name}", type=_positive, default=number, metavar="N", help=f"{what} {_SHOWN}")
-    what = "of a request for its turn, beyond which it is overloaded; 0: as long as it takes"
-    add("--max-wait-ms", type=_whole, default=0, metavar="N", help=f"longest wait {what} {_SHOWN}")
+    what = (
+        "longest wait for its turn of a medium that gets one answer, else overloaded; 0: as long as it takes"
+    )
+    add("--max-wait-ms", type=_wait_ms, default=0, metavar="N", help=f"{what} {_SHOWN}")
     what = "media: those that take media alone; all: those of bare tensors too"
     add("--endpoints", choices=("all", "media"), default="all", help=f"{what} {_SHOWN}")
     add("--check", action="store_true", help="check the machine and exit")
@@ -258,9 +261,9 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+def _wait_ms(text: str) -> int:
+    if not text.isdecimal() or int(text) > LONGEST_WAIT_MS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 to {LONGEST_WAIT_MS}")
     return int(text)
 
 

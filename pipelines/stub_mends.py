@@ -1,9 +1,10 @@
-"""Mends of the files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
+"""Mends of the files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded, and of one
+method of the server's own side.
 
 These faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
 fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
 moment before that one listens, which fails the start; a tensor of no elements fails its batch, and what of the
-batch lies in shared memory by then stays there. One mend is for speed alone. Knows no PyTriton; stdlib only.
+batch lies in shared memory by then stays there. Two mends are for speed alone. Imports no PyTriton.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class _Exchange:
                 body=request.body or None,
                 headers={**self._headers, **request.headers},
             )
-        return good(self._address, self.connection.getresponse())
+        return raise_for_status(self._address, self.connection.getresponse())
 
     def guard(self, step: Callable[[], T]) -> T:
         """Run one step, bounded in time; what the network does becomes a typed error."""
@@ -169,7 +169,7 @@ class _Exchange:
         return unreachable(self._address, getattr(error, "strerror", None) or error)
 
 
-def good(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+def raise_for_status(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     """The same response; raises the typed error of one that is not."""
     if response.status != http.HTTPStatus.OK:
         raise _status_error(address, response.status, response.read())

@@ -27,9 +27,9 @@ from pipelines.contract import Scalar
 from pipelines.errors import TrividError, from_json
 from pipelines.results import ANSWERS, answer_columns
 from pipelines.transport import Call, parse_address
-from pipelines.transport_http import binary_request, good, read_answer
+from pipelines.transport_http import binary_request, raise_for_status, read_answer
 
-Kind = Literal["trivid", "prepared", "pytriton", "http"]
+Kind = Literal["trivid", "light", "pytriton", "http"]
 # An answer's count of rows, when it came.
 Answers = Iterator[int]
 PATIENCE_S = 900.0
@@ -40,8 +40,8 @@ class Load:
     """What to send, and how.
 
     Attributes:
-        kind: of server: the project's own, asked by its client, or by a request over HTTP that is made once (which
-            costs the machine little); the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
+        kind: of server: the project's own, asked by its client, or over a connection that stays open with as little
+            work as can be; the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
             file and answers with a JSON list of rows.
         url: `grpc://host:port` or `http://host:port`.
         clients: that each wait for an answer before they send again.
@@ -89,8 +89,8 @@ def asker(load: Load) -> Callable[[bytes], Answers]:
     """A connection of one client's own, as a function from a medium to its answers."""
     if load.kind == "trivid":
         return _ask_trivid(load)
-    if load.kind == "prepared":
-        return _ask_prepared(load)
+    if load.kind == "light":
+        return _ask_lightly(load)
     return _ask_pytriton(load) if load.kind == "pytriton" else _ask_http(load)
 
 
@@ -109,27 +109,28 @@ def _ask_trivid(load: Load) -> Callable[[bytes], Answers]:
     return ask
 
 
-def _ask_prepared(load: Load) -> Callable[[bytes], Answers]:
-    """One connection that stays open; of an answer only its error is read."""
+def _ask_lightly(load: Load) -> Callable[[bytes], Answers]:
+    """One HTTP connection that stays open."""
     kind = ANSWERS[load.task]
     address = parse_address(load.url)
-    call = Call(
-        model=kind.task,
-        input_name="media",
-        data=Path(load.medium).read_bytes(),
-        columns=answer_columns(kind),
-        timeout_s=PATIENCE_S,
-        parameters=load.options,
-    )
-    request = binary_request(call)
     connection = http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_S)
 
-    def ask(_media: bytes) -> Answers:
-        connection.request(request.method, request.path, request.body, dict(request.headers))
-        columns = read_answer(call, good(address, connection.getresponse()))
+    def ask(media: bytes) -> Answers:
+        call = Call(
+            model=kind.task,
+            input_name="media",
+            data=media,
+            columns=answer_columns(kind),
+            timeout_s=PATIENCE_S,
+            parameters=load.options,
+        )
+        request = binary_request(call)
+        path = address.prefix + request.path
+        connection.request(request.method, path, request.body, dict(request.headers))
+        columns = read_answer(call, raise_for_status(address, connection.getresponse()))
         if error := bytes(columns["error"][0]):
             raise from_json(error)
-        yield 1
+        yield int(columns["count"][0])
 
     return ask
 

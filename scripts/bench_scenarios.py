@@ -93,17 +93,15 @@ def overload(rig: Rig) -> Numbers:
     """Pictures sent three times as fast as they can be answered, whether or not answers come."""
     with rig.served() as served:
 
-        def prepared(clients: int, period_s: float = 0.0) -> Report:
+        def light(clients: int, period_s: float = 0.0) -> Report:
             load = rig.load(served, "image", clients=clients)
-            return send(
-                dataclasses.replace(load, kind="prepared", url=served.urls["http"], period_s=period_s)
-            )
+            return send(dataclasses.replace(load, kind="light", url=served.urls["http"], period_s=period_s))
 
-        alone = _latencies_ms(prepared(1), rig.seconds)
-        closed = prepared(BUSY)
+        alone = _latencies_ms(light(1), rig.seconds)
+        closed = light(BUSY)
         capacity = figures(closed.replies, window_of(closed, rig.seconds), 1).frames_per_s
-        flood = prepared(WAITING, 1 / (OVERLOAD * capacity))
-        after = _latencies_ms(prepared(1), rig.seconds)
+        flood = light(WAITING, 1 / (OVERLOAD * capacity))
+        after = _latencies_ms(light(1), rig.seconds)
     accepted = _latencies_ms(flood, rig.seconds)
     refused = [one for one in flood.replies if one.error]
     codes = Counter(one.error for one in refused)

@@ -35,6 +35,8 @@ from toy_networks import (
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
+# Wider than what engines are proved on, narrower than what they are compared on.
+WIDE_PX = 300
 OF_EACH = r"[\d.]+ and [\d.]+ ms a {unit}, alone and in batches of 4 \("
 
 
@@ -62,6 +64,23 @@ def test_auto_takes_the_fastest_that_agrees_and_says_so(
     assert all(re.match(line, message) for message in caplog.messages)
     pixels = torch.randn(model.spec.example_shape(3))
     assert_same(Model(replace(model.spec, engine="torch"), "cpu")(pixels), model(pixels))
+
+
+def test_an_engine_that_fails_on_other_pixels_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the fastest, though it is done at once."""
+
+    def fail(graph: Any, pixels: Tensor) -> Any:
+        if pixels.shape[-1] > WIDE_PX:
+            raise RuntimeError("too wide")
+        return call(graph, pixels)
+
+    call = OnnxGraph.__call__
+    monkeypatch.setattr(OnnxGraph, "__call__", fail)
+    model = load_model(spec_of(sleepy, engine="auto", preprocessing=Preprocessing(resize_px=224)), "cpu")
+    assert model.spec.engine == "openvino"
+    assert "toy: onnxruntime is left out: too wide" in caplog.text
 
 
 def test_auto_takes_the_fastest_in_another_precision_too(caplog: pytest.LogCaptureFixture) -> None:

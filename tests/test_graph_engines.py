@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +18,13 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 
+from conftest import ROOT
 from model_inference import BoxOutput, Model, ModelSpec, Preprocessing, TaskName
 from pipelines.agreement import deviation
 from pipelines.errors import ModelUnavailable
 from pipelines.exported import ExportedRunner
 from pipelines.loading import load_model
+from pipelines.openvino_graph import OpenvinoGraph, core
 from pipelines.sources.choice import Engine, Precision
 from pipelines.sources.demo import demo_specs
 from pipelines.sources.detectors import adapt_detector
@@ -189,9 +195,23 @@ def test_an_engine_that_is_asked_for_works_or_is_refused(
 
 def processor_can() -> list[str]:
     """What OpenVINO says that this processor computes in."""
-    from openvino import Core
+    return core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # type: ignore[no-any-return]
 
-    return Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # type: ignore[no-any-return]
+
+def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
+    """Not even where the package that tells is installed."""
+    (tmp_path / "openvino_telemetry.py").write_text("raise SystemExit('told')")
+    code = (
+        "import threading; from pipelines.openvino_graph import core; core(); print(threading.active_count())"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == [
+        "openvino_telemetry.py"
+    ]
 
 
 @pytest.mark.skipif("BF16" not in processor_can(), reason="needs a processor that computes in bf16")
@@ -213,3 +233,13 @@ def test_openvino_answers_many_threads_at_once_as_it_does_one() -> None:
         beside = list(lanes.map(model.compute, batches))
     for one, other in zip(alone, beside, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_what_openvino_does_not_take_is_said_in_a_line() -> None:
+    with pytest.raises(RuntimeError, match=r"^Unable to read the model[^\n]*$"):
+        OpenvinoGraph(b"no graph", "fp32")
+    model = load_model(spec_of(pooled, engine="openvino"), "cpu")
+    with pytest.raises(RuntimeError) as caught:
+        model.compute(torch.randn(1, 4, 8, 8))
+    assert "Exception from" not in str(caught.value)
+    assert "\n" not in str(caught.value)
