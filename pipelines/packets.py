@@ -1,15 +1,20 @@
-"""Times and key frames of a whole medium, from its packets alone. Decodes nothing."""
+"""Times and key frames of a whole medium, from its packets alone, and which of its frames are asked for. Decodes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 
 from pipelines.containers import open_container, pick_stream, read_packets
+from pipelines.contract import Options
+from pipelines.errors import TrividError
 from pipelines.medium import Limits
+from pipelines.selection import Frame, Selected, select
 
 # Where one packet is one frame: these codecs in these containers (FFmpeg's names).
 CODECS = ("h264", "hevc", "vp9", "av1")
@@ -60,3 +65,51 @@ def read_index(media: bytes, limits: Limits) -> PacketIndex | str:
     if len(set(ticks)) < len(ticks):
         return "frames share their time"
     return PacketIndex(ticks=sorted(ticks), key_ticks=frozenset(keys), time_base=time_base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which frames the options ask for, known before any is decoded.
+
+    Attributes:
+        ticks: their times in ticks.
+        times: how often each is given, by its number.
+        fault: what comes behind the last of them.
+    """
+
+    ticks: frozenset[int]
+    times: Mapping[int, int]
+    fault: TrividError | None
+
+    @classmethod
+    def of(cls, index: PacketIndex, options: Options, limits: Limits, *, repeat: bool) -> Plan:
+        """The plan of `selection.select` for all frames of an index."""
+        frames = (
+            Selected(number, time_s, None, ticks in index.key_ticks)
+            for number, (ticks, time_s) in enumerate(zip(index.ticks, index.times_s, strict=True))
+        )
+        times: Counter[int] = Counter()
+        fault: TrividError | None = None
+        try:
+            for one in select(frames, options, limits, tick_s=float(index.time_base), repeat=repeat):
+                times[one.frame_index] += 1
+        except TrividError as error:
+            fault = error
+        return cls(ticks=frozenset(index.ticks[number] for number in times), times=times, fault=fault)
+
+    def pick(self, frames: Iterable[Selected[Frame]]) -> Iterator[Selected[Frame]]:
+        """The frames of the plan, of frames in presentation order; stops reading behind the last of them."""
+        left = sum(self.times.values())
+        for one in frames if left else ():
+            count = self.times.get(one.frame_index, 0)
+            yield from itertools.repeat(one, count)
+            left -= count
+            if not left:
+                break
+        if self.fault is not None:
+            raise self.fault
+
+
+def leaves_out(options: Options, fps: float | None) -> bool:
+    """Whether options take only some of the frames of a stretch of a medium with this rate, where it is known."""
+    return options.stride > 1 or 0 < options.fps < (fps or 0)

@@ -3,7 +3,8 @@
 Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
 believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
 counted from the medium's first, so frames before `start_s` are decoded and dropped; with `keyframes_only` the
-others are not decoded where the packets tell the numbers. Interlaced frames and anamorphic pixels are given as
+others are not decoded where the packets tell the numbers, and of H.264 no frame that neither the options nor other
+frames need. Interlaced frames and anamorphic pixels are given as
 stored; so are the transfer curves of HDR media.
 """
 
@@ -25,7 +26,7 @@ from pipelines.contract import Options
 from pipelines.errors import InvalidMedia, UnsupportedMedia
 from pipelines.frames import FrameBatch
 from pipelines.medium import Limits, MediaInfo, Medium, Orientation, Wanted
-from pipelines.packets import CODECS, CONTAINERS, PacketIndex, read_index
+from pipelines.packets import CODECS, CONTAINERS, PacketIndex, Plan, leaves_out, read_index
 from pipelines.pixels import FrameReader
 from pipelines.selection import Selected, in_groups, select
 from pipelines.threads import Threads, cores
@@ -33,6 +34,8 @@ from pipelines.threads import Threads, cores
 # Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
 BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
 FALLBACK_FPS = 25.0
+# Codecs whose decoders leave out pictures that no other one needs, when they are told to.
+SKIPPING = ("h264",)
 LAST_ENTRIES = 1000
 
 
@@ -51,8 +54,10 @@ class Video:
         self._count = 0
         self._last_s: float | None = None
         self._key_ticks: set[int] = set()
-        # With it, key frames alone are decoded.
         self._index: PacketIndex | None = None
+        # Which packets are decoded: of key frames alone; those that others need, and those of the plan.
+        self._keys_only = False
+        self._plan: Plan | None = None
         try:
             self.stream = pick_stream(self.container)
             self._prepare_decoder()
@@ -75,8 +80,6 @@ class Video:
 
     def medium(self, options: Options, reason: str, wanted: Wanted) -> Medium:
         """The selected frames in chunks; `reason` says why this decoder reads them."""
-        if options.keyframes_only:
-            self._index = self._read_index()
         return Medium(
             info=self.info,
             decoder="pyav",
@@ -116,7 +119,7 @@ class Video:
                 last_dts = packet.dts
                 if packet.is_keyframe and packet.pts is not None:
                     self._key_ticks.add(packet.pts)
-                if packet.is_keyframe or self._index is None:
+                if packet.is_keyframe or not self._keys_only:
                     yield from map(self._timed, self._decode(packet))
             whole = whole and not self.is_cut_off()
             rest = self.stream.decode(None)
@@ -131,6 +134,10 @@ class Video:
             raise InvalidMedia(f"the file breaks off {self._progress()}{claim}", hint="upload the whole file")
 
     def _decode(self, packet: Any) -> list[VideoFrame]:
+        if self._plan is not None:
+            needed = packet.pts in self._plan.ticks
+            # The decoder itself knows which pictures no other one needs.
+            self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             return self.stream.decode(packet)
         except av.FFmpegError:
@@ -233,8 +240,18 @@ class Video:
             )
 
     def _selected(self, options: Options, repeat: bool) -> Iterator[Selected[VideoFrame]]:
+        if options.keyframes_only:
+            self._index = self._read_index()
+            self._keys_only = self._index is not None
+        elif leaves_out(options, self._fps()) and self.codec in SKIPPING:
+            self._index = self._read_index()
         tick_s = float(self.stream.time_base or 0)
-        for picked in select(self._frames, options, self.limits, tick_s=tick_s, repeat=repeat):
+        if self._index is not None and not self._keys_only:
+            self._plan = Plan.of(self._index, options, self.limits, repeat=repeat)
+            picked_frames = self._plan.pick(self._frames)
+        else:
+            picked_frames = select(self._frames, options, self.limits, tick_s=tick_s, repeat=repeat)
+        for picked in picked_frames:
             self._check(picked.frame)
             yield picked
 
