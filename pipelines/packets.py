@@ -18,6 +18,8 @@ from pipelines.selection import Frame, Selected, select
 
 # Where one packet is one frame: these codecs in these containers (FFmpeg's names).
 CODECS = ("h264", "hevc", "vp9", "av1")
+# One of so many frames: with more of them, what is not decoded is not worth its plan (docs/performance.md).
+LEAST_LEFT_OUT = 3
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "Matroska"}
 
 
@@ -111,5 +113,6 @@ class Plan:
 
 
 def leaves_out(options: Options, fps: float | None) -> bool:
-    """Whether options take only some of the frames of a stretch of a medium with this rate, where it is known."""
-    return options.stride > 1 or 0 < options.fps < (fps or 0)
+    """Whether options take so few frames of a medium, whose rate is known or not, that a plan of them pays."""
+    each = (fps or 0) / options.fps if options.fps else 1.0
+    return each * options.stride >= LEAST_LEFT_OUT
