@@ -35,13 +35,13 @@ LEAST_AGREEMENT = 0.995
 MOST_DEVIATION = 1e-3
 # Pictures for another precision, and batches of few for another engine, whose numbers are compared as well.
 PICTURES = 32
-FEW = (4, 3, 1)
+FEW, FEW_CLIPS = (4, 3, 1), (3, 1)
 OTHER_SIZE_PX = (160, 288)
 # Another engine than torch has to be faster by this.
 LEAST_GAIN = 0.10
 # How long the passes of all engines together may take, of one picture and of a full batch; at least two each.
 RACE_S = (0.4, 0.8)
-# A batch that takes longer is not needed to tell engines apart.
+# A batch that takes longer is not needed to tell engines apart; what takes longer alone is compared alone.
 LONG_BATCH_S = 0.3
 
 Makers = Mapping[str, Callable[[], Runner]]
@@ -244,7 +244,8 @@ def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
     """Batches of several counts, and sizes where they are free: what was written down for one may fit no other."""
-    shapes = [spec.example_shape(min(count, spec.max_batch)) for count in FEW]
+    counts = FEW_CLIPS if spec.clip else FEW
+    shapes = [spec.example_shape(min(count, spec.max_batch)) for count in counts]
     if spec.preprocessing.fixed_hw is None:
         shapes[1] = (*shapes[1][:-2], *OTHER_SIZE_PX)
     if spec.clip and not spec.clip.fixed:
@@ -260,7 +261,8 @@ def _fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str
     single_s = _race(model, (1, *shape), rivals, RACE_S[0], beside=False)
     # A lane has one core for its batch.
     count = min(spec.max_batch, max(1, int(LONG_BATCH_S / (single_s[first] * torch.get_num_threads()))))
-    batch_s = _race(model, (count, *shape), rivals, RACE_S[1], beside=True)
+    slow = single_s[first] > LONG_BATCH_S
+    batch_s = single_s if slow else _race(model, (count, *shape), rivals, RACE_S[1], beside=True)
     both_s = {name: math.sqrt(single_s[name] * batch_s[name]) for name in rivals}
     best = min(both_s, key=lambda name: both_s[name])
     if both_s[best] > (1 - LEAST_GAIN) * both_s[first]:

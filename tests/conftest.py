@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED_MEDIA = ROOT.parent / "shared" / "data"
-START_S = 110.0
+START_S = 200.0
 STOP_S = 60.0
 
 

@@ -38,6 +38,9 @@ NAMED = {
     "action": "r3d_18",
 }
 
+# Four models take a minute to load and compare engines, and more on a busy machine.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
