@@ -231,6 +231,15 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         ("metrics", 8002, "Triton's metrics"),
     ):
         add(f"--{name}-port", type=_port, default=port, metavar="PORT", help=f"port of {what} {_SHOWN}")
+    _add_limits(add)
+    what = "media: those that take media alone; all: those of bare tensors too"
+    add("--endpoints", choices=("all", "media"), default="all", help=f"{what} {_SHOWN}")
+    add("--check", action="store_true", help="check the machine and exit")
+    add("--dry-run", action="store_true", help="push a picture through every stage and exit")
+
+
+def _add_limits(add: Callable[..., argparse.Action]) -> None:
+    """Those of how much the server takes at once."""
     for name, number, what in (
         ("max-media-mb", 64, "largest medium of a request, in MiB"),
         ("max-frames", 300, "most frames of one answer; streams have no limit"),
@@ -249,10 +258,6 @@ def _add_flags(add: Callable[..., argparse.Action]) -> None:
         "longest wait for its turn of a medium that gets one answer, else overloaded; 0: as long as it takes"
     )
     add("--max-wait-ms", type=_wait_ms, default=0, metavar="N", help=f"{what} {_SHOWN}")
-    what = "media: those that take media alone; all: those of bare tensors too"
-    add("--endpoints", choices=("all", "media"), default="all", help=f"{what} {_SHOWN}")
-    add("--check", action="store_true", help="check the machine and exit")
-    add("--dry-run", action="store_true", help="push a picture through every stage and exit")
 
 
 def _positive(text: str) -> int:
