@@ -124,7 +124,7 @@ def write_traced(
     Raises:
         FAILURES: it cannot.
     """
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), _attention_step_by_step():
         torch.onnx.export(
             network,
             (example,),
@@ -136,6 +136,17 @@ def write_traced(
             opset_version=opset,
             dynamic_axes={name: dict(dims) for name, dims in axes.items()},
         )
+
+
+@contextlib.contextmanager
+def _attention_step_by_step() -> Iterator[None]:
+    """Torch computes attention in one operator where it can, which ONNX has not."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -243,3 +243,28 @@ def test_what_openvino_does_not_take_is_said_in_a_line() -> None:
         model.compute(torch.randn(1, 4, 8, 8))
     assert "Exception from" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Attentive(nn.Module):
+    """Attention over the pixels of a coarse picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, pixels: Tensor) -> Any:
+        tokens = self.body(pixels).flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+@pytest.mark.parametrize("engine", GRAPHS)
+def test_attention_is_exported_and_stays_in_one_operator_for_torch(
+    engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = Attentive()
+    plain, exported = both(replace(spec_of(pooled), build=lambda: network), engine)
+    pixels = torch.randn(3, 3, 32, 40)
+    assert_same(plain(pixels), exported(pixels))
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert capfd.readouterr() == ("", "")
