@@ -28,9 +28,10 @@ from pipelines.threads import use_threads
 from pipelines.work import Slice, Work, read
 
 T = TypeVar("T")
-# Batches take about this long at most, so that an image never waits long for the frames of films; on a CPU, where
-# larger ones are hardly faster, that is a few frames, on a GPU it is no bound.
-BATCH_S = 0.02
+# Batches take about this long at most, on a CPU a few frames, of which more are hardly faster; on a GPU it is no bound.
+BATCH_S = 0.08
+# And this long where something urgent came just now, which so never waits long for the frames of films.
+URGENT_BATCH_S, JUST_NOW_S = 0.02, 2.0
 # How much of the rate that is known comes from the last batch.
 NEWEST = 0.2
 MOST_SHAPES = 100
@@ -49,6 +50,7 @@ class Engine:
         self.model = model
         self.batch_sizes: Counter[int] = Counter()
         self._threads, self._batch_s = threads or torch.get_num_threads(), batch_s
+        self._urgent_until_s = 0.0
         # Works of each stream in order; streams in the order in which they were served last.
         self._pending: dict[Hashable, deque[Work[Any]]] = {}
         # What the first lane waits for, and what the others do: they compute beside it alone.
@@ -78,6 +80,7 @@ class Engine:
         *,
         stream: Hashable = None,
         deadline_s: float = NEVER_S,
+        urgent: bool = False,
     ) -> Future[list[T]]:
         """Queue N frames (or clips) of one stream; the future holds `read(output)` of its slices, in order.
 
@@ -89,6 +92,8 @@ class Engine:
                 what it leaves out (logits are large) is freed at once. It must not keep the outputs.
             stream: whose they are; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
+            urgent: whether somebody waits for these alone, as for a picture; more of the kind are expected, and
+                batches are short for a while.
         """
         if not len(pixels):
             raise ValueError("there are no frames to compute")
@@ -96,6 +101,8 @@ class Engine:
         with self._changed:
             if self._closed or not self.alive:
                 raise ModelUnavailable(f"the engine of {self.model.spec.name} is closed")
+            if urgent:
+                self._urgent_until_s = time.monotonic() + JUST_NOW_S
             self._pending.setdefault(work if stream is None else stream, deque()).append(work)
             self._wake_one()
         return work.future
@@ -213,7 +220,9 @@ class Engine:
         if spec.clip is not None:
             most = most * spec.clip.length // max(shape[1], spec.clip.length)
         if shape in self._frame_s:
-            most = int(min(most, self._batch_s / self._frame_s[shape]))
+            urgent = time.monotonic() < self._urgent_until_s
+            batch_s = min(self._batch_s, URGENT_BATCH_S) if urgent else self._batch_s
+            most = int(min(most, batch_s / self._frame_s[shape]))
         return max(1, most)
 
     def _learn(self, shape: torch.Size, frame_s: float) -> None:

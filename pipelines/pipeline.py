@@ -191,7 +191,9 @@ class Pipeline:
         def submit(pixels: Tensor | None) -> Future[list[Any]] | None:
             if pixels is None:
                 return None
-            return self.engine.submit(pixels, job.read, stream=id(job), deadline_s=deadline_s)
+            return self.engine.submit(
+                pixels, job.read, stream=id(job), deadline_s=deadline_s, urgent=medium.info.kind == "image"
+            )
 
         while True:
             try:

@@ -81,7 +81,7 @@ class ModelStage:
 
     def answer(self, inputs: Row, _options: Options) -> Iterator[Row]:
         pixels = torch.from_numpy(inputs["pixels"])[None].to(self._engine.model.device)
-        (row,) = self._engine.submit(pixels, _to_row).result()
+        (row,) = self._engine.submit(pixels, _to_row, urgent=True).result()
         yield {**row, "error": text_column("")}
 
     def _column(self, facts: OutputFacts) -> Column:

@@ -230,17 +230,33 @@ def test_what_is_cancelled_or_too_late_never_reaches_the_model() -> None:
     assert not engine.waiting
 
 
+class Slow(nn.Module):
+    """Takes twenty milliseconds a frame."""
+
+    def forward(self, pixels_nchw: Tensor) -> Tensor:
+        time.sleep(0.02 * len(pixels_nchw))
+        return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
+
+
 def test_batches_of_a_slow_model_are_short() -> None:
     """Twenty milliseconds a frame leave room for two in fifty; the first batch is not known yet."""
-
-    class Slow(nn.Module):
-        def forward(self, pixels_nchw: Tensor) -> Tensor:
-            time.sleep(0.02 * len(pixels_nchw))
-            return pixels_nchw.mean(dim=(1, 2, 3), keepdim=True)
-
     engine = make_engine(Slow(), batch_s=0.05)
     numbers = [k / 64 for k in range(32)]
     assert values(engine.submit(frames(*numbers), read)) == numbers
     engine.close()
     assert engine.batch_sizes[8] == 1
     assert set(engine.batch_sizes) <= {8, 2, 1}
+
+
+def test_batches_are_short_for_a_while_behind_something_urgent(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(Slow())
+    numbers = [k / 64 for k in range(16)]
+    # Until its time is known a frame is let in with any number of others.
+    engine.submit(frames(0), read).result(timeout=10)
+    for just_now_s, sizes in ((60, {1: 16}), (-1, {8: 2})):
+        monkeypatch.setattr("pipelines.engine.JUST_NOW_S", just_now_s)
+        assert values(engine.submit(frames(1), read, urgent=True)) == [1]
+        engine.batch_sizes.clear()
+        assert values(engine.submit(frames(*numbers), read)) == numbers
+        assert engine.batch_sizes == sizes
+    engine.close()
