@@ -33,6 +33,7 @@ from bench_scenarios import SCENARIOS, Rig
 from bench_server import trivid
 
 PEER_CLIENTS = 4
+TAMED = "tamed"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,7 +50,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--weights",
         default="",
         metavar="FILE",
-        help="its state dict (default: random ones, the same for all)",
+        help=f"its state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as reduced "
+        "precisions need (default: random ones; the same for all servers)",
     )
     kinds = ", ".join(FRAMES)
     add("--medium", default="clip", help=f"a file, or one of {kinds} (default: %(default)s)")
@@ -85,8 +87,8 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
     medium = make_medium(arguments.medium, folder)
     model = arguments.model or MODELS[arguments.task]
     weights = arguments.weights
-    if model != DEMO and not weights:
-        weights = str(save_random_weights(arguments.task, model, folder))
+    if model != DEMO and weights in ("", TAMED):
+        weights = str(save_random_weights(arguments.task, model, folder, tamed=weights == TAMED))
     job = Job(
         task=arguments.task,
         model=model,

@@ -85,15 +85,24 @@ class Job:
         return cls(**{**values, "flags": tuple(values["flags"])})
 
 
-def save_random_weights(task: TaskName, model: str, folder: Path) -> Path:
-    """The seeded random weights that `--weights random` gives a torchvision model, as a file."""
+def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool = False) -> Path:
+    """The seeded random weights that `--weights random` gives a torchvision model, as a file.
+
+    Args:
+        tamed: as those that `scripts/parity.py` compares, which rounding moves no more than trained ones.
+    """
     from safetensors.torch import save_file
 
     from pipelines.sources import resolve
 
-    path = folder / f"{model}.safetensors"
+    path = folder / f"{model}{'-tamed' if tamed else ''}.safetensors"
     if not path.exists():
-        network = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False).build()
+        spec = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False)
+        network = spec.build().eval()
+        if tamed:
+            from parity_subject import tame
+
+            tame(network, spec)
         # Detectors and segmenters stand in an adapter; the file is torchvision's own.
         network = getattr(network, "network", network)
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -21,6 +22,8 @@ from bench_load import Load, multipart
 from bench_media import HEIGHT_PX, WIDTH_PX, film_second
 from bench_numbers import Reply, Window, ceiling, fallen, figures, frames_within, percentile, percentiles
 from media import clip
+from model_inference import LogitOutput
+from pipelines.agreement import agreeing, example_pixels
 from pipelines.assembly import make_pipeline
 from pipelines.contract import Options
 from pipelines.decode import Limits
@@ -181,6 +184,23 @@ def ask(load: Load, media: bytes) -> list[int]:
     answer = json.loads(connection.getresponse().read())
     connection.close()
     return [row["class_id"][0] for row in answer["rows"]]
+
+
+def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) -> None:
+    """By torch itself, which computes in bf16 on any processor."""
+    shares = []
+    (pixels,) = example_pixels([(64, 3, 96, 96)])
+    for tamed in (False, True):
+        weights = save_random_weights("classification", "mobilenet_v3_small", tmp_path, tamed=tamed)
+        spec = resolve(ModelSettings(source="mobilenet_v3_small", weights=str(weights)), allow_code=False)
+        network = spec.build().eval()
+        with torch.inference_mode():
+            plain = LogitOutput({"logits": network(pixels)}, "logits")
+            with torch.autocast("cpu", torch.bfloat16):
+                short = LogitOutput({"logits": network(pixels).float()}, "logits")
+        shares.append(agreeing([plain], [short]))
+    assert shares[0] < 0.97
+    assert shares[1] > 0.97
 
 
 @pytest.mark.slow
