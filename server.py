@@ -1,4 +1,4 @@
-"""The server: settings → checks → models → endpoints → serve. The only module that knows PyTriton.
+"""The server: settings → checks → models → endpoints → serve.
 
     python server.py --demo            the embedded demo models, nothing to download
     python server.py                   torchvision's fcn_resnet101, downloaded on first use
@@ -15,9 +15,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import dataclasses
-import http.client
 import logging
-import math
 import os
 import shutil
 import signal
@@ -26,7 +24,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +31,12 @@ from pipelines import preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
 from pipelines.probe import Probe
 from pipelines.settings import Settings, parse_args
-from pipelines.threads import Threads, cores, use_threads
 
 if TYPE_CHECKING:
-    from pytriton.triton import Triton
-
     from model_inference import TaskName
     from pipelines.endpoints import Endpoint
     from pipelines.pipeline import Pipeline
+    from pipelines.triton import Triton
 
 VERSION = "0.1.0"
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
@@ -53,7 +48,6 @@ DRAIN_S = STOP_S - 4
 # `timeout` and others send a signal to a process and to its group: within this time they are one.
 ONE_SIGNAL_S = 0.1
 FOLDER_PREFIX = "trivid-"
-UNARY_INSTANCES = 2
 
 log = logging.getLogger("trivid")
 
@@ -94,20 +88,12 @@ class Service:
 
     def start(self) -> None:
         """Start Triton and wait until every endpoint is ready."""
-        from pytriton.client.exceptions import PyTritonClientTimeoutError
-        from tritonclient.utils import InferenceServerException
+        from pipelines.triton import UNARY_INSTANCES, make_triton, run
 
-        self._triton = self._make_triton()
-        try:
-            self._triton.run()
-        except (
-            InferenceServerException,
-            PyTritonClientTimeoutError,
-            http.client.HTTPException,
-            OSError,
-        ) as error:
-            # A connection that breaks while PyTriton waits need not mean anything: what counts is what is ready.
-            log.error("Triton did not start: %s", error or type(error).__name__)
+        self._triton = make_triton(
+            self.endpoints, self.pipelines, self.settings, folder=self.folder / "triton", drain_s=DRAIN_S
+        )
+        run(self._triton)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
         if unready := [
@@ -179,73 +165,6 @@ class Service:
         if self.settings.endpoints == "media":
             endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
         return [*endpoints, status_endpoint(self.describe, endpoints[0].telemetry)]
-
-    def _make_triton(self) -> Triton:
-        from pytriton.proxy.data import TensorStoreSerializerDeserializer as Serializer
-        from pytriton.triton import Triton, TritonConfig
-
-        from pipelines.stub_mends import mend_stub_files, within_message
-
-        settings = self.settings
-        Serializer.serialize_responses = within_message(Serializer.serialize_responses)
-        triton = Triton(
-            config=TritonConfig(
-                http_address=settings.host,
-                http_port=settings.http_port,
-                http_header_forward_pattern="(?i)^trivid-.*",
-                grpc_address=settings.host,
-                grpc_port=settings.grpc_port,
-                metrics_address=settings.host,
-                metrics_port=settings.metrics_port,
-                exit_timeout_secs=DRAIN_S,
-            ),
-            workspace=self.folder / "triton",
-        )
-        for endpoint in self.endpoints:
-            self._bind(triton, endpoint)
-        for model in triton._model_manager.models:
-            files = model.get_proxy_model_files()
-            model.get_proxy_model_files = partial(mend_stub_files, files)
-        return triton
-
-    def _bind(self, triton: Triton, endpoint: Endpoint) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
-        from pytriton.model_config.common import QueuePolicy
-
-        from pipelines.endpoints import Stream, Unary
-
-        threads = Threads.of(cores()).worker
-
-        pool = ThreadPoolExecutor(
-            self.settings.workers, endpoint.name, initializer=use_threads, initargs=(threads,)
-        )
-        tensors = {
-            role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
-            for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))
-        }
-        if endpoint.stream:
-            config = ModelConfig(batching=False, decoupled=True)
-            triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
-            return
-        instances = UNARY_INSTANCES if endpoint.name in self.pipelines else 1
-        # Calls end with their slowest row, so a call takes no more requests than there are workers; where the wait is
-        # bounded all calls together do, for none of it is to be behind Triton's queue.
-        wait_ms = self.settings.max_wait_ms if endpoint.name in self.pipelines else 0
-        rows = self.settings.workers
-        if wait_ms:
-            instances = min(instances, rows)
-            rows = math.ceil(rows / instances)
-        # No max_queue_delay: with a time limit, this version of Triton may go on without dispatching (its issue 8870).
-        batcher = DynamicBatcher(
-            preferred_batch_size=[min(endpoint.batch, rows)],
-            default_queue_policy=QueuePolicy(
-                max_queue_size=self.settings.max_queue, default_timeout_microseconds=1000 * wait_ms
-            ),
-        )
-        config = ModelConfig(max_batch_size=endpoint.batch, batcher=batcher)
-        triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)
 
 
 def _describe(pipeline: Pipeline) -> dict[str, Any]:

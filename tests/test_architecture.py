@@ -79,13 +79,13 @@ HOUSE = (
     ("tasks.job", "tasks.classes", "tasks.ranking", "tasks.mosaic"),
     ("tasks.boxes", "tasks.instances", "tasks.painter"),
     ("tasks.classification", "tasks.detection", "tasks.segmentation", "tasks.action", "tasks"),
-    ("pipeline", "assembly", "sessions", "endpoints", "single_stages", "services"),
+    ("pipeline", "assembly", "sessions", "endpoints", "single_stages", "services", "triton"),
     ("client", "server"),
 )
 ORDER = {name: place for place, name in enumerate(name for floor in HOUSE for name in floor)}
 HOME_OF = {
     "nvidia": {"nvdec", "graph", "preprocess", "drawing", "postprocess"},
-    "pytriton": {"server"},
+    "pytriton": {"triton"},
     "av": {"pyav_decode", "containers", "packets", "colours", "pixels", "encode", "decode"},
     "PIL": {"images", "encode", "annotate"},
     "torchvision": {
@@ -95,7 +95,7 @@ HOME_OF = {
     },
     "onnxruntime": {"onnx_graph"},
     "openvino": {"openvino_graph"},
-    "tritonclient": {"transport_grpc", "server"},
+    "tritonclient": {"transport_grpc", "triton"},
     "grpc": {"transport_grpc"},
 }
 
