@@ -88,12 +88,12 @@ class Service:
 
     def start(self) -> None:
         """Start Triton and wait until every endpoint is ready."""
-        from pipelines.triton import UNARY_INSTANCES, make_triton, run
+        from pipelines.triton import UNARY_INSTANCES, make_triton, start
 
         self._triton = make_triton(
             self.endpoints, self.pipelines, self.settings, folder=self.folder / "triton", drain_s=DRAIN_S
         )
-        run(self._triton)
+        start(self._triton)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
         if unready := [

@@ -30,8 +30,8 @@ from pipelines.work import Slice, Work, read
 T = TypeVar("T")
 # Batches take about this long at most, on a CPU a few frames, of which more are hardly faster; on a GPU it is no bound.
 BATCH_S = 0.08
-# And this long where something urgent came just now, which so never waits long for the frames of films.
-URGENT_BATCH_S, JUST_NOW_S = 0.02, 2.0
+# And this long where something urgent came just now, so that what comes next need not wait long for frames of films.
+URGENT_BATCH_S, JUST_NOW_S = 0.01, 10.0
 # How much of the rate that is known comes from the last batch.
 NEWEST = 0.2
 MOST_SHAPES = 100

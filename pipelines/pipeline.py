@@ -79,6 +79,25 @@ class _Step:
     outputs: Future[list[Any]] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """By when a request that starts now is to be answered, by `time.monotonic`, and whether it is about one frame."""
+
+    deadline_s: float
+    urgent: bool
+
+    @classmethod
+    def of(cls, options: Options, medium: Medium) -> _Terms:
+        return cls(
+            deadline_s=time.monotonic() + options.deadline_ms / 1000 if options.deadline_ms else NEVER_S,
+            urgent=medium.info.kind == "image" or options.max_frames == 1,
+        )
+
+    def check(self) -> None:
+        if time.monotonic() > self.deadline_s:
+            raise DeadlineExceeded("deadline_ms passed before the next frames were decoded", hint=TOO_LATE)
+
+
 class Pipeline:
     """decoder + engine + task, for any number of media at once."""
 
@@ -127,7 +146,7 @@ class Pipeline:
             ) as medium,
             self.admission.hold(self._cost_bytes(media, medium.info, options)),
             _judging(options),
-            contextlib.closing(self._answers(medium, job, _deadline_s(options))) as answers,
+            contextlib.closing(self._answers(medium, job, _Terms.of(options, medium))) as answers,
         ):
             self.telemetry.count("decoders", medium.decoder)
             answered = False
@@ -168,7 +187,7 @@ class Pipeline:
         self.engine.model.warm_up()
 
     def _answers(
-        self, medium: Medium, job: Job, deadline_s: float
+        self, medium: Medium, job: Job, terms: _Terms
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
         """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered.
 
@@ -176,14 +195,14 @@ class Pipeline:
         """
         in_flight: deque[_Step] = deque()
         try:
-            yield from self._in_flight(medium, job, deadline_s, in_flight)
+            yield from self._in_flight(medium, job, terms, in_flight)
         finally:
             for step in in_flight:
                 if step.outputs is not None:
                     step.outputs.cancel()
 
     def _in_flight(
-        self, medium: Medium, job: Job, deadline_s: float, in_flight: deque[_Step]
+        self, medium: Medium, job: Job, terms: _Terms, in_flight: deque[_Step]
     ) -> Iterator[tuple[FrameBatch | None, Answer]]:
         fault: TrividError | None = None
         chunks = medium.chunks()
@@ -192,12 +211,12 @@ class Pipeline:
             if pixels is None:
                 return None
             return self.engine.submit(
-                pixels, job.read, stream=id(job), deadline_s=deadline_s, urgent=medium.info.kind == "image"
+                pixels, job.read, stream=id(job), deadline_s=terms.deadline_s, urgent=terms.urgent
             )
 
         while True:
             try:
-                _check_deadline(deadline_s)
+                terms.check()
                 with self.telemetry.span("decode"):
                     frames = next(chunks, None)
             except TrividError as error:
@@ -257,16 +276,6 @@ class Pipeline:
             answer = job.answer(frames, parts, views, stages.postprocess, final=final)
         self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
         return frames, answer
-
-
-def _deadline_s(options: Options) -> float:
-    """When a request that starts now is to be answered, by `time.monotonic`."""
-    return time.monotonic() + options.deadline_ms / 1000 if options.deadline_ms else NEVER_S
-
-
-def _check_deadline(deadline_s: float) -> None:
-    if time.monotonic() > deadline_s:
-        raise DeadlineExceeded("deadline_ms passed before the next frames were decoded", hint=TOO_LATE)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ def make_triton(
         folder: for its files, which does not exist yet.
         drain_s: how long requests in flight have to end when it is stopped.
     """
-    os.environ |= CHILDREN_ENVIRONMENT
+    for name, value in CHILDREN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     Serializer.serialize_responses = within_message(Serializer.serialize_responses)
     triton = Triton(
         config=TritonConfig(
@@ -64,8 +65,8 @@ def make_triton(
     return triton
 
 
-def run(triton: Triton) -> None:
-    """Start it. What goes wrong is logged: a connection that breaks while PyTriton waits need not mean anything, so
+def start(triton: Triton) -> None:
+    """Start Triton. What goes wrong is logged: a connection that breaks while PyTriton waits need not mean anything, so
     ask which endpoints are ready."""
     try:
         triton.run()

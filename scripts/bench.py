@@ -71,6 +71,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--tolerance", type=float, default=0.10, metavar="X", help="by more than this share (default: 0.1)")
     arguments = parser.parse_args(argv[:split])
     arguments.flags = tuple(argv[split + 1 :])
+    if arguments.model == DEMO and arguments.weights:
+        parser.error(f"--weights {arguments.weights}: the demo's models have their own")
     if arguments.device == "cuda" and not _has_cuda():
         parser.error("--device cuda: no CUDA device is usable here")
     return arguments

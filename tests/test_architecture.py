@@ -155,7 +155,7 @@ def forbid(event, args):
     if event == "open" and isinstance(args[1], str) and set("wa") & set(args[1]) and "__pycache__" not in str(args[0]):
         raise RuntimeError(f"writes at import: {args}")
 """
-LIBRARIES = "numpy torch torch.utils.dlpack av PIL.Image nvidia.dali nvidia.dali.fn nvidia.dali.pipeline safetensors grpc"
+LIBRARIES = "numpy torch torch.utils.dlpack av PIL.Image nvidia.dali nvidia.dali.fn nvidia.dali.pipeline safetensors grpc pytriton.triton"
 
 
 def test_importing_touches_no_device_file_or_network() -> None:

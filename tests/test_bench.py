@@ -189,7 +189,7 @@ def ask(load: Load, media: bytes) -> list[int]:
 def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) -> None:
     """By torch itself, which computes in bf16 on any processor."""
     shares = []
-    (pixels,) = example_pixels([(64, 3, 96, 96)])
+    (pixels,) = example_pixels([(256, 3, 96, 96)])
     for tamed in (False, True):
         weights = save_random_weights("classification", "mobilenet_v3_small", tmp_path, tamed=tamed)
         spec = resolve(ModelSettings(source="mobilenet_v3_small", weights=str(weights)), allow_code=False)
@@ -199,8 +199,8 @@ def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) ->
             with torch.autocast("cpu", torch.bfloat16):
                 short = LogitOutput({"logits": network(pixels).float()}, "logits")
         shares.append(agreeing([plain], [short]))
-    assert shares[0] < 0.97
-    assert shares[1] > 0.97
+    assert shares[0] < 0.98
+    assert shares[1] > 0.99
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,28 @@ def test_the_first_answer_comes_before_the_tenth_chunk_is_decoded(pipeline: Pipe
     assert len(next(answers)) == CHUNK
     assert pipeline.telemetry.snapshot()["chunks"]["decoded"] - before < 10
     assert sum(1 for _ in answers) == 19
+
+
+@pytest.mark.parametrize(
+    ("medium", "options", "urgent"),
+    [
+        (media.image(), Options(), True),
+        (media.clip(frames=2 * CHUNK), Options(), False),
+        (media.clip(frames=2 * CHUNK), Options(max_frames=1), True),
+    ],
+)
+def test_what_is_about_one_frame_is_urgent(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, medium: bytes, options: Options, urgent: bool
+) -> None:
+    seen, submit = [], pipeline.engine.submit
+
+    def note(*args: Any, **terms: Any) -> Any:
+        seen.append(terms["urgent"])
+        return submit(*args, **terms)
+
+    monkeypatch.setattr(pipeline.engine, "submit", note)
+    assert whole(pipeline.run(medium, options)).final
+    assert set(seen) == {urgent}
 
 
 @pytest.mark.parametrize(("start_s", "expected"), [(0.0, 10), (100.0, 0)])

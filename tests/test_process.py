@@ -132,6 +132,9 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
         time.sleep(0.5)
         family = watchdog.children(server.process.pid)
         assert not answers, "the request must still be in flight"
+        (triton,) = [pid for pid, name in family.items() if "tritonserver" in name]
+        # So that it gives back the memory of large uploads.
+        assert b"MALLOC_TRIM_THRESHOLD_=" in Path(f"/proc/{triton}/environ").read_bytes()
     finally:
         code = server.stop()
     asking.join(timeout=30)
