@@ -132,10 +132,7 @@ class Service:
 
     def kill(self) -> None:
         """End what is left of the children at once, and remove what they left behind."""
-        blocks = watchdog.shared_blocks([os.getpid(), *self._children])
         watchdog.kill_all(watchdog.children(os.getpid()))
-        for block in blocks:
-            block.unlink(missing_ok=True)
         self.remove_files()
 
     def remove_files(self) -> None:

@@ -69,11 +69,11 @@ class Endpoint:
     """One model of Triton's: its tensors, its options, and what answers one row.
 
     Attributes:
-        answer: the inputs of one row (copies, so they may be kept) and its options → one row of columns,
+        answer: the inputs of one row and its options → one row of columns,
             or the rows of a stream.
         sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
-        max_answer_bytes: an answer over this is refused, for /dev/shm holds it twice.
+        max_answer_bytes: an answer over this is refused, for it has to fit into /dev/shm.
         batch: most requests of one call.
     """
 
@@ -141,8 +141,7 @@ class Endpoint:
                 f"{column.name} is empty: its shape is {value.shape}",
                 hint="send a tensor of at least one element",
             )
-        # Triton reuses the memory behind its views for the next request.
-        return np.array(value)
+        return value
 
     def _check_size(self, row: Row) -> None:
         size = sum(map(nbytes, row.values()))

@@ -19,7 +19,8 @@ from pathlib import Path
 
 SHM = Path("/dev/shm")
 MIN_GLIBC = (2, 35)
-# A message lies in shared memory twice on its way (Triton's buffer, PyTriton's, rounded up to a power of two).
+# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks: two for the
+# endpoint of a task, one for its stream, and one to spare for what is on its way.
 SHM_COPIES = 4
 MIN_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 512 << 20

@@ -14,14 +14,15 @@ from pathlib import Path
 from pytriton.client.exceptions import PyTritonClientTimeoutError
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.model_config.common import QueuePolicy
-from pytriton.proxy.data import TensorStoreSerializerDeserializer as Serializer
+from pytriton.proxy.types import Request, Response
 from pytriton.triton import Triton as Triton  # which the server holds
 from pytriton.triton import TritonConfig
 from tritonclient.utils import InferenceServerException
 
 from pipelines.endpoints import Endpoint, Stream, Unary
+from pipelines.messages import Messages
 from pipelines.settings import Settings
-from pipelines.stub_mends import mend_stub_files, within_message
+from pipelines.stub_mends import mend_stub_files
 from pipelines.threads import Threads, cores, use_threads
 
 log = logging.getLogger("trivid")
@@ -43,7 +44,6 @@ def make_triton(
     """
     for name, value in CHILDREN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    Serializer.serialize_responses = within_message(Serializer.serialize_responses)
     triton = Triton(
         config=TritonConfig(
             http_address=settings.host,
@@ -62,6 +62,7 @@ def make_triton(
     for model in triton._model_manager.models:
         files = model.get_proxy_model_files()
         model.get_proxy_model_files = partial(mend_stub_files, files)
+        model._serializer_deserializer = Messages(Request, Response)
     return triton
 
 

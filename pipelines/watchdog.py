@@ -61,22 +61,6 @@ def stub_folders(pids: Iterable[int]) -> list[Path]:
     return folders
 
 
-def shared_blocks(pids: Iterable[int]) -> set[Path]:
-    """Blocks of Python's shared memory that the processes have mapped; nobody removes those of a killed one."""
-    blocks = set()
-    for pid in pids:
-        try:
-            lines = (PROC / str(pid) / "maps").read_text().splitlines()
-        except OSError:
-            continue
-        blocks |= {
-            Path(line.split(maxsplit=5)[5])
-            for line in lines
-            if "/dev/shm/psm_" in line and "deleted" not in line
-        }
-    return blocks
-
-
 def remove_orphans(parent: Path, prefix: str) -> None:
     """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could."""
     for folder in parent.glob(f"{prefix}*-*"):

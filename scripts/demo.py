@@ -134,7 +134,7 @@ def leftovers(before: set[Path]) -> list[Path]:
 def watched_files() -> set[Path]:
     """What PyTriton and this project create there."""
     patterns = {
-        Path("/dev/shm"): ("pytrtion*", "psm_*"),
+        Path("/dev/shm"): ("pytrtion*",),
         Path(tempfile.gettempdir()): ("trivid-*", "folder*", "python_env_*"),
     }
     return {path for folder, names in patterns.items() for name in names for path in folder.glob(name)}

@@ -36,6 +36,7 @@ HOUSE = (
         "watchdog",
         "settings_file",
         "settings",
+        "messages",
         "stub_mends",
     ),
     (
