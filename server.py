@@ -13,7 +13,6 @@ Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import dataclasses
 import logging
 import os
@@ -27,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import preflight, watchdog
+from pipelines import memory, preflight, watchdog
 from pipelines.errors import ModelUnavailable, TrividError
 from pipelines.probe import Probe
 from pipelines.settings import Settings, parse_args
@@ -110,8 +109,12 @@ class Service:
     def watch(self, stop: threading.Event) -> str:
         """Block until asked to stop (answers "") or until the server is dead (answers why)."""
         canary_at = time.monotonic() + CANARY_PERIOD_S
+        first = next(iter(self.pipelines.values()))
+        idleness = memory.Idleness(lambda: first.admission.held_bytes)
         while not stop.wait(WATCH_PERIOD_S):
             self.sessions.expire()
+            if idleness.begins():
+                memory.give_back(first.device)
             if lost := watchdog.lost(self._children):
                 return f"process {lost[0]} ({self._children[lost[0]]}) died"
             for pipeline in self.pipelines.values():
@@ -212,18 +215,6 @@ def serve(service: Service) -> int:
     return 0
 
 
-def _tune_malloc() -> None:
-    """Let glibc keep the memory of a chunk of frames for the next one, and give back what many streams have left.
-
-    By default each chunk would be mapped anew, page by page, and each thread would keep an arena of its own.
-    """
-    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_threshold, 32 << 20)
-    libc.mallopt(m_trim_threshold, 128 << 20)
-    libc.mallopt(m_arena_max, 2)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -249,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         return EXIT_SETTINGS
-    _tune_malloc()
+    memory.tune_malloc()
     # Read when torch is loaded: threads that spin between two batches take the cores from decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

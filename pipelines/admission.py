@@ -18,14 +18,18 @@ LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 
 
 class Admission:
-    """A budget of bytes, from which each request holds its part while it runs. Safe to use from any thread."""
+    """A budget of bytes, from which each request holds its part while it runs. Safe to use from any thread.
+
+    Attributes:
+        held_bytes: by all requests now.
+    """
 
     def __init__(self, budget_bytes: int, telemetry: Telemetry) -> None:
         self.budget_bytes = budget_bytes
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._lock = threading.Lock()
         telemetry.gauge("memory", "budget_bytes", lambda: self.budget_bytes)
-        telemetry.gauge("memory", "held_bytes", lambda: self._held_bytes)
+        telemetry.gauge("memory", "held_bytes", lambda: self.held_bytes)
 
     @contextlib.contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
@@ -35,18 +39,18 @@ class Admission:
             Overloaded: other requests hold too much.
         """
         with self._lock:
-            if self._held_bytes and self._held_bytes + size_bytes > self.budget_bytes:
+            if self.held_bytes and self.held_bytes + size_bytes > self.budget_bytes:
                 raise Overloaded(
                     f"no memory for this request beside others: it takes about {size_bytes >> 20} MiB, "
-                    f"{self._held_bytes >> 20} of {self.budget_bytes >> 20} are in use",
+                    f"{self.held_bytes >> 20} of {self.budget_bytes >> 20} are in use",
                     hint="try again in a few seconds",
                 )
-            self._held_bytes += size_bytes
+            self.held_bytes += size_bytes
         try:
             yield
         finally:
             with self._lock:
-                self._held_bytes -= size_bytes
+                self.held_bytes -= size_bytes
 
 
 def default_budget_bytes() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn
+from nvidia.dali import backend, fn
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIDataType
 from torch import Tensor
@@ -70,6 +70,12 @@ class Graph:
             pipeline.set_outputs(*self._define("gpu" if on_gpu else "cpu"))
         pipeline.build()
         return pipeline
+
+
+def release_unused() -> None:
+    """Give back what DALI's pools keep of memory on the GPU, and of the host's pinned."""
+    untyped: Any = backend
+    untyped.ReleaseUnusedMemory()
 
 
 def _reason(error: Exception) -> str:

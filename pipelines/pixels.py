@@ -17,7 +17,7 @@ from pipelines.medium import Orientation, Wanted
 from pipelines.resize import Resizer, normalize
 from pipelines.selection import Selected
 
-# Blocks up to this are used again (`server.py` has malloc keep them); larger ones are mapped, and zeroed, anew.
+# Blocks up to this are used again (`memory` has malloc keep them); larger ones are mapped, and zeroed, anew.
 BLOCK_BYTES = (32 << 20) - (64 << 10)
 
 

@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-import server
 from bench_jobs import Job
 from bench_numbers import Stage, median
 from bench_parts import MODEL_APART, Bench, Pass
+from pipelines import memory
 from pipelines.assembly import build_pipelines
 
 ROUNDS = 3
@@ -111,7 +111,7 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
 def main() -> int:
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
     job = Job.from_json(sys.stdin.read())
-    server._tune_malloc()
+    memory.tune_malloc()
     pipeline = build_pipelines(job.settings())[job.task]
     measured = measure(Bench(pipeline, job), float(sys.argv[1]))
     print(json.dumps({name: dataclasses.asdict(stage) for name, stage in measured.items()}))

@@ -70,6 +70,7 @@ HOUSE = (
         "postprocess",
         "encode",
         "annotate",
+        "memory",
         "agreement",
         "loading",
         "work",

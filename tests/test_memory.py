@@ -1,0 +1,69 @@
+"""Memory goes back to the system once nothing runs that would use it again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.memory import MUCH_BYTES, QUIET_LOOKS, Idleness
+
+ROOT = Path(__file__).parent.parent
+QUIET = [0] * QUIET_LOOKS
+
+
+def looks(*held: int) -> list[int]:
+    """At which looks idleness begins, when so many bytes are held at each."""
+    left = iter(held)
+    idleness = Idleness(lambda: next(left))
+    return [look for look in range(len(held)) if idleness.begins()]
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ([MUCH_BYTES, *QUIET, 0, 0], [QUIET_LOOKS]),
+        ([MUCH_BYTES - 1, *QUIET, 0], []),
+        ([MUCH_BYTES, *QUIET[1:], 1, *QUIET], [2 * QUIET_LOOKS]),
+        ([MUCH_BYTES, *QUIET, 1, *QUIET, 0], [QUIET_LOOKS]),
+        ([MUCH_BYTES, *QUIET, MUCH_BYTES, *QUIET], [QUIET_LOOKS, 2 * QUIET_LOOKS + 1]),
+    ],
+    ids=["once", "little", "interrupted", "little since", "again"],
+)
+def test_idleness_begins_once_behind_much(held: list[int], expected: list[int]) -> None:
+    assert looks(*held) == expected
+
+
+# Every second block stays, so that glibc can give nothing back by itself.
+KEEPING = """
+from pathlib import Path
+from pipelines import memory
+
+def rss_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+memory.tune_malloc()
+blocks = [bytearray(1 << 20) for _ in range(400)]
+for block in blocks:
+    block[:] = bytes([1]) * len(block)
+del blocks[::2]
+before = rss_bytes()
+memory.give_back("{device}")
+print((before - rss_bytes()) >> 20)
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_was_freed_goes_back(device: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPING.format(device=device)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 150
