@@ -4,7 +4,7 @@ In the order of the data, each module knowing only what stands before it:
 
     errors, contract, frames, rle, results   the nouns: one tree of errors, options, columns, frames, answers
     wire, transport*, remote, dump           the client's side: two protocols, `Client`, files written
-    telemetry, preflight, watchdog, settings, stub_mends
+    telemetry, preflight, watchdog, settings, memory
                                              the process looks after itself
     graph, preprocess                        frames -> model pixels                          (DALI)
     drawing, postprocess, encode             scores + frames -> masks, pictures, H.264       (DALI, PyAV, Pillow)
@@ -14,4 +14,5 @@ In the order of the data, each module knowing only what stands before it:
     tasks                                    one file a task: options in, model output read, answer out
     pipeline                                 the loop over the chunks of one medium
     endpoints, services                      requests of Triton's form -> rows of tensors
+    triton, stub_mends, messages             endpoints -> Triton, and what is changed in PyTriton
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 
 # As malloc.h numbers them.
@@ -12,6 +13,8 @@ KEPT_TOP_BYTES = 128 << 20
 # Below this, what requests leave behind is worth more to the next ones than to the system.
 MUCH_BYTES = 256 << 20
 QUIET_LOOKS = 5
+
+log = logging.getLogger("trivid")
 
 
 def tune_malloc() -> None:
@@ -28,20 +31,25 @@ def tune_malloc() -> None:
 def give_back(device: str) -> None:
     """Give all freed memory back to the system, on a GPU to its other processes. Takes up to a second."""
     _libc().malloc_trim(0)
-    if device != "cpu":
-        import torch
+    if device == "cpu":
+        return
+    import torch
 
-        from pipelines.graph import release_unused
+    from pipelines.graph import release_unused
 
+    try:
         torch.cuda.empty_cache()
         release_unused()
+    except RuntimeError as error:
+        # A GPU that fails is told of by the requests that need it.
+        log.warning("the GPU's memory was not given back: %s", error)
 
 
 class Idleness:
     """Sees when requests that held much have all ended, and none came for a while; to be asked every second.
 
     Args:
-        held_bytes: what requests hold now.
+        held_bytes: what requests about media hold now (`admission`).
     """
 
     def __init__(self, held_bytes: Callable[[], int]) -> None:

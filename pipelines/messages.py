@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-# A message is copied six times on its way, a file twice.
+# A message is copied six times on its way, a file two or three times.
 WITHIN_MESSAGE_BYTES = 1 << 18
 
 
@@ -100,7 +100,8 @@ def _nbytes(tensor: Any) -> int:
 
 
 def _to_file(value: object) -> bytes:
-    descriptor, path = tempfile.mkstemp(prefix="message-")
+    # The server's folder. Python's own choice is another where that was full once, and nobody would clean up there.
+    descriptor, path = tempfile.mkstemp(prefix="message-", dir=os.environ.get("TMPDIR"))
     try:
         with open(descriptor, "wb") as file:
             pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 SHM = Path("/dev/shm")
 MIN_GLIBC = (2, 35)
-# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks: two for the
-# endpoint of a task, one for its stream, and one to spare for what is on its way.
+# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks: room for four
+# of them with the largest, as for the two stubs of a task's endpoint and that of its stream.
 SHM_COPIES = 4
 MIN_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 512 << 20

@@ -55,8 +55,15 @@ def _connect_patiently(sock, path, deadline):
     ),
     Mend(
         file="model.py",
-        expression="self._serializer_deserializer = TensorStoreSerializerDeserializer()",
-        instead="self._serializer_deserializer = Messages(Request, Response)",
+        expression="""\
+            if os.environ.get("PYTRITON_NO_TENSORSTORE"):
+                self._serializer_deserializer = Base64SerializerDeserializer()
+            else:
+                self._serializer_deserializer = TensorStoreSerializerDeserializer()
+""",
+        instead="""\
+            self._serializer_deserializer = Messages(Request, Response)
+""",
         added="""
 from .messages import Messages
 """,

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ COUNTS = pytest.mark.parametrize("count", [WITHIN_MESSAGE_BYTES, WITHIN_MESSAGE_
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the files of messages lie."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
 
@@ -78,7 +77,7 @@ def test_answers_come_whole_and_large_ones_by_a_file(folder: Path, count: int) -
 
 
 def test_what_is_received_may_be_written_to(folder: Path) -> None:
-    """As torch asks of memory that it shares."""
+    """As torch asks of memory that it shares, and where the sender might write, as stubs may."""
     serializer = Messages(Request, Response)
     for count in (6, WITHIN_MESSAGE_BYTES + 1):
         (found,) = serializer.deserialize_requests(
@@ -109,7 +108,8 @@ def test_without_room_for_a_file_large_ones_go_within_the_message(
 ) -> None:
     """`dump` fails as on a full disk; what it began is gone."""
 
-    def full(*_: object) -> None:
+    def full(_value: object, file: Any, _protocol: int) -> None:
+        file.write(b"something")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pickle.dump", full)
