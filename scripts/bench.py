@@ -106,7 +106,8 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
 
 
 def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """Stages, then the server under each number of clients, then its boundary."""
+    """Stages, the server under each number of clients, its boundary, and the stages once more, for the machine's pace
+    may have changed meanwhile: ratios are to the mean of both."""
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
     bench_report.say_stages(record)
@@ -120,6 +121,11 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
             bench_report.say_point(point, record.ceiling)
         record.boundary = measure_boundary(process, urls[job.protocol], job)
         bench_report.say_boundary(record.boundary)
+        process.hold()
+        again = measure_stages(job, arguments.stage_seconds)
+        process.go_on()
+        record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
+        bench_report.say_stages(record, "stage alone, mean of before and after")
         record.ratios = bench_report.ratios(record)
         bench_report.say_numbers("ratios", record.ratios)
         if arguments.peers:

@@ -6,6 +6,7 @@ Times are seconds of one clock that all processes share (`time.monotonic`).
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -77,6 +78,15 @@ class Stage:
     cpu_ms: float
     alone_ms: float
     callers: int
+
+    def mean(self, other: Stage) -> Stage:
+        """Of two measurements of one stage: of the times that a frame takes."""
+        return Stage(
+            frames_per_s=statistics.harmonic_mean([self.frames_per_s, other.frames_per_s]),
+            cpu_ms=(self.cpu_ms + other.cpu_ms) / 2,
+            alone_ms=(self.alone_ms + other.alone_ms) / 2,
+            callers=self.callers,
+        )
 
 
 def figures(replies: Sequence[Reply], window: Window, frames: int) -> Figures:

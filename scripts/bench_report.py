@@ -129,8 +129,8 @@ def say_head(record: Record) -> None:
     print(f"medium     {record.medium}; {'streamed' if job.stream else 'one answer'}, {job.protocol}")
 
 
-def say_stages(record: Record) -> None:
-    print(f"\n{'stage alone':22}{'frames/s':>10}{'cpu-ms a frame':>16}{'first piece, ms':>17}")
+def say_stages(record: Record, title: str = "stage alone, before") -> None:
+    print(f"\n{title}\n{'':22}{'frames/s':>10}{'cpu-ms a frame':>16}{'first piece, ms':>17}")
     for name, stage in record.stages.items():
         if name in STAGES:
             print(f"{name:22}{stage.frames_per_s:10.1f}{stage.cpu_ms:16.2f}{stage.alone_ms:17.2f}")

@@ -20,7 +20,17 @@ import bench_peers
 from bench_jobs import Job, save_random_weights
 from bench_load import Load, multipart
 from bench_media import HEIGHT_PX, WIDTH_PX, film_second
-from bench_numbers import Reply, Window, ceiling, fallen, figures, frames_within, percentile, percentiles
+from bench_numbers import (
+    Reply,
+    Stage,
+    Window,
+    ceiling,
+    fallen,
+    figures,
+    frames_within,
+    percentile,
+    percentiles,
+)
 from media import clip
 from model_inference import LogitOutput
 from pipelines.agreement import agreeing, example_pixels
@@ -49,6 +59,12 @@ INF, NAN = math.inf, math.nan
 )
 def test_the_ceiling(rates: Mapping[str, float], shared: bool, expected: float) -> None:
     assert ceiling(rates, shared=shared) == pytest.approx(expected, abs=1e-3, nan_ok=True)
+
+
+def test_a_stage_measured_twice_takes_the_mean_of_both_times() -> None:
+    slow = Stage(frames_per_s=100.0, cpu_ms=20.0, alone_ms=10.0, callers=2)
+    fast = Stage(frames_per_s=300.0, cpu_ms=8.0, alone_ms=4.0, callers=2)
+    assert slow.mean(fast) == Stage(frames_per_s=150.0, cpu_ms=14.0, alone_ms=7.0, callers=2)
 
 
 @pytest.mark.parametrize("values", [[3.0], [2.0, 1.0], [5.0, 1.0, 4.0, 2.0], [0.1 * n for n in range(101)]])
