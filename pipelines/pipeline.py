@@ -254,7 +254,8 @@ class Pipeline:
         if self.device != "cpu":
             return self.prepare_by_dali(frames)
         with self.telemetry.span("preprocess"):
-            return torch.cat([prepare_on_cpu(pixels, self.preprocessing) for pixels in self._windows(frames)])
+            views = [prepare_on_cpu(pixels, self.preprocessing) for pixels in self._windows(frames)]
+            return views[0] if len(views) == 1 else torch.cat(views)
 
     def prepare_by_dali(self, frames: FrameBatch) -> Tensor:
         """The same by the DALI graph, which a CPU is slower at."""

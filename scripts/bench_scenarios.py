@@ -1,4 +1,4 @@
-"""What a plain load does not show: fairness, overload, slow readers, leaks, long films, first requests.
+"""What a plain load does not show: fairness, overload, slow readers, leaks, long films, crowds, first requests.
 
 Each scenario starts a server of its own and returns its numbers by name. Bars are not judged here; a name says what
 its number should be where there is one.
@@ -29,6 +29,7 @@ OVERLOAD = 3
 WAITING = 128
 # Clients that keep it busy, and few enough for a short queue.
 BUSY = 4
+CROWD = 64
 SETTLE_S = 5.0
 ROUNDS, PER_ROUND = 10, 100
 AFTER_FIRST = 10
@@ -220,6 +221,27 @@ def _read_to(answers: Iterator[Answer], number: int) -> None:
             return
 
 
+def many(rig: Rig) -> Numbers:
+    """Frames a second of many clients, each turn of theirs between two of a few."""
+    with rig.served() as served:
+
+        def rate(clients: int) -> float:
+            load = load_of(rig.job, served.urls, clients, rig.seconds)
+            return measure_point(served.process, load, rig.job.frames).figures.frames_per_s
+
+        few, crowd = [rate(BUSY)], []
+        for _ in range(TURNS):
+            crowd.append(rate(CROWD))
+            few.append(rate(BUSY))
+    shares = [2 * ours / (before + behind) for ours, before, behind in zip(crowd, few, few[1:], strict=True)]
+    return {
+        f"{BUSY} clients, frames/s": median(few),
+        f"{CROWD} clients, frames/s": median(crowd),
+        **{f"{CROWD} to {BUSY} clients, turn {turn}": share for turn, share in enumerate(shares, 1)},
+        f"{CROWD} to {BUSY} clients, median (at least 0.95)": median(shares),
+    }
+
+
 def first(rig: Rig) -> Numbers:
     """The first request of each kind after the server has said that it is ready, over the median of those behind it."""
     numbers: Numbers = {}
@@ -269,6 +291,7 @@ SCENARIOS: Mapping[str, Callable[[Rig], Numbers]] = {
     "slow-reader": slow_reader,
     "soak": soak,
     "steady": steady,
+    "many": many,
     "first": first,
     "film": film,
 }
