@@ -95,6 +95,7 @@ class Service:
         start(self._triton)
         self._children = watchdog.children(os.getpid())
         self._stub_folders = watchdog.stub_folders(self._children)
+        watchdog.remember(self.folder, self._stub_folders)
         if unready := [
             endpoint.name for endpoint in self.endpoints if not self.probe.is_ready(endpoint.name)
         ]:

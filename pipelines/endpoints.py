@@ -136,6 +136,12 @@ class Endpoint:
 
     def _input(self, request: TritonRequest, column: Column, index: int | None) -> Tensor:
         value = request[column.name] if index is None else request[column.name][index]
+        # Triton keeps 32 bits of a batch's size: what is left of some sizes is a request without rows.
+        if not isinstance(value, np.ndarray):
+            raise InvalidMedia(
+                f"{column.name} has the shape {request[column.name].shape}, which has no dimension for rows",
+                hint=f"send {column.name} in the shape {column.shape}, with a dimension of 1 before it",
+            )
         if value.size == 0:
             raise InvalidMedia(
                 f"{column.name} is empty: its shape is {value.shape}",

@@ -1,9 +1,10 @@
 """Mends of the files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
 
-Two faults strike before any code of ours runs, so they cannot be caught: one client's option that is not UTF-8
+Some faults strike where no code of ours runs, so they cannot be caught: one client's option that is not UTF-8
 fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
-moment before that one listens, which fails the start. And tensors go within messages (`messages`), not through
-PyTriton's store. Imports no PyTriton.
+moment before that one listens, or find it slower than a second, which fails the start; an answer that cannot be read
+leaves its stub waiting for ever. And tensors go within messages (`messages`), not through PyTriton's store. Imports no
+PyTriton.
 """
 
 from __future__ import annotations
@@ -51,6 +52,44 @@ def _connect_patiently(sock, path, deadline):
             if time.time() >= deadline:
                 raise
             time.sleep(0.002)
+""",
+    ),
+    Mend(
+        file="communication.py",
+        expression="def get_config_from_handshake_server(socket_path: pathlib.Path, timeout_s: float = 1.0)",
+        instead="def get_config_from_handshake_server(socket_path: pathlib.Path, timeout_s: float = 20.0)",
+        added="",
+    ),
+    Mend(
+        file="model.py",
+        expression="""\
+                responses_handle_fn=handler_class(
+                    self._requests, self._serializer_deserializer, self._model_outputs
+                ).handle_responses,
+""",
+        instead="""\
+                responses_handle_fn=_Answering(
+                    handler_class(self._requests, self._serializer_deserializer, self._model_outputs)
+                ).handle_responses,
+""",
+        added="""
+class _Answering:
+    def __init__(self, handler):
+        self._handler = handler
+
+    async def handle_responses(self, scope, responses_queue, responses_future):
+        try:
+            return await self._handler.handle_responses(scope, responses_queue, responses_future)
+        except Exception as error:
+            text = f"an answer could not be read: {type(error).__name__}: {error}"
+            LOGGER.error(text)
+            requests = self._handler._requests_map.pop(scope["requests_id"], [])
+            if isinstance(self._handler, BatchResponsesHandler):
+                responses_future.set_result(pb_utils.TritonModelException(text))
+                return
+            failed = pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
+            for request in requests:
+                request.get_response_sender().send(failed, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """,
     ),
     Mend(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
+ELSEWHERE = "elsewhere"
 
 log = logging.getLogger("trivid")
 
@@ -61,11 +62,22 @@ def stub_folders(pids: Iterable[int]) -> list[Path]:
     return folders
 
 
+def remember(folder: Path, elsewhere: Iterable[Path]) -> None:
+    """Note in an owner's folder which folders elsewhere are to go with it."""
+    (folder / ELSEWHERE).write_text("\n".join(map(str, elsewhere)))
+
+
 def remove_orphans(parent: Path, prefix: str) -> None:
-    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could."""
+    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could. And those
+    that it had noted."""
     for folder in parent.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
         if owner.isdigit() and not (PROC / owner).exists():
+            noted = folder / ELSEWHERE
+            # Nobody but its owner and we may write there, or the list would be anybody's.
+            if noted.is_file() and folder.stat().st_uid == os.getuid():
+                for other in noted.read_text().splitlines():
+                    shutil.rmtree(other, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -103,6 +103,8 @@ def test_every_error_has_a_code_of_its_own_and_crosses_the_wire() -> None:
     for kind in kinds:
         back = from_json(kind("what", hint="do").to_json())
         assert (type(back), back.message, back.hint) == (kind, "what", "do")
+    assert from_json(InvalidOptions("x" * 1000).to_json()).message == "x" * 1000
+    assert from_json(InvalidOptions("x" * 100_000).to_json()).message == "x" * 1000 + "…"
     unknown = from_json(json.dumps({"code": "new", "message": "m", "hint": ""}).encode())
     assert type(unknown) is InternalError
     assert "'new'" in unknown.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ import tritonclient.http as triton_http
 from pytriton.client import ModelClient
 
 import media
+from client import Client
 from conftest import Server
-from pipelines import rle
-from pipelines.errors import from_json
+from pipelines import rle, watchdog
+from pipelines.errors import TrividError, from_json
 from pipelines.services import ENDPOINT_TABLE
 from pipelines.sources.demo import demo_specs
 
@@ -313,3 +315,37 @@ def test_every_endpoint_is_ready_and_nothing_else_is_served(server: Server) -> N
         assert server.get(f"/v2/models/{name}/ready")[0] == 200, name
     assert server.get("/v2/models/other/ready")[0] != 200
     assert server.get("/v2/repository/index")[0] != 200
+
+
+def test_an_answer_that_cannot_be_read_fails_alone(server: Server, demo_media: bytes) -> None:
+    """Large answers come in files; without a free file descriptor a stub cannot open them."""
+    kind, family = resource.RLIMIT_NOFILE, watchdog.children(server.process.pid)
+    before = {pid: resource.prlimit(pid, kind) for pid, name in family.items() if "triton_py" in name}
+    assert before
+    with Client(server.grpc_url, timeout_s=20) as client:
+        for pid, (_, hard) in before.items():
+            resource.prlimit(pid, kind, (3, hard))
+        try:
+            for _ in range(2):
+                with pytest.raises(TrividError, match="the server failed"):
+                    client.segment(demo_media, overlay="raw", max_frames=4)
+                with pytest.raises(TrividError, match="an answer could not be read: OSError"):
+                    list(client.segment_stream(demo_media, overlay="raw", max_frames=4))
+                assert len(client.segment(demo_media, mask="none", max_frames=4)) == 4
+        finally:
+            for pid, limits in before.items():
+                resource.prlimit(pid, kind, limits)
+        assert len(client.segment(demo_media, overlay="raw", max_frames=4)) == 4
+        assert sum(map(len, client.segment_stream(demo_media, overlay="raw", max_frames=4))) == 4
+
+
+def test_a_count_of_rows_beyond_32_bits_is_a_typed_error(server: Server, demo_media: bytes) -> None:
+    """Triton takes 2^32 rows for none."""
+    tensor = triton_grpc.InferInput("media", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(column(demo_media))
+    tensor.set_shape([1 << 32, 1])
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        text = bytes(client.infer("segmentation", [tensor]).as_numpy("error").flat[0])
+    error = from_json(text)
+    assert error.code == "invalid_media"
+    assert "no dimension for rows" in error.message
