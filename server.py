@@ -111,7 +111,7 @@ class Service:
         """Block until asked to stop (answers "") or until the server is dead (answers why)."""
         canary_at = time.monotonic() + CANARY_PERIOD_S
         first = next(iter(self.pipelines.values()))
-        idleness = memory.Idleness(lambda: first.admission.held_bytes)
+        idleness = memory.Idleness(first.admission)
         while not stop.wait(WATCH_PERIOD_S):
             self.sessions.expire()
             if idleness.begins():

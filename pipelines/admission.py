@@ -22,11 +22,12 @@ class Admission:
 
     Attributes:
         held_bytes: by all requests now.
+        most_bytes: the most that they held since whoever reads it set it back.
     """
 
     def __init__(self, budget_bytes: int, telemetry: Telemetry) -> None:
         self.budget_bytes = budget_bytes
-        self.held_bytes = 0
+        self.held_bytes = self.most_bytes = 0
         self._lock = threading.Lock()
         telemetry.gauge("memory", "budget_bytes", lambda: self.budget_bytes)
         telemetry.gauge("memory", "held_bytes", lambda: self.held_bytes)
@@ -46,6 +47,7 @@ class Admission:
                     hint="try again in a few seconds",
                 )
             self.held_bytes += size_bytes
+            self.most_bytes = max(self.most_bytes, self.held_bytes)
         try:
             yield
         finally:

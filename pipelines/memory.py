@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+
+from pipelines.admission import Admission
 
 # As malloc.h numbers them.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BLOCK_BYTES = 32 << 20
 KEPT_TOP_BYTES = 128 << 20
 # Below this, what requests leave behind is worth more to the next ones than to the system.
-MUCH_BYTES = 256 << 20
+MUCH_BYTES = 128 << 20
 QUIET_LOOKS = 5
 
 log = logging.getLogger("trivid")
@@ -49,21 +50,19 @@ class Idleness:
     """Sees when requests that held much have all ended, and none came for a while; to be asked every second.
 
     Args:
-        held_bytes: what requests about media hold now (`admission`).
+        admission: which knows what requests about media hold.
     """
 
-    def __init__(self, held_bytes: Callable[[], int]) -> None:
-        self._held_bytes = held_bytes
-        self._most_bytes = self._quiet_looks = 0
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._quiet_looks = 0
 
     def begins(self) -> bool:
         """Whether this look is the one at which it is quiet for long enough, since much was held."""
-        now_bytes = self._held_bytes()
-        self._quiet_looks = 0 if now_bytes else self._quiet_looks + 1
-        self._most_bytes = max(self._most_bytes, now_bytes)
-        if self._quiet_looks < QUIET_LOOKS or self._most_bytes < MUCH_BYTES:
+        self._quiet_looks = 0 if self._admission.held_bytes else self._quiet_looks + 1
+        if self._quiet_looks < QUIET_LOOKS or self._admission.most_bytes < MUCH_BYTES:
             return False
-        self._most_bytes = 0
+        self._admission.most_bytes = 0
         return True
 
 

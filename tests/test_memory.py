@@ -9,29 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.admission import Admission
 from pipelines.memory import MUCH_BYTES, QUIET_LOOKS, Idleness, give_back
+from pipelines.telemetry import Telemetry
 
 ROOT = Path(__file__).parent.parent
 QUIET = [0] * QUIET_LOOKS
 
 
 def looks(*held: int) -> list[int]:
-    """At which looks idleness begins, when so many bytes are held at each."""
-    left = iter(held)
-    idleness = Idleness(lambda: next(left))
-    return [look for look in range(len(held)) if idleness.begins()]
+    """At which looks idleness begins, when requests hold so many bytes between each two; below 0 they still do."""
+    admission = Admission(1 << 40, Telemetry())
+    idleness, begun = Idleness(admission), []
+    for look, size in enumerate(held):
+        with admission.hold(abs(size)):
+            now = size < 0 and idleness.begins()
+        if now or (size >= 0 and idleness.begins()):
+            begun.append(look)
+    return begun
 
 
 @pytest.mark.parametrize(
     ("held", "expected"),
     [
-        ([MUCH_BYTES, *QUIET, 0, 0], [QUIET_LOOKS]),
-        ([MUCH_BYTES - 1, *QUIET, 0], []),
-        ([MUCH_BYTES, *QUIET[1:], 1, *QUIET], [2 * QUIET_LOOKS]),
-        ([MUCH_BYTES, *QUIET, 1, *QUIET, 0], [QUIET_LOOKS]),
-        ([MUCH_BYTES, *QUIET, MUCH_BYTES, *QUIET], [QUIET_LOOKS, 2 * QUIET_LOOKS + 1]),
+        ([-MUCH_BYTES, *QUIET, 0, 0], [QUIET_LOOKS]),
+        ([MUCH_BYTES, *QUIET], [QUIET_LOOKS - 1]),
+        ([-MUCH_BYTES + 1, *QUIET, 0], []),
+        ([-MUCH_BYTES, *QUIET[1:], -1, *QUIET], [2 * QUIET_LOOKS]),
+        ([-MUCH_BYTES, *QUIET, -1, *QUIET, 0], [QUIET_LOOKS]),
+        ([-MUCH_BYTES, *QUIET, -MUCH_BYTES, *QUIET], [QUIET_LOOKS, 2 * QUIET_LOOKS + 1]),
     ],
-    ids=["once", "little", "interrupted", "little since", "again"],
+    ids=["once", "between two looks", "little", "interrupted", "little since", "again"],
 )
 def test_idleness_begins_once_behind_much(held: list[int], expected: list[int]) -> None:
     assert looks(*held) == expected
