@@ -170,7 +170,8 @@ class Pipeline:
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
         model_px = sum(math.prod(view.geometry.model_hw) for view in views)
-        each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if self._wanted(options).keep_pixels else 0)
+        kept = self._wanted(options).keep_pixels or info.kind == "image"
+        each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if kept else 0)
         frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
         return len(media) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
 

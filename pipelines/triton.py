@@ -6,6 +6,7 @@ import http.client
 import logging
 import math
 import os
+import resource
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +32,11 @@ UNARY_INSTANCES = 2
 # By default glibc's bounds grow with what is freed, and Triton and its stubs would keep the memory of a large upload.
 CHILDREN_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 
+# Triton reads JSON on its thread's stack, about twice its length, and base64 makes a medium a third longer: with the usual
+# 8 MiB an upload of 4 killed it.
+STACK_PER_MEDIA_BYTE = 4
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
 
 def make_triton(
     endpoints: Sequence[Endpoint], tasks: Collection[str], settings: Settings, *, folder: Path, drain_s: int
@@ -44,6 +50,7 @@ def make_triton(
     """
     for name, value in CHILDREN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _allow_stack(STACK_PER_MEDIA_BYTE * settings.max_media_bytes)
     triton = Triton(
         config=TritonConfig(
             http_address=settings.host,
@@ -64,6 +71,17 @@ def make_triton(
         model.get_proxy_model_files = partial(mend_stub_files, files)
         model._serializer_deserializer = Messages(Request, Response)
     return triton
+
+
+def _allow_stack(size_bytes: int) -> None:
+    """Let threads of this process's children have so much stack. It is no memory until it is used, but where the
+    system promises no more memory than it has, that would be too much."""
+    if OVERCOMMIT.exists() and OVERCOMMIT.read_text().strip() == "2":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def start(triton: Triton) -> None:

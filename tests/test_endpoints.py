@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import resource
 import tempfile
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from PIL import Image
 from pytriton.client import ModelClient
 
 import media
@@ -349,3 +351,17 @@ def test_a_count_of_rows_beyond_32_bits_is_a_typed_error(server: Server, demo_me
     error = from_json(text)
     assert error.code == "invalid_media"
     assert "no dimension for rows" in error.message
+
+
+def test_long_json_is_read(server: Server) -> None:
+    """Triton reads it on a thread's stack, of which there is 8 MiB by default."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(picture, "JPEG")
+    # What stands behind a JPEG's end is not read.
+    media_text = base64.b64encode(picture.getvalue() + bytes(20 << 20)).decode()
+    body = json.dumps({"base64": True, "media": media_text}).encode()
+    url = f"http://127.0.0.1:{server.http_port}/v2/models/classification/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=120) as response:
+        answer = json.load(response)
+    assert answer["error"] == ""
+    assert answer["decoder"] == "pillow"
