@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml uv.lock
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m scripts.demo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,11 +33,11 @@ test-gpu: $(STAMP)
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m gpu
 
 reference: $(STAMP)
-	$(BIN)/python scripts/reference.py
-	$(BIN)/python scripts/codec_matrix.py
+	$(BIN)/python -m scripts.reference.openapi
+	$(BIN)/python -m scripts.reference.codecs
 
 parity: $(STAMP)
-	$(BIN)/python scripts/parity.py --write
+	$(BIN)/python -m scripts.parity --write
 
 # Figures are of this machine and this minute: run it on a quiet one. BENCH adds flags, e.g. BENCH="--task detection".
 BENCH_STAMP := .venv/.installed-bench
@@ -47,11 +47,11 @@ $(BENCH_STAMP): $(STAMP)
 
 bench: $(BENCH_STAMP)
 	mkdir -p out
-	$(BIN)/python scripts/bench.py --peers --clients 1 4 --duration 15 --json out/bench.json --plot out/bench.png $(BENCH)
+	$(BIN)/python -m scripts.bench --peers --clients 1 4 --duration 15 --json out/bench.json --plot out/bench.png $(BENCH)
 
 bench-gpu: $(BENCH_STAMP)
 	mkdir -p out
-	$(BIN)/python scripts/bench.py --device cuda --peers --clients 1 4 16 --json out/bench-gpu.json \
+	$(BIN)/python -m scripts.bench --device cuda --peers --clients 1 4 16 --json out/bench-gpu.json \
 		--plot out/bench-gpu.png $(BENCH)
 
 clean:

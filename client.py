@@ -23,11 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pipelines.contract import OPTION_FIELDS, OPTION_TYPES, STREAM_OPTIONS
-from pipelines.dump import Dump, row_lines
-from pipelines.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
-from pipelines.remote import DEFAULT_URL, Client, ModelInfo, ServerInfo
-from pipelines.results import (
+from pipelines.protocol.answers import (
     ANSWERS,
     ActionAnswer,
     Answer,
@@ -35,8 +31,12 @@ from pipelines.results import (
     DetectionAnswer,
     SegmentationAnswer,
 )
-from pipelines.screen import Screen
-from pipelines.summary import Summary
+from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
+from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, STREAM_OPTIONS
+from pipelines.sdk.client import DEFAULT_URL, Client, ModelInfo, ServerInfo
+from pipelines.sdk.console import Screen
+from pipelines.sdk.files import Dump
+from pipelines.sdk.report import Summary, row_lines
 
 __all__ = [
     "ActionAnswer",

@@ -1,4 +1,4 @@
-"""Settings → pipelines: loads the models and puts engine, stages and task together. Knows no transport."""
+"""Settings → pipelines: loads the models and puts batcher, stages and task together. Knows no transport."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import logging
 import numpy as np
 import torch
 
-from model_inference import ModelSpec, TaskName
-from pipelines.admission import Admission, default_budget_bytes
-from pipelines.contract import Options
-from pipelines.decode import Limits
-from pipelines.encode import Mp4Writer, png
-from pipelines.engine import Engine
-from pipelines.errors import ModelUnavailable
-from pipelines.frames import HOST_COPIES
-from pipelines.loading import load_model
+from pipelines.batching.batcher import Batcher
+from pipelines.frames.batch import HOST_COPIES
+from pipelines.frames.preprocess import Preprocessor
+from pipelines.loading.load import load_model
+from pipelines.machine.admission import Admission, default_budget_bytes
+from pipelines.machine.threads import Threads, cores
+from pipelines.media.medium import Limits
+from pipelines.models.spec import ModelSpec, TaskName
 from pipelines.pipeline import Pipeline, StagePool, Stages
-from pipelines.postprocess import Postprocessor
-from pipelines.preprocess import Preprocessor
-from pipelines.settings import Settings
-from pipelines.sources import resolve
-from pipelines.sources.demo import demo_specs
+from pipelines.protocol.errors import ModelUnavailable
+from pipelines.protocol.options import Options
+from pipelines.rendering.encode import Mp4Writer, png
+from pipelines.rendering.postprocess import Postprocessor
+from pipelines.settings.flags import Settings
 from pipelines.tasks.painter import UNNAMED_COLOURS
-from pipelines.telemetry import Telemetry
-from pipelines.threads import Threads, cores
+from pipelines.telemetry.counters import Telemetry
+from pipelines.zoo import resolve
+from pipelines.zoo.demo.specs import demo_specs
 
 log = logging.getLogger("trivid")
 
@@ -68,7 +68,7 @@ def make_pipeline(
     telemetry: Telemetry | None = None,
     admission: Admission | None = None,
 ) -> Pipeline:
-    """A model on its device with its engine and the stages of `workers` threads, warmed up."""
+    """A model on its device with its batcher and the stages of `workers` threads, warmed up."""
     if "random weights" in spec.source.lower():
         log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
     log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
@@ -88,10 +88,10 @@ def make_pipeline(
 
     telemetry = telemetry or Telemetry()
     admission = admission or Admission(default_budget_bytes(), telemetry)
-    engine = Engine(model, threads=threads)
+    batcher = Batcher(model, threads=threads)
     telemetry.gauge("copies", "pictures_from_gpu", lambda: HOST_COPIES.count)
-    telemetry.gauge("waiting_for_model", spec.task, lambda: engine.waiting)
-    pipeline = Pipeline(engine, StagePool(make_stages, workers), limits, telemetry, admission)
+    telemetry.gauge("waiting_for_model", spec.task, lambda: batcher.waiting)
+    pipeline = Pipeline(batcher, StagePool(make_stages, workers), limits, telemetry, admission)
     pipeline.warm_up()
     return pipeline
 

@@ -1,6 +1,6 @@
 """Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, and no task.
 
-While the engine runs the model on chunk k, the stream's own thread decodes and prepares chunk k + 1.
+While the batcher runs the model on chunk k, the stream's own thread decodes and prepares chunk k + 1.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_inference import Preprocessing
-from pipelines.admission import Admission
-from pipelines.contract import Options
-from pipelines.decode import Limits, MediaInfo, Medium, Wanted, open_media
-from pipelines.engine import NEVER_S, Engine
-from pipelines.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
-from pipelines.frames import FLOAT_RGB_BYTES, FrameBatch, Geometry, PixelArray, View, tiles
-from pipelines.geometry import geometry
-from pipelines.postprocess import ClassScores, Postprocessor
-from pipelines.preprocess import Preprocessor
-from pipelines.resize import prepare_on_cpu
-from pipelines.results import Answer
+from pipelines.batching.batcher import NEVER_S, Batcher
+from pipelines.batching.work import TOO_LATE
+from pipelines.frames.batch import FLOAT_RGB_BYTES, FrameBatch, PixelArray
+from pipelines.frames.geometry import Geometry, View, geometry, tiles
+from pipelines.frames.preprocess import Preprocessor
+from pipelines.frames.resize import prepare_on_cpu
+from pipelines.machine.admission import Admission
+from pipelines.media.decode import open_media
+from pipelines.media.medium import Limits, MediaInfo, Medium, Wanted
+from pipelines.models.spec import Preprocessing
+from pipelines.protocol.answers import Answer
+from pipelines.protocol.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
+from pipelines.protocol.options import Options
+from pipelines.rendering.postprocess import ClassScores, Postprocessor
 from pipelines.tasks import TASKS
 from pipelines.tasks.job import Job
-from pipelines.telemetry import Telemetry
-from pipelines.work import TOO_LATE
+from pipelines.telemetry.counters import Telemetry
 
 CHUNKS_IN_FLIGHT = 2
 # What FFmpeg holds of H.264 at most, by its own threads a few more.
@@ -99,24 +100,24 @@ class _Terms:
 
 
 class Pipeline:
-    """decoder + engine + task, for any number of media at once."""
+    """decoder + batcher + task, for any number of media at once."""
 
     def __init__(
         self,
-        engine: Engine,
+        batcher: Batcher,
         stages: StagePool,
         limits: Limits,
         telemetry: Telemetry,
         admission: Admission,
     ) -> None:
-        self.engine = engine
+        self.batcher = batcher
         self.stages = stages
         self.limits = limits
         self.telemetry = telemetry
         self.admission = admission
-        self.spec = engine.model.spec
+        self.spec = batcher.model.spec
         self.task = TASKS[self.spec.task]
-        self.device = str(engine.model.device)
+        self.device = str(batcher.model.device)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -185,14 +186,14 @@ class Pipeline:
                 if "mask" in self.task.options:
                     ones = torch.ones((1, *EXAMPLE_HW), dtype=torch.uint8, device=self.device)
                     stages.postprocess(None, ClassScores(class_map_nhw=ones), WHOLE_EXAMPLE, None)
-        self.engine.model.warm_up()
+        self.batcher.model.warm_up()
 
     def _answers(
         self, medium: Medium, job: Job, terms: _Terms
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
         """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered.
 
-        What is in flight when nobody wants it any more is taken off the engine's queue.
+        What is in flight when nobody wants it any more is taken off the batcher's queue.
         """
         in_flight: deque[_Step] = deque()
         try:
@@ -211,7 +212,7 @@ class Pipeline:
         def submit(pixels: Tensor | None) -> Future[list[Any]] | None:
             if pixels is None:
                 return None
-            return self.engine.submit(
+            return self.batcher.submit(
                 pixels, job.read, stream=id(job), deadline_s=terms.deadline_s, urgent=terms.urgent
             )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+
 SHARED_MEDIA = ROOT.parent / "shared" / "data"
 START_S = 200.0
 STOP_S = 60.0

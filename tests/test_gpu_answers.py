@@ -9,14 +9,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
-import media
-from conftest import ROOT
 from pipelines.assembly import make_pipeline
-from pipelines.contract import Decoder, Options
-from pipelines.decode import Limits
-from pipelines.frames import HOST_COPIES
+from pipelines.frames.batch import HOST_COPIES
+from pipelines.media.medium import Limits
 from pipelines.pipeline import Pipeline
-from pipelines.results import (
+from pipelines.protocol.answers import (
     ANSWERS,
     ActionAnswer,
     Answer,
@@ -24,7 +21,10 @@ from pipelines.results import (
     DetectionAnswer,
     SegmentationAnswer,
 )
-from pipelines.sources.demo import demo_specs
+from pipelines.protocol.options import Decoder, Options
+from pipelines.zoo.demo.specs import demo_specs
+from tests.conftest import ROOT
+from tests.support import media
 
 Device = Literal["cpu", "cuda"]
 CLIPS = {name: (ROOT / "assets" / f"{name}.mp4").read_bytes() for name in ("demo", "demo_action")}
@@ -35,7 +35,7 @@ def pipeline_on(device: Device, task: str) -> Iterator[Pipeline]:
     spec = next(spec for name, spec in demo_specs().items() if name == task)
     pipeline = make_pipeline(spec, device, limits=Limits())
     yield pipeline
-    pipeline.engine.close()
+    pipeline.batcher.close()
 
 
 def answer_on(device: Device, task: str, medium: bytes, decoder: Decoder = "auto") -> Answer:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-import media
 from pipelines.assembly import make_pipeline
-from pipelines.contract import OPTION_FIELDS, Options, Scalar, parse_options
-from pipelines.decode import Limits
-from pipelines.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.media.medium import Limits
 from pipelines.pipeline import Pipeline
-from pipelines.results import Answer, SegmentationAnswer
-from pipelines.sources.demo import demo_specs
+from pipelines.protocol.answers import Answer, SegmentationAnswer
+from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.protocol.options import OPTION_FIELDS, Options, Scalar, parse_options
 from pipelines.tasks.segmentation import winners
+from pipelines.zoo.demo.specs import demo_specs
+from tests.support import media
 
 CHUNK = 4
 SPEC = demo_specs()["segmentation"]
@@ -32,7 +32,7 @@ ALL = tuple(OPTION_FIELDS)
 def pipeline() -> Iterator[Pipeline]:
     made = make_pipeline(SPEC, "cpu", limits=Limits(chunk_frames=CHUNK), workers=2)
     yield made
-    made.engine.close()
+    made.batcher.close()
 
 
 def whole(answers: Iterable[Answer]) -> SegmentationAnswer:
@@ -71,13 +71,13 @@ def test_the_first_answer_comes_before_the_tenth_chunk_is_decoded(pipeline: Pipe
 def test_what_is_about_one_frame_is_urgent(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, medium: bytes, options: Options, urgent: bool
 ) -> None:
-    seen, submit = [], pipeline.engine.submit
+    seen, submit = [], pipeline.batcher.submit
 
     def note(*args: Any, **terms: Any) -> Any:
         seen.append(terms["urgent"])
         return submit(*args, **terms)
 
-    monkeypatch.setattr(pipeline.engine, "submit", note)
+    monkeypatch.setattr(pipeline.batcher, "submit", note)
     assert whole(pipeline.run(medium, options)).final
     assert set(seen) == {urgent}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Server, free_ports
-from pipelines.services import ENDPOINT_TABLE
-from pipelines.settings import parse_args
+from pipelines.serving.endpoint_table import ENDPOINT_TABLE
+from pipelines.settings.flags import parse_args
+from tests.conftest import ROOT, Server, free_ports
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -87,7 +87,7 @@ def test_other_commands_are_the_two_that_ci_runs() -> None:
 
 
 def test_tables_and_openapi_are_what_the_code_says() -> None:
-    done = run([sys.executable, "scripts/reference.py", "--check"], ROOT)
+    done = run([sys.executable, "-m", "scripts.reference.openapi", "--check"], ROOT)
     assert done.returncode == 0, done.stderr
     listed = re.findall(r"^\| `(\w+)` \| (?:unary|stream)", README, re.MULTILINE)
     assert sorted(listed) == sorted([*ENDPOINT_TABLE, "status"])

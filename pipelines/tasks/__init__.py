@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model_inference import TaskName
+from pipelines.models.spec import TaskName
 from pipelines.tasks.action import TASK as ACTION
 from pipelines.tasks.classification import TASK as CLASSIFICATION
 from pipelines.tasks.detection import TASK as DETECTION

@@ -16,14 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model_inference import Clip, ModelSpec, Output
-from pipelines.annotate import draw_caption
-from pipelines.contract import Column, Options, Tail
-from pipelines.encode import PictureWriter
-from pipelines.errors import InvalidOptions
-from pipelines.frames import FrameBatch, View, to_numpy
-from pipelines.postprocess import Postprocessor
-from pipelines.results import ActionAnswer, Floats
+from pipelines.frames.batch import FrameBatch, to_numpy
+from pipelines.frames.geometry import View
+from pipelines.models.outputs import Output
+from pipelines.models.spec import Clip, ModelSpec
+from pipelines.protocol.answers import ActionAnswer, Floats
+from pipelines.protocol.columns import Column
+from pipelines.protocol.errors import InvalidOptions
+from pipelines.protocol.options import Options, Tail
+from pipelines.rendering.annotate import draw_caption
+from pipelines.rendering.encode import PictureWriter
+from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.job import Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 

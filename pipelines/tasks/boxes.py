@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.frames import View
-from pipelines.results import Floats, Ints
+from pipelines.frames.geometry import View
+from pipelines.protocol.answers import Floats, Ints
 
 # What is read of an output; a network may give more.
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.contract import Options
-from pipelines.errors import InvalidOptions
+from pipelines.protocol.errors import InvalidOptions
+from pipelines.protocol.options import Options
 
 # Of a thousand labels, a hint lists these many.
 HINT_LABELS = 100

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_inference import ModelSpec, Output
-from pipelines.annotate import draw_caption
-from pipelines.contract import Column, Options
-from pipelines.encode import PictureWriter
-from pipelines.frames import FrameBatch, View, to_numpy
-from pipelines.postprocess import Postprocessor
-from pipelines.results import ClassificationAnswer, Floats
+from pipelines.frames.batch import FrameBatch, to_numpy
+from pipelines.frames.geometry import View
+from pipelines.models.outputs import Output
+from pipelines.models.spec import ModelSpec
+from pipelines.protocol.answers import ClassificationAnswer, Floats
+from pipelines.protocol.columns import Column
+from pipelines.protocol.options import Options
+from pipelines.rendering.annotate import draw_caption
+from pipelines.rendering.encode import PictureWriter
+from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.job import SELECTION, FrameJob, Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 

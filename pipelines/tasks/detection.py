@@ -10,16 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_inference import BoxOutput, ModelSpec, Output
-from pipelines.contract import Column, Options
-from pipelines.encode import PictureWriter
-from pipelines.frames import FrameBatch, View
-from pipelines.postprocess import Postprocessor
-from pipelines.results import DetectionAnswer
+from pipelines.frames.batch import FrameBatch
+from pipelines.frames.geometry import View
+from pipelines.models.outputs import BoxOutput, Output
+from pipelines.models.spec import ModelSpec
+from pipelines.protocol.answers import DetectionAnswer
+from pipelines.protocol.columns import Column
+from pipelines.protocol.options import Options
+from pipelines.rendering.encode import PictureWriter
+from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import Found, join_views, read_frame, to_source
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.instances import ClassMap, box_pixels, object_masks
 from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task
+from pipelines.tasks.masks import ClassMap, box_pixels, object_masks
 from pipelines.tasks.painter import Painter
 
 DEFAULT_THRESHOLD = 0.5

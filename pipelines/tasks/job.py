@@ -1,7 +1,7 @@
 """What a task is: a job for each medium, its options and its answer. Knows no model and no transport.
 
 A job is asked in the order of the medium's chunks: for the model's inputs of a chunk, then, once the model has
-given its outputs, for the answer. Between both lies the engine, on whose thread `read` leaves what is needed.
+given its outputs, for the answer. Between both lies the batcher, on whose thread `read` leaves what is needed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from model_inference import ModelSpec, Output
-from pipelines.contract import Column, Options
-from pipelines.frames import FrameBatch, View
-from pipelines.postprocess import Postprocessor
-from pipelines.results import Answer
+from pipelines.frames.batch import FrameBatch
+from pipelines.frames.geometry import View
+from pipelines.models.outputs import Output
+from pipelines.models.spec import ModelSpec
+from pipelines.protocol.answers import Answer
+from pipelines.protocol.columns import Column
+from pipelines.protocol.options import Options
+from pipelines.rendering.postprocess import Postprocessor
 
 SELECTION = (
     *("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64"),
@@ -41,7 +44,7 @@ class Job(Protocol):
         ...
 
     def read(self, output: Output) -> Any:
-        """What the answer needs of a batch's outputs; runs on the engine's thread and must not keep the rest."""
+        """What the answer needs of a batch's outputs; runs on the batcher's thread and must not keep the rest."""
         ...
 
     def answer(

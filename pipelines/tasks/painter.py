@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.annotate import draw_boxes, draw_keypoints, line_px
-from pipelines.contract import Options
-from pipelines.drawing import palette
-from pipelines.frames import FrameBatch, Geometry, PixelArray, to_numpy
-from pipelines.postprocess import ClassScores, Postprocessor, RenderStyle
-from pipelines.results import Ints, Texts
+from pipelines.frames.batch import FrameBatch, PixelArray, to_numpy
+from pipelines.frames.geometry import Geometry
+from pipelines.protocol.answers import Ints, Texts
+from pipelines.protocol.options import Options
+from pipelines.rendering.annotate import draw_boxes, draw_keypoints, line_px
+from pipelines.rendering.dali_graphs import palette
+from pipelines.rendering.postprocess import ClassScores, Postprocessor, RenderStyle
 from pipelines.tasks.boxes import Found
-from pipelines.tasks.instances import ClassMap
+from pipelines.tasks.masks import ClassMap
 
 # Class maps are bytes.
 MOST_COLOURS = 256

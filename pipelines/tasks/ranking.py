@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_inference import LogitOutput, ModelSpec, Output
-from pipelines.results import Floats, Ints, Texts
+from pipelines.models.outputs import LogitOutput, Output
+from pipelines.models.spec import ModelSpec
+from pipelines.protocol.answers import Floats, Ints, Texts
 
 CAPTION_LINES = 5
 

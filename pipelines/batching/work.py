@@ -1,0 +1,74 @@
+"""What waits for a model and what a batch is made of: chunks of frames, and parts of them. Knows no model, no threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipelines.models.outputs import Output
+from pipelines.protocol.errors import DeadlineExceeded
+
+T = TypeVar("T")
+TOO_LATE = "ask for less, or allow more time"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Work(Generic[T]):
+    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by where they
+    start, of `computed` frames in all."""
+
+    pixels: Tensor
+    read: Callable[[Output], T]
+    deadline_s: float
+    future: Future[list[T]]
+    taken: int = 0
+    computed: int = 0
+    parts: dict[int, T] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        return len(self.pixels) - self.taken
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.pixels.shape[1:]
+
+    def begin(self) -> bool:
+        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told so."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() > self.deadline_s:
+            self.future.set_exception(
+                DeadlineExceeded("deadline_ms passed while frames waited for the model", hint=TOO_LATE)
+            )
+            return False
+        return True
+
+    def add(self, start: int, count: int, part: T) -> None:
+        """Note what was read of frames; with the last ones the work is done."""
+        self.parts[start] = part
+        self.computed += count
+        if self.computed == len(self.pixels) and not self.future.done():
+            self.future.set_result([self.parts[start] for start in sorted(self.parts)])
+
+
+class Slice(NamedTuple):
+    """Frames of a work, from `start` on."""
+
+    work: Work[Any]
+    start: int
+    pixels: Tensor
+
+
+def read(one: Slice, output: Output) -> Any:
+    """What the work's reader makes of its outputs, or its error."""
+    try:
+        return one.work.read(output)
+    except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
+        return error

@@ -1,0 +1,108 @@
+"""FrameBatch, Geometry and tiles: decoded frames, and how model pixels lie on them. Knows no decoder, no model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class PixelArray(Protocol):
+    """A numpy array (CPU) or a torch tensor (CUDA): has a shape and speaks DLPack."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __dlpack__(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Any: ...
+
+
+class HostCopies:
+    """Pictures that were copied from a GPU to the host since the start: none, unless pixels were asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def add(self, pictures: int) -> None:
+        with self._lock:
+            self.count += pictures
+
+
+# Of a pixel as models take it.
+FLOAT_RGB_BYTES = 12
+HOST_COPIES = HostCopies()
+
+
+def to_numpy(pixels: PixelArray) -> npt.NDArray[np.uint8]:
+    """Pictures on the host, uint8: the array itself, or a copy of a CUDA tensor, which is counted."""
+    if not hasattr(pixels, "cpu"):
+        return np.asarray(pixels)
+    if getattr(pixels, "is_cuda", False):
+        HOST_COPIES.add(len(pixels))
+    return np.asarray(pixels.cpu())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrameBatch:
+    """N decoded frames of one medium, upright, with their own times.
+
+    Attributes:
+        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC; None where nobody
+            draws on them.
+        size_hw: height and width of the frames.
+        pts_s: float64 `(N,)`, the medium's presentation times in seconds.
+        frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.
+        model_nchw: float32 `(N, 3, h, w)` where the decoder prepared the model's pixels too.
+    """
+
+    kept_nhwc: PixelArray | None
+    size_hw: tuple[int, int]
+    pts_s: npt.NDArray[np.float64]
+    frame_index: npt.NDArray[np.int64]
+    model_nchw: Any | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.frame_index)
+        if not count or 0 in self.size_hw:
+            raise ValueError(f"a batch of {count} frames of {self.size_hw} pixels")
+        if len(self.pts_s) != count:
+            raise ValueError(f"there are {len(self.pts_s)} pts_s, {count} frame_index")
+        expected = (count, *self.size_hw, 3)
+        if self.kept_nhwc is not None and tuple(self.kept_nhwc.shape) != expected:
+            raise ValueError(f"kept_nhwc must be {expected}, not {tuple(self.kept_nhwc.shape)}")
+        if self.model_nchw is not None and len(self.model_nchw) != count:
+            raise ValueError(f"model_nchw has {len(self.model_nchw)} frames, frame_index {count}")
+
+    @classmethod
+    def of(
+        cls, pixels_nhwc: PixelArray, *, pts_s: npt.NDArray[np.float64], frame_index: npt.NDArray[np.int64]
+    ) -> FrameBatch:
+        """Frames whose pixels are kept, uint8 RGB `(N, H, W, 3)`."""
+        size_hw = int(pixels_nhwc.shape[1]), int(pixels_nhwc.shape[2])
+        return cls(kept_nhwc=pixels_nhwc, size_hw=size_hw, pts_s=pts_s, frame_index=frame_index)
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    @property
+    def pixels_nhwc(self) -> PixelArray:
+        """The frames' pixels. Raises ValueError where they were not kept."""
+        if self.kept_nhwc is None:
+            raise ValueError("the pixels of these frames were not kept")
+        return self.kept_nhwc
+
+    @property
+    def height_px(self) -> int:
+        return self.size_hw[0]
+
+    @property
+    def width_px(self) -> int:
+        return self.size_hw[1]

@@ -1,0 +1,109 @@
+"""A DALI graph as a function of samples. Owns how graphs are run, fed and begun anew; knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import backend, fn
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from pipelines.frames.batch import PixelArray, to_numpy
+from pipelines.protocol.errors import InternalError
+
+# Frames go through a graph in groups of about this many pixels: 16 of 1280x720, 2 of 3840x2160.
+MAX_RUN_PIXELS = 16 << 20
+# One stream alone is prepared almost twice as fast by two threads; more would only fight with other streams.
+THREADS = 2
+
+
+class Graph:
+    """A DALI pipeline as a function: built on first use, by one thread at a time, anew after any error.
+
+    The default executor with a queue of one is the setting that never answers with another call's output.
+
+    Args:
+        define: makes the graph's output nodes for the DALI device (`"cpu"`, `"gpu"`) of pixels.
+        device: torch's name of the device.
+        max_samples: most samples in one call.
+    """
+
+    def __init__(self, define: Callable[[str], Sequence[Any]], *, device: str, max_samples: int) -> None:
+        self._define = define
+        self._device = torch.device(device)
+        self._max_samples = max_samples
+        self._pipeline: Any = None
+
+    def __call__(self, **inputs: Sequence[Any]) -> list[Tensor]:
+        """Samples of equal size by the name of their input → one tensor `(N, …)` for each output, not copied.
+
+        Raises:
+            InternalError: DALI failed; the next call starts with a new pipeline.
+        """
+        pipeline, self._pipeline = self._pipeline, None
+        try:
+            pipeline = pipeline or self._build()
+            stream = [torch.cuda.current_stream(self._device)] if self._device.type == "cuda" else []
+            for name, samples in inputs.items():
+                pipeline.feed_input(name, samples)
+            outputs = [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
+        except (RuntimeError, IndexError) as error:
+            raise InternalError(f"DALI failed: {_reason(error)}") from error
+        self._pipeline = pipeline
+        return outputs
+
+    def _build(self) -> Any:
+        on_gpu = self._device.type == "cuda"
+        untyped: Any = Pipeline
+        pipeline = untyped(
+            batch_size=self._max_samples,
+            num_threads=THREADS,
+            device_id=(self._device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=1,
+        )
+        with pipeline:
+            pipeline.set_outputs(*self._define("gpu" if on_gpu else "cpu"))
+        pipeline.build()
+        return pipeline
+
+
+def release_unused() -> None:
+    """Give back what DALI's pools keep of memory on the GPU, and of the host's pinned."""
+    untyped: Any = backend
+    untyped.ReleaseUnusedMemory()
+
+
+def _reason(error: Exception) -> str:
+    """What DALI complains of, without the files and lines that it wraps around it."""
+    text = str(error).split("encountered:")[-1]
+    for tail in ("C++ context", "Stacktrace", "Current pipeline object"):
+        text = text.split(tail)[0]
+    return " ".join(text.split())
+
+
+def picture_input(name: str, device: str, dtype: Any = DALIDataType.UINT8) -> Any:
+    """A graph's input of HWC pictures; on the CPU without a copy, since a call ends before its inputs go."""
+    return fn.external_source(name=name, device=device, dtype=dtype, layout="HWC", no_copy=device == "cpu")
+
+
+def number_input(name: str, ndim: int = 1) -> Any:
+    """A graph's input of float32 numbers, `ndim` 1 for pairs; DALI takes arguments of operators from the CPU."""
+    return fn.external_source(name=name, dtype=DALIDataType.FLOAT, ndim=ndim)
+
+
+def runs(frames: int, pixels_each: int, max_frames: int) -> Iterator[slice]:
+    """Split frames into groups of at most `max_frames` and about MAX_RUN_PIXELS, so that memory stays bounded."""
+    step = max(1, min(max_frames, MAX_RUN_PIXELS // pixels_each))
+    return (slice(start, start + step) for start in range(0, frames, step))
+
+
+def as_samples(pixels: PixelArray, device: str) -> list[Any]:
+    """N pictures as DALI takes them: contiguous, on the host or already on the GPU of the graph."""
+    if device != "cpu" and getattr(pixels, "is_cuda", False):
+        return list(pixels.contiguous())  # type: ignore[attr-defined]
+    return list(np.ascontiguousarray(to_numpy(pixels)))

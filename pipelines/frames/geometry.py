@@ -1,0 +1,243 @@
+"""torchvision's arithmetic of sizes: where the model's window lies on a frame. Knows no pixels, no decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from pipelines.models.spec import Preprocessing
+from pipelines.protocol.errors import TooLarge
+
+# float numpy array or torch tensor of points or boxes: what goes in comes out.
+Coordinates = TypeVar("Coordinates")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """How the model's pixels lie on the source: the whole source is resized, then a window is cut out.
+
+    Attributes:
+        source_hw: size of the source frame in pixels.
+        resized_hw: size of the whole frame after resizing.
+        crop_yxhw: top, left, height and width of the model's window in the resized frame; it may reach beyond
+            it (a letterbox, a crop of a smaller frame): top and left are negative then.
+
+    Coordinates are continuous: 0 is the left edge of the first pixel, and the width the right edge of the last.
+    """
+
+    source_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    crop_yxhw: tuple[int, int, int, int]
+
+    @property
+    def model_hw(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.crop_yxhw[2], self.crop_yxhw[3]
+
+    @property
+    def region_yxyx(self) -> tuple[float, float, float, float]:
+        """The model's window in source pixels: top, left, bottom, right."""
+        (source_h, source_w), (resized_h, resized_w) = self.source_hw, self.resized_hw
+        top, left, height, width = self.crop_yxhw
+        scale_y, scale_x = source_h / resized_h, source_w / resized_w
+        return top * scale_y, left * scale_x, (top + height) * scale_y, (left + width) * scale_x
+
+    @property
+    def _ratios_xy(self) -> tuple[float, float]:
+        """Source pixels in one resized pixel, as torchvision has them: divided in float32."""
+        x, y = (np.float32(self.source_hw[axis]) / np.float32(self.resized_hw[axis]) for axis in (1, 0))
+        return float(x), float(y)
+
+    def to_source_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Model pixels → source pixels, of float `(…, 2)` (x, y), numpy or torch alike.
+
+        The arithmetic is that of torchvision's `resize_boxes`. With `clip` nothing lies outside the source.
+        """
+        (top, left), (ratio_x, ratio_y) = self.crop_yxhw[:2], self._ratios_xy
+        given: Any = points_xy
+        moved = given + 0.0
+        moved[..., 0::2] = (moved[..., 0::2] + left) * ratio_x
+        moved[..., 1::2] = (moved[..., 1::2] + top) * ratio_y
+        return cast(Coordinates, _clipped(moved, self.source_hw) if clip else moved)
+
+    def to_model_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Source pixels → model pixels: the other way round. With `clip` nothing lies outside the model's."""
+        (top, left), (ratio_x, ratio_y) = self.crop_yxhw[:2], self._ratios_xy
+        given: Any = points_xy
+        moved = given + 0.0
+        moved[..., 0::2] = moved[..., 0::2] / ratio_x - left
+        moved[..., 1::2] = moved[..., 1::2] / ratio_y - top
+        return cast(Coordinates, _clipped(moved, self.model_hw) if clip else moved)
+
+    def boxes_to_source(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Boxes float `(N, 4)` xyxy in model pixels → in source pixels; see `to_source_xy`."""
+        return self.to_source_xy(boxes_n4, clip=clip)
+
+    def boxes_to_model(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
+        """Boxes float `(N, 4)` xyxy in source pixels → in model pixels; see `to_model_xy`."""
+        return self.to_model_xy(boxes_n4, clip=clip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A part of the frame that the model sees: at (top, left) in its pixels, a tile or all of it."""
+
+    top_px: int
+    left_px: int
+    geometry: Geometry
+
+    @property
+    def part_yxhw(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width in the frame's pixels."""
+        return self.top_px, self.left_px, *self.geometry.source_hw
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        top, left, height, width = self.part_yxhw
+        return slice(top, top + height), slice(left, left + width)
+
+
+def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
+    points_xy[..., 0::2] = points_xy[..., 0::2].clip(0, size_hw[1])
+    points_xy[..., 1::2] = points_xy[..., 1::2].clip(0, size_hw[0])
+    return points_xy
+
+
+def tiles(
+    source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
+) -> list[tuple[int, int, int, int]]:
+    """Windows (top, left, height, width) that cover a frame, row by row, neighbours sharing `overlap_px` or more.
+
+    All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the frame.
+    Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off the frame's.
+
+    Raises:
+        ValueError: tiles of this size cannot share so much.
+    """
+    if not 0 <= overlap_px < min(tile_hw):
+        raise ValueError(f"tiles of {tile_hw} px cannot share {overlap_px}")
+    height, width = (min(tile, side) for tile, side in zip(tile_hw, source_hw, strict=True))
+    tops, lefts = (
+        _tile_starts(side, tile, overlap_px) for side, tile in zip(source_hw, tile_hw, strict=True)
+    )
+    return [(top, left, height, width) for top in tops for left in lefts]
+
+
+def _tile_starts(side_px: int, tile_px: int, overlap_px: int) -> list[int]:
+    """Where tiles begin along one side."""
+    room = max(0, side_px - tile_px)
+    return [*range(0, room, tile_px - overlap_px), room]
+
+
+# A frame of 1:15 at a shorter side of 520; beyond it one frame fills the memory of a GPU in the model.
+MAX_MODEL_PIXELS = 4 << 20
+# How far the widest kernel (bicubic) reaches: pixels of the source or, where it is reduced, of the result.
+KERNEL_RADIUS = 2
+
+
+def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
+    """Where the model's window lies on a frame of this size, in torchvision's integers.
+
+    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop` (Python's
+    `round`, half to even; a side that is too short is padded, the odd pixel behind), or, with `max_px`, of its
+    detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the odd pixel behind.
+    The window reaches beyond the resized frame where pixels are padded: its top or left is negative then.
+
+    Raises:
+        TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
+    """
+    resized_hw = _resized_hw(preprocessing, height_px, width_px)
+    canvas_hw, crop_hw = _canvas_hw(preprocessing, resized_hw), preprocessing.crop_px
+    crop_h, crop_w = crop_hw or canvas_hw
+    if crop_h * crop_w > MAX_MODEL_PIXELS:
+        raise TooLarge(
+            f"a frame of {width_px}x{height_px} px becomes {crop_w}x{crop_h} px for the model, "
+            f"over the limit of {MAX_MODEL_PIXELS} pixels",
+            hint="cut long, narrow frames into pieces",
+        )
+    top, left = (
+        _centred(canvas, crop) - (canvas - resized) // 2
+        for canvas, crop, resized in zip(canvas_hw, (crop_h, crop_w), resized_hw, strict=True)
+    )
+    return Geometry(
+        source_hw=(height_px, width_px), resized_hw=resized_hw, crop_yxhw=(top, left, crop_h, crop_w)
+    )
+
+
+def needed_part(whole: Geometry) -> View:
+    """The part of a frame that the model's window is made of: resized by itself, it gives the same pixels.
+
+    Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels as
+    become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
+    """
+    crop_top, crop_left, *crop_hw = whole.crop_yxhw
+    (top, height, resized_h, crop_top), (left, width, resized_w, crop_left) = (
+        _needed_span(*sides)
+        for sides in zip(whole.source_hw, whole.resized_hw, (crop_top, crop_left), crop_hw, strict=True)
+    )
+    part = Geometry(
+        source_hw=(height, width),
+        resized_hw=(resized_h, resized_w),
+        crop_yxhw=(crop_top, crop_left, *whole.model_hw),
+    )
+    return View(top_px=top, left_px=left, geometry=part)
+
+
+def _needed_span(source_px: int, resized_px: int, crop_start: int, crop_px: int) -> tuple[int, int, int, int]:
+    """Of one side: where the part begins and its length, its length resized, and where the crop begins in that."""
+    common = math.gcd(source_px, resized_px)
+    step, step_resized = source_px // common, resized_px // common
+    if step % 2:
+        step, step_resized = 2 * step, 2 * step_resized
+    margin = KERNEL_RADIUS * math.ceil(max(1, resized_px / source_px)) + 1
+    first = max(0, (crop_start - margin) // step_resized)
+    last = math.ceil((crop_start + crop_px + margin) / step_resized)
+    begin, begin_resized = first * step, first * step_resized
+    if last * step >= source_px:
+        return begin, source_px - begin, resized_px - begin_resized, crop_start - begin_resized
+    return begin, (last - first) * step, (last - first) * step_resized, crop_start - begin_resized
+
+
+def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> tuple[int, int]:
+    """Size of the whole frame after resizing, without bars."""
+    wanted, shorter, longer = preprocessing.resize_px, *sorted((height_px, width_px))
+    if wanted is None:
+        return height_px, width_px
+    if isinstance(wanted, tuple):
+        if preprocessing.fit == "stretch":
+            return wanted
+        scale = min(wanted[0] / height_px, wanted[1] / width_px)
+        return max(1, round(height_px * scale)), max(1, round(width_px * scale))
+    if preprocessing.max_px is not None:
+        scale = min(wanted / shorter, preprocessing.max_px / longer)
+        # torchvision fails where a side of an extreme frame comes to nothing.
+        return max(1, math.floor(height_px * scale)), max(1, math.floor(width_px * scale))
+    if width_px <= height_px:
+        return int(wanted * height_px / width_px), wanted
+    return wanted, int(wanted * width_px / height_px)
+
+
+def _canvas_hw(preprocessing: Preprocessing, resized_hw: tuple[int, int]) -> tuple[int, int]:
+    """What the centre crop is taken from: the resized frame, or the letterbox around it."""
+    wanted = preprocessing.resize_px
+    return wanted if preprocessing.fit == "letterbox" and isinstance(wanted, tuple) else resized_hw
+
+
+def _centred(side_px: int, crop_px: int) -> int:
+    """Where a centre crop begins on a side, as torchvision has it; negative where it pads."""
+    return round((side_px - crop_px) / 2.0) if crop_px <= side_px else -((crop_px - side_px) // 2)
+
+
+def pads(preprocessing: Preprocessing) -> bool:
+    """Whether the model's window may reach beyond the resized frame."""
+    resized, cropped = preprocessing.resize_px, preprocessing.crop_px
+    if preprocessing.fit == "letterbox" or cropped is None:
+        return preprocessing.fit == "letterbox"
+    if preprocessing.max_px is not None or resized is None:
+        return True
+    sides = (resized, resized) if isinstance(resized, int) else resized
+    return any(crop > side for crop, side in zip(cropped, sides, strict=True))

@@ -1,0 +1,185 @@
+"""Frames of any size → the model's pixels, with DALI: on a GPU, and wherever the DALI stage alone is asked for.
+
+Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
+halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+from torch import Tensor
+
+from pipelines.frames.batch import PixelArray
+from pipelines.frames.dali import Graph, as_samples, number_input, picture_input, runs
+from pipelines.frames.geometry import Geometry, geometry, pads
+from pipelines.frames.resize import check_kernel
+from pipelines.models.spec import Preprocessing
+from pipelines.protocol.errors import InvalidMedia
+
+INTERPOLATIONS = {
+    "nearest": DALIInterpType.INTERP_NN,
+    "bilinear": DALIInterpType.INTERP_LINEAR,
+    "bicubic": DALIInterpType.INTERP_CUBIC,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A region of the source, the size that it is resized to, and what is laid around it, as DALI takes them.
+
+    All are pairs (y, x): numbers, or a DALI node with a pair a sample.
+
+    Attributes:
+        start, end: of the region's corners in source pixels.
+        size: of the region in model pixels.
+        anchor: of the model's first pixel, counted from the region's, in model pixels; negative before it.
+        shape: height and width of the model's pixels.
+    """
+
+    start: Any
+    end: Any
+    size: Any
+    anchor: Any
+    shape: Any
+
+    @classmethod
+    def of(cls, shape: Geometry, preprocessing: Preprocessing) -> Window:
+        """The region of the frame that survives the crop."""
+        scales = [full / resized for full, resized in zip(shape.source_hw, shape.resized_hw, strict=True)]
+        firsts = [max(0, first) for first in shape.crop_yxhw[:2]]
+        lasts = [
+            min(first + side, resized)
+            for first, side, resized in zip(
+                shape.crop_yxhw[:2], shape.model_hw, shape.resized_hw, strict=True
+            )
+        ]
+        # torchvision takes the nearest pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather than
+        # 1/2, so that rounding cannot fall below a whole number.
+        nudge = 0.499 if preprocessing.interpolation == "nearest" else 0.0
+        return cls(
+            start=[(first - nudge) * scale for first, scale in zip(firsts, scales, strict=True)],
+            end=[(last - nudge) * scale for last, scale in zip(lasts, scales, strict=True)],
+            size=[float(last - first) for first, last in zip(firsts, lasts, strict=True)],
+            anchor=[float(min(0, first)) for first in shape.crop_yxhw[:2]],
+            shape=[float(side) for side in shape.model_hw],
+        )
+
+
+def prepare_frames(
+    frames: Any, window: Window | Geometry, preprocessing: Preprocessing, *, layout: str = "CHW"
+) -> Any:
+    """A part of a DALI graph: uint8 RGB frames → normalized float32 of the model's size.
+
+    Pixels are rounded to uint8 after resizing, as torchvision does with a uint8 tensor, or kept as they are.
+
+    Args:
+        frames: a DALI node, HWC, or FHWC with `layout="FCHW"`; on either device.
+        window: where the model's pixels lie on the frames, for all of them or (DALI nodes) a sample each.
+    """
+    if isinstance(window, Geometry):
+        window = Window.of(window, preprocessing)
+    swaps, rounds = preprocessing.channels == "BGR", preprocessing.round_pixels
+    # DALI swaps channels of uint8 alone: of the resized pixels, which are fewer, where those are.
+    pixels: Any = _swapped(frames) if swaps and not rounds else frames
+    pixels = fn.resize(
+        pixels,
+        size=window.size,
+        roi_start=window.start,
+        roi_end=window.end,
+        interp_type=INTERPOLATIONS[preprocessing.interpolation],
+        antialias=preprocessing.antialias,
+        dtype=DALIDataType.UINT8 if rounds else DALIDataType.FLOAT,
+    )
+    if pads(preprocessing):
+        pixels = _padded(pixels, window, preprocessing)
+    return fn.crop_mirror_normalize(
+        _swapped(pixels) if swaps and rounds else pixels,
+        mean=[255 * mean for mean in preprocessing.mean],
+        std=[255 * std for std in preprocessing.std],
+        dtype=DALIDataType.FLOAT,
+        output_layout=layout,
+    )
+
+
+def _swapped(pixels: Any) -> Any:
+    return fn.color_space_conversion(pixels, image_type=DALIImageType.RGB, output_type=DALIImageType.BGR)
+
+
+def _padded(pixels: Any, window: Window, preprocessing: Preprocessing) -> Any:
+    """The region with the bars of the letterbox, or the crop's black, around it."""
+    return fn.slice(
+        pixels,
+        window.anchor,
+        window.shape,
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        out_of_bounds_policy="pad",
+        fill_values=float(preprocessing.pad_value if preprocessing.fit == "letterbox" else 0),
+    )
+
+
+class Preprocessor:
+    """Frames → the model's pixels; one graph for frames of all sizes. For one thread at a time.
+
+    Args:
+        device: where the work is done and the result lies, `"cpu"` or `"cuda"`.
+        max_frames: most frames in one run; more are prepared in several.
+
+    Raises:
+        ModelUnavailable: DALI cannot prepare pixels as this model wants them.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, device: str, max_frames: int) -> None:
+        check_kernel(preprocessing)
+        self._preprocessing = preprocessing
+        self._device = device
+        self._max_frames = max_frames
+        self._numbers = ("start", "end", "size", *(("anchor", "shape") if pads(preprocessing) else ()))
+        self._graph = Graph(self._define, device=device, max_samples=max_frames)
+
+    def __call__(self, pixels_nhwc: PixelArray) -> Tensor:
+        """Frames uint8 RGB `(N, H, W, 3)`, numpy or CUDA → float32 `(N, 3, h, w)` on the device.
+
+        Raises:
+            InvalidMedia: the frames have another shape or type.
+            TooLarge: the model cannot take frames of this size (`geometry`).
+            InternalError: DALI failed.
+        """
+        count, height_px, width_px = _check_frames(pixels_nhwc)
+        shape = geometry(self._preprocessing, height_px, width_px)
+        window = Window.of(shape, self._preprocessing)
+        pixels_each = max(height_px * width_px, shape.model_hw[0] * shape.model_hw[1])
+        parts = []
+        for run in runs(count, pixels_each, self._max_frames):
+            frames = as_samples(pixels_nhwc[run], self._device)
+            numbers = {
+                name: [np.array(getattr(window, name), np.float32)] * len(frames) for name in self._numbers
+            }
+            parts.extend(self._graph(frames=frames, **numbers))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _define(self, device: str) -> Sequence[Any]:
+        nodes = {name: number_input(name) for name in self._numbers}
+        window = Window(
+            start=nodes["start"],
+            end=nodes["end"],
+            size=nodes["size"],
+            anchor=nodes.get("anchor"),
+            shape=nodes.get("shape"),
+        )
+        return [prepare_frames(picture_input("frames", device), window, self._preprocessing)]
+
+
+def _check_frames(pixels_nhwc: PixelArray) -> tuple[int, int, int]:
+    shape, dtype = tuple(pixels_nhwc.shape), str(getattr(pixels_nhwc, "dtype", None))
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape or dtype.removeprefix("torch.") != "uint8":
+        raise InvalidMedia(f"frames must be uint8 (N, H, W, 3) with no zero, not {dtype} {shape}")
+    return shape[0], shape[1], shape[2]

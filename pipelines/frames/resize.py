@@ -1,0 +1,116 @@
+"""Frames → the model's pixels on the CPU, by the kernels that torchvision itself resizes with. Knows no decoder.
+
+They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and Pillow's but for one level at some pixels in
+a thousand, and take a third to an eighth of what DALI's CPU operators do (docs/performance.md). On a GPU the DALI
+graph of `preprocess` does the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.frames.batch import PixelArray
+from pipelines.frames.geometry import View, geometry, needed_part
+from pipelines.models.spec import Preprocessing
+from pipelines.protocol.errors import ModelUnavailable
+
+
+class Resizer:
+    """Frames of one size, one by one, to the model's size; for one thread.
+
+    Args:
+        height_px, width_px: of the frames.
+
+    Attributes:
+        part: of each frame, which is all that is read.
+        model_hw: height and width of what is made of it.
+
+    Raises:
+        TooLarge: the model cannot take frames of this size (`geometry`).
+    """
+
+    def __init__(self, preprocessing: Preprocessing, height_px: int, width_px: int) -> None:
+        self._preprocessing = preprocessing
+        # Kept from frame to frame: memory of this size is mapped anew at every allocation.
+        self._floats: Tensor | None = None
+        # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as floats.
+        smooth = preprocessing.interpolation != "nearest"
+        self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
+        whole = geometry(preprocessing, height_px, width_px)
+        # Floats, and rounding to the nearest pixel, depend in their last bit on where a part begins.
+        exact = smooth and not self._by_floats
+        self.part = needed_part(whole) if exact else View(top_px=0, left_px=0, geometry=whole)
+        self._shape = self.part.geometry
+        self.model_hw = self._shape.model_hw
+
+    def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
+        """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where
+        the model's pixels are rounded."""
+        frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
+        if self._by_floats:
+            if self._floats is None:
+                self._floats = torch.empty(
+                    frame.shape, dtype=torch.float32, memory_format=torch.channels_last
+                )
+            frame = self._floats.copy_(frame)
+        return self._window(self._resized(frame))[0]
+
+    def _resized(self, frame_nchw: Tensor) -> Tensor:
+        if self._shape.resized_hw == self._shape.source_hw:
+            # The decoder's memory is used again for the next frame.
+            return frame_nchw.clone(memory_format=torch.contiguous_format)
+        mode = self._preprocessing.interpolation
+        smooth = {} if mode == "nearest" else {"antialias": self._preprocessing.antialias}
+        resized = functional.interpolate(frame_nchw, size=self._shape.resized_hw, mode=mode, **smooth)
+        if not self._by_floats:
+            return resized
+        # Cubic curves swing beyond the levels; of uint8 the kernel itself cuts them off.
+        resized = resized.clamp_(0, 255)
+        return resized.round_() if self._preprocessing.round_pixels else resized
+
+    def _window(self, resized_nchw: Tensor) -> Tensor:
+        """The model's window: what is cut out, and what is laid around it, in the model's colours."""
+        top, left, height, width = self._shape.crop_yxhw
+        (full_height, full_width), preprocessing = self._shape.resized_hw, self._preprocessing
+        cut = resized_nchw[..., max(0, top) : top + height, max(0, left) : left + width]
+        if preprocessing.channels == "BGR":
+            cut = cut.flip(1)
+        around = [max(0, -left), max(0, left + width - full_width)]
+        around += [max(0, -top), max(0, top + height - full_height)]
+        if not any(around):
+            return cut.contiguous()
+        level = preprocessing.pad_value if preprocessing.fit == "letterbox" else 0
+        return functional.pad(cut, around, value=level)
+
+
+def normalize(levels: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
+    """Frames of levels 0..255 `(3, h, w)` → the model's pixels, float32 `(N, 3, h, w)`."""
+    mean, std = (
+        255 * torch.tensor(each).view(1, 3, 1, 1) for each in (preprocessing.mean, preprocessing.std)
+    )
+    return torch.stack(list(levels)).to(torch.float32).sub_(mean).mul_(1 / std)
+
+
+def prepare_on_cpu(pixels_nhwc: PixelArray, preprocessing: Preprocessing) -> Tensor:
+    """Frames uint8 RGB `(N, H, W, 3)` on the host → the model's pixels, float32 `(N, 3, h, w)`.
+
+    Raises:
+        TooLarge: the model cannot take frames of this size.
+    """
+    resize = Resizer(preprocessing, int(pixels_nhwc.shape[1]), int(pixels_nhwc.shape[2]))
+    rows, columns = resize.part.window
+    parts: Any = pixels_nhwc[:, rows, columns]
+    return normalize([resize(pixels) for pixels in parts], preprocessing)
+
+
+def check_kernel(preprocessing: Preprocessing) -> None:
+    """Raise ModelUnavailable for pixels that would differ between a CPU and a GPU."""
+    if preprocessing.interpolation == "bicubic" and not preprocessing.antialias:
+        # torchvision's kernel is another one then than DALI's (a = -0.75): up to 12 of 255 apart.
+        raise ModelUnavailable("bicubic interpolation without antialias is not supported")

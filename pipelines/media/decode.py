@@ -1,0 +1,99 @@
+"""Bytes → FrameBatch chunks: picks the decoder and says why. The front door of all decoding.
+
+Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as the CPU would, else to PyAV;
+`Medium.decoder_reason` says in words what decided it.
+"""
+
+from __future__ import annotations
+
+from pipelines.media.images import image_format, open_image, probe_image
+from pipelines.media.medium import Limits, MediaInfo, Medium, Wanted
+from pipelines.media.video import Video
+from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
+from pipelines.protocol.options import Options
+
+__all__ = ["Limits", "MediaInfo", "Medium", "Wanted", "open_media", "probe"]
+
+WHOLE_FRAMES = Wanted()
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def probe(media: bytes, limits: Limits) -> MediaInfo:
+    """What a medium is: an image by its header, a video by its header and its first frame.
+
+    Raises:
+        InvalidMedia, UnsupportedMedia, TooLarge: it would not be decoded.
+    """
+    _check(media, limits)
+    if image_format(media):
+        return probe_image(media, limits)
+    video = Video(media, limits)
+    video.close()
+    return video.info
+
+
+def open_media(
+    media: bytes,
+    *,
+    options: Options,
+    limits: Limits,
+    device: str,
+    wanted: Wanted = WHOLE_FRAMES,
+) -> Medium:
+    """Open a medium for one pass over its selected frames; use it in a `with` statement.
+
+    Args:
+        media: the encoded file.
+        options: `start_s`, `end_s`, `fps`, `keyframes_only`, `stride`, `max_frames` select frames; `decoder`
+            chooses among decoders.
+        device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
+        wanted: what is made of the frames. NVDEC's graph makes the model's pixels in passing, and so does the
+            CPU's decoder where they are wanted on the CPU; images, and the CPU's decoder for a GPU, keep the
+            frames alone.
+
+    Raises:
+        InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by the
+            decoder that the options demand. TooLarge: over a limit. Later faults are raised by `chunks()`.
+    """
+    _check(media, limits)
+    if image_format(media):
+        if options.decoder == "nvdec":
+            raise UnsupportedMedia("NVDEC does not decode images", hint="leave out decoder=nvdec")
+        return open_image(media, options=options, limits=limits)
+    video = Video(media, limits)
+    try:
+        return _route(video, options, device, wanted)
+    except BaseException:
+        video.close()
+        raise
+
+
+def _route(video: Video, options: Options, device: str, wanted: Wanted) -> Medium:
+    if not device.startswith("cuda"):
+        reason = "option decoder=cpu" if options.decoder == "cpu" else f"device is {device}"
+    elif options.decoder == "cpu":
+        reason = "option decoder=cpu"
+    else:
+        # DALI is loaded only where there is a GPU to use.
+        from pipelines.media.nvdec import index_frames, open_nvdec
+
+        index = index_frames(video, device)
+        if not isinstance(index, str):
+            return open_nvdec(video, index, options=options, device=device, wanted=wanted)
+        reason = index
+    if options.decoder == "nvdec":
+        raise UnsupportedMedia(
+            f"NVDEC cannot decode this medium: {reason}", hint="leave out decoder=nvdec, or use decoder=cpu"
+        )
+    if device.startswith("cuda"):
+        # Frames go up as they are, and DALI prepares them there.
+        wanted = Wanted(repeat_frames=wanted.repeat_frames)
+    return video.medium(options, reason, wanted)
+
+
+def _check(media: bytes, limits: Limits) -> None:
+    limits.check_bytes(media)
+    if not media:
+        raise InvalidMedia("the medium is empty (0 bytes)", hint="send the file's bytes")
+    if media[4:8] == b"ftyp" and media[8:12] in HEIF_BRANDS:
+        raise UnsupportedMedia("HEIF images are not served", hint="convert it to JPEG, PNG or AVIF")

@@ -1,0 +1,172 @@
+"""Limits, MediaInfo and Medium: what all decoders share. Knows no decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.frames.batch import FrameBatch
+from pipelines.models.spec import Preprocessing
+from pipelines.protocol.errors import TooLarge
+
+# A chunk of large frames holds fewer of them, so that its memory stays bounded too.
+MAX_CHUNK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the server accepts of one medium.
+
+    Attributes:
+        max_media_bytes: size of the encoded file.
+        max_pixels: width times height of a frame.
+        max_frames: most frames that are answered; beyond it the request is TooLarge. None: no limit.
+        chunk_frames: most frames in one FrameBatch.
+    """
+
+    max_media_bytes: int = 64 << 20
+    max_pixels: int = 8192 * 8192
+    max_frames: int | None = None
+    chunk_frames: int = 16
+
+    def check_bytes(self, media: bytes) -> None:
+        """Raise TooLarge where the encoded file is over the limit."""
+        if len(media) > self.max_media_bytes:
+            raise TooLarge(
+                f"the medium has {len(media)} bytes, more than the server's limit of {self.max_media_bytes}",
+                hint="send a shorter or a smaller one",
+            )
+
+    def check_size(self, width_px: int, height_px: int) -> None:
+        """Raise TooLarge where a frame is over the limit."""
+        if width_px * height_px > self.max_pixels:
+            raise TooLarge(
+                f"frames of {width_px}x{height_px} pixels are over the server's limit of "
+                f"{self.max_pixels} pixels a frame",
+                hint="scale the medium down",
+            )
+
+    def chunk_length(self, width_px: int, height_px: int) -> int:
+        """Frames in a chunk: `chunk_frames`, or as many of this size as MAX_CHUNK_BYTES of RGB hold."""
+        return max(1, min(self.chunk_frames, MAX_CHUNK_BYTES // (width_px * height_px * 3)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is made of a medium's frames.
+
+    Attributes:
+        prepare: the model's pixels, for which the frames are read.
+        keep_pixels: whether the frames themselves are kept; without it `prepare` is needed.
+        repeat_frames: with the option `fps`, frames that are shown for longer come as often as the rate asks
+            (models of clips know one rate alone); else each comes once.
+    """
+
+    prepare: Preprocessing | None = None
+    keep_pixels: bool = True
+    repeat_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prepare is None and not self.keep_pixels:
+            raise ValueError("frames that are not kept have to be prepared for a model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaInfo:
+    """What a medium says of itself; of its pixels, what its first frame says.
+
+    Attributes:
+        container, codec, pixel_format: the names that FFmpeg or Pillow use.
+        width_px, height_px: of the upright frame.
+        rotation_deg: how far the stored picture is turned counter-clockwise to stand upright: 0, 90, 180, 270.
+        mirrored: whether it is mirrored too.
+        matrix, colour_range, transfer: of the stored colours; frames keep their transfer (HDR is not mapped).
+        fps, duration_s: as the container claims; None where it does not.
+    """
+
+    kind: Literal["image", "video"]
+    container: str
+    codec: str
+    pixel_format: str
+    width_px: int
+    height_px: int
+    rotation_deg: int = 0
+    mirrored: bool = False
+    matrix: str = "rgb"
+    colour_range: str = "full"
+    transfer: str = "unspecified"
+    fps: float | None = None
+    duration_s: float | None = None
+
+
+class Orientation(NamedTuple):
+    """How stored pixels are brought upright: first transposed, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def rotation_deg(self) -> int:
+        """The turn in it, counter-clockwise; a picture that is mirrored too counts as mirrored left to right."""
+        if self.transpose:
+            return 90 if self.flip_y else 270
+        return 180 if self.flip_y else 0
+
+    @property
+    def mirrored(self) -> bool:
+        return sum(self) % 2 == 1
+
+    def size(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return (height_px, width_px) if self.transpose else (width_px, height_px)
+
+    def stored_yxhw(
+        self, part_yxhw: tuple[int, int, int, int], upright_hw: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Where a part of the upright picture lies in the stored one: top, left, height and width."""
+        (top, left, height, width), (whole_height, whole_width) = part_yxhw, upright_hw
+        top = whole_height - top - height if self.flip_y else top
+        left = whole_width - left - width if self.flip_x else left
+        return (left, top, width, height) if self.transpose else (top, left, height, width)
+
+    def apply(self, pixels_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The upright picture, as a view."""
+        upright = pixels_hwc.swapaxes(0, 1) if self.transpose else pixels_hwc
+        return upright[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+@dataclass(slots=True, kw_only=True)
+class Medium:
+    """An opened medium: its frames can be read once, in chunks, by the thread that also closes it."""
+
+    info: MediaInfo
+    decoder: str
+    decoder_reason: str
+    batches: Generator[FrameBatch, None, None]
+    release: Callable[[], None] = field(default=lambda: None)
+
+    def chunks(self) -> Iterator[FrameBatch]:
+        """Frames in presentation order, at most `Limits.chunk_frames` at a time.
+
+        Raises:
+            InvalidMedia: the medium breaks off or cannot be decoded on, after all good frames were given.
+            UnsupportedMedia: its frames change size, or turn out to be of a kind that is not served.
+            TooLarge: more frames are selected than `Limits.max_frames`, or a frame has too many pixels.
+        """
+        return self.batches
+
+    def close(self) -> None:
+        """Give the decoder back; what was not read is lost."""
+        self.batches.close()
+        self.release()
+
+    def __enter__(self) -> Medium:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,284 @@
+"""Video by PyAV (FFmpeg) on the CPU: bytes → frames with the medium's own times, upright, RGB.
+
+Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
+believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
+counted from the medium's first, so frames before `start_s` are decoded and dropped; with `keyframes_only` the
+others are not decoded where the packets tell the numbers, and of H.264 no frame that neither the options nor other
+frames need. Interlaced frames and anamorphic pixels are given as
+stored; so are the transfer curves of HDR media.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import struct
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+
+from pipelines.frames.batch import FrameBatch
+from pipelines.machine.threads import Threads, cores
+from pipelines.media.colours import MATRICES, TRANSFERS, has_matrix, is_full_range, is_rgb
+from pipelines.media.containers import declared_bytes, open_container, pick_stream, read_packets
+from pipelines.media.frame_reader import FrameReader
+from pipelines.media.medium import Limits, MediaInfo, Medium, Orientation, Wanted
+from pipelines.media.packets import CODECS, CONTAINERS, PacketIndex, Plan, leaves_out, read_index
+from pipelines.media.selection import Selected, in_groups, select
+from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
+from pipelines.protocol.options import Options
+
+# Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
+BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
+FALLBACK_FPS = 25.0
+# Codecs whose decoders leave out pictures that no other one needs, when they are told to.
+SKIPPING = ("h264",)
+LAST_ENTRIES = 1000
+
+
+class Video:
+    """An opened video whose first frame is decoded, so that `info` is what the pixels are.
+
+    Raises:
+        InvalidMedia: unreadable, or without a single frame. UnsupportedMedia: no video stream, a container or
+            codec that is not served. TooLarge: too many pixels.
+    """
+
+    def __init__(self, media: bytes, limits: Limits) -> None:
+        self.media = media
+        self.limits = limits
+        self.container = open_container(media, limits)
+        self._count = 0
+        self._last_s: float | None = None
+        self._key_ticks: set[int] = set()
+        self._index: PacketIndex | None = None
+        # Which packets are decoded: of key frames alone; those that others need, and those of the plan.
+        self._keys_only = False
+        self._plan: Plan | None = None
+        try:
+            self.stream = pick_stream(self.container)
+            self._prepare_decoder()
+            self._frames = self._read()
+            first = next(self._frames, None)
+            if first is None:
+                raise InvalidMedia("the video stream holds no frame", hint="check the upload")
+            self.orientation, self._rotation_deg = _orientation(first.frame), first.frame.rotation
+            self.info = self._describe(first.frame)
+            self._check(first.frame)
+        except BaseException:
+            self.container.close()
+            raise
+        self._frames = itertools.chain([first], self._frames)
+
+    @property
+    def codec(self) -> str:
+        """The codec's name, whichever of FFmpeg's decoders reads it (`av1`, not `libdav1d`)."""
+        return self.stream.codec.canonical_name
+
+    def medium(self, options: Options, reason: str, wanted: Wanted) -> Medium:
+        """The selected frames in chunks; `reason` says why this decoder reads them."""
+        return Medium(
+            info=self.info,
+            decoder="pyav",
+            decoder_reason=reason,
+            batches=self._batches(options, wanted),
+            release=self.close,
+        )
+
+    def close(self) -> None:
+        self._frames = iter(())
+        self.container.close()
+
+    def _read_index(self) -> PacketIndex | None:
+        """Numbers of frames by their times, where packets tell them, so that not all need be decoded."""
+        if self.codec not in CODECS or self.container.format.name not in CONTAINERS or self.is_cut_off():
+            return None
+        index = read_index(self.media, self.limits)
+        return None if isinstance(index, str) else index
+
+    def _prepare_decoder(self) -> None:
+        context = self.stream.codec_context
+        self.limits.check_size(context.width, context.height)
+        context.thread_type = "AUTO"
+        context.thread_count = Threads.of(cores()).decode
+        # Twice: FFmpeg counts the padding of coded blocks too. What slips through is checked frame by frame.
+        context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
+
+    def _read(self) -> Iterator[Selected[VideoFrame]]:
+        """Frames in presentation order; InvalidMedia behind the last good one."""
+        whole, last_dts = True, None
+        try:
+            for packet in read_packets(self.container, self.stream):
+                # A file that ends within a packet has it flagged; broadcasts flag mere lost packets so.
+                if packet.is_corrupt and self.container.format.name not in BROADCASTS:
+                    whole = False
+                    break
+                last_dts = packet.dts
+                if packet.is_keyframe and packet.pts is not None:
+                    self._key_ticks.add(packet.pts)
+                if packet.is_keyframe or not self._keys_only:
+                    yield from map(self._timed, self._decode(packet))
+            whole = whole and not self.is_cut_off()
+            rest = self.stream.decode(None)
+            yield from map(self._timed, rest if whole else _before_cut(rest, last_dts))
+        except av.FFmpegError as error:
+            raise InvalidMedia(
+                f"cannot be decoded {self._progress()}: {error.strerror}",
+                hint="the file is damaged there; max_frames or end_s can stop before it",
+            ) from None
+        if not whole:
+            claim = f"; it claims {self.stream.frames} frames" if self.stream.frames else ""
+            raise InvalidMedia(f"the file breaks off {self._progress()}{claim}", hint="upload the whole file")
+
+    def _decode(self, packet: Any) -> list[VideoFrame]:
+        if self._plan is not None:
+            needed = packet.pts in self._plan.ticks
+            # The decoder itself knows which pictures no other one needs.
+            self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+        try:
+            return self.stream.decode(packet)
+        except av.FFmpegError:
+            if self._count or self.container.format.name not in BROADCASTS:
+                raise
+            return []
+
+    def _timed(self, frame: VideoFrame) -> Selected[VideoFrame]:
+        """The frame with its number and its own time as ffprobe's best effort: pts, else dts, else one frame
+        after the last. A key frame is what the container marks as one, or without times the decoder."""
+        ticks = frame.pts if frame.pts is not None else frame.dts
+        if ticks is not None and self.stream.time_base is not None:
+            pts_s = float(ticks * self.stream.time_base)
+        elif self._last_s is None:
+            pts_s = 0.0
+        else:
+            pts_s = self._last_s + 1 / (self._fps() or FALLBACK_FPS)
+        is_key = frame.key_frame if frame.pts is None else frame.pts in self._key_ticks
+        number = self._count
+        if self._index is not None and ticks is not None:
+            number = bisect.bisect_left(self._index.ticks, ticks)
+        # Their times are needed once; a film of key frames would fill the memory with them.
+        if frame.pts is not None:
+            self._key_ticks.discard(frame.pts)
+        self._count, self._last_s = number + 1, pts_s
+        return Selected(number, pts_s, frame, bool(is_key))
+
+    def _progress(self) -> str:
+        if not self._count:
+            return "before its first frame"
+        return f"after frame {self._count - 1} at {self._last_s:.3f} s"
+
+    def _fps(self) -> float | None:
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(rate) if rate else None
+
+    def is_cut_off(self) -> bool:
+        """Whether the container's own index or its outermost length reaches beyond the bytes at hand."""
+        size_bytes = len(self.media)
+        # The index stands in the order of time; frames that a cut takes are its last ones.
+        last = self.stream.index_entries[-LAST_ENTRIES:]
+        if any(entry.pos + entry.size > size_bytes for entry in last):
+            return True
+        return declared_bytes(self.media) > size_bytes
+
+    def _describe(self, frame: VideoFrame) -> MediaInfo:
+        width_px, height_px = self.orientation.size(frame.width, frame.height)
+        stream, span = self.stream, self.container.duration
+        duration_s = span / av.time_base if span is not None else None
+        if stream.duration is not None and stream.time_base is not None:
+            duration_s = float(stream.duration * stream.time_base)
+        return MediaInfo(
+            kind="video",
+            container=self.container.format.name,
+            codec=self.codec,
+            pixel_format=frame.format.name,
+            width_px=width_px,
+            height_px=height_px,
+            rotation_deg=self.orientation.rotation_deg,
+            mirrored=self.orientation.mirrored,
+            matrix="rgb" if is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
+            colour_range="full" if is_full_range(frame) else "limited",
+            transfer=TRANSFERS.get(frame.color_trc, str(frame.color_trc)),
+            fps=self._fps(),
+            duration_s=duration_s,
+        )
+
+    def _check(self, frame: VideoFrame) -> None:
+        """Raise unless the frame can be given right: size, colours."""
+        self.limits.check_size(frame.width, frame.height)
+        size = self.orientation.size(frame.width, frame.height)
+        if frame.rotation != self._rotation_deg:
+            raise UnsupportedMedia(
+                f"frames turn from {self._rotation_deg} to {frame.rotation} degrees at {self._last_s:.3f} s",
+                hint="cut the medium there",
+            )
+        if size != (self.info.width_px, self.info.height_px):
+            raise UnsupportedMedia(
+                f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} pixels "
+                f"at {self._last_s:.3f} s",
+                hint="cut the medium where its size changes",
+            )
+        if has_matrix(frame) and frame.colorspace not in MATRICES:
+            raise UnsupportedMedia(
+                f"colours are coded by matrix {frame.colorspace} of H.273",
+                hint=f"served are: {', '.join(sorted(set(MATRICES.values())))}",
+            )
+
+    def _batches(self, options: Options, wanted: Wanted) -> Generator[FrameBatch, None, None]:
+        size_hw = (self.info.height_px, self.info.width_px)
+        read = FrameReader(self.orientation, wanted, size_hw)
+        length = read.chunk_length(self.limits.chunk_length(self.info.width_px, self.info.height_px))
+        for group in in_groups(map(read, self._selected(options, wanted.repeat_frames)), length):
+            yield FrameBatch(
+                kept_nhwc=read.kept([one.frame for one in group]),
+                size_hw=size_hw,
+                pts_s=np.array([one.pts_s for one in group]),
+                frame_index=np.array([one.frame_index for one in group], np.int64),
+                model_nchw=read.normalized([one.frame for one in group]),
+            )
+
+    def _selected(self, options: Options, repeat: bool) -> Iterator[Selected[VideoFrame]]:
+        if options.keyframes_only:
+            self._index = self._read_index()
+            self._keys_only = self._index is not None
+        elif leaves_out(options, self._fps()) and self.codec in SKIPPING:
+            self._index = self._read_index()
+        tick_s = float(self.stream.time_base or 0)
+        if self._index is not None and not self._keys_only:
+            self._plan = Plan.of(self._index, options, self.limits, repeat=repeat)
+            picked_frames = self._plan.pick(self._frames)
+        else:
+            picked_frames = select(self._frames, options, self.limits, tick_s=tick_s, repeat=repeat)
+        for picked in picked_frames:
+            self._check(picked.frame)
+            yield picked
+
+
+def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[VideoFrame]:
+    """Frames that surely have no lost one before them: a lost packet's pts is not before its dts, and its dts
+    is after that of the last packet read."""
+    for frame in frames:
+        if frame.pts is None or last_dts is None or frame.pts > last_dts:
+            return
+        yield frame
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y w).
+
+    To be asked of one frame alone: PyAV ties a frame and its side data into a cycle, and memory would grow by
+    every frame until Python's collector comes by.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d = struct.unpack_from("5i", bytes(matrix))
+    if a and b:
+        raise UnsupportedMedia(
+            f"frames are to be turned by {frame.rotation} degrees", hint="only multiples of 90 are served"
+        )
+    if b or c:
+        return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return Orientation(flip_x=a < 0, flip_y=d < 0)

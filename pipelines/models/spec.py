@@ -1,0 +1,151 @@
+"""ModelSpec and its parts: what a model is, as data. Knows no network, no device, and not where weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+# Side of the random pictures for models that take any size.
+PROBE_PX = 224
+# What no model wants: a file that says so is damaged or hostile.
+MAX_SIDE_PX, MAX_CLIP_FRAMES, MAX_FPS, MAX_BATCH = 8192, 1024, 1000, 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a model wants its pixels: resize, crop, scale to 0..1, subtract `mean`, divide by `std`.
+
+    Attributes:
+        resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
+        max_px: with a shorter side: no side becomes longer than this, as torchvision's detectors have it.
+        fit: with (height, width): `stretch` to it, or `letterbox`, which keeps the aspect and pads with `pad_value`.
+        crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
+        mean, std: per channel, in the model's order of channels, of values in 0..1.
+        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are, or kept as they are.
+        channels: the order in which the model takes colours.
+        pad_value: level 0..255 of the bars of a letterbox.
+    """
+
+    resize_px: int | tuple[int, int] | None
+    max_px: int | None = None
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    crop_px: tuple[int, int] | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    round_pixels: bool = True
+    channels: Literal["RGB", "BGR"] = "RGB"
+    pad_value: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = [self.resize_px] if isinstance(self.resize_px, int) else [*(self.resize_px or ())]
+        for size in (*sizes, *(self.crop_px or ()), self.max_px or 1):
+            if not 1 <= size <= MAX_SIDE_PX:
+                raise ValueError(f"a side of {size} px is not in 1 to {MAX_SIDE_PX}")
+        if not all(-1 <= value <= 2 for value in self.mean):
+            raise ValueError(f"mean {self.mean} is not of values in 0 to 1 (of levels to 255: divide by 255)")
+        if not all(0 < value <= 10 for value in self.std):
+            raise ValueError(f"std {self.std} is not of values in 0 to 1 (of levels to 255: divide by 255)")
+        if not 0 <= self.pad_value <= 255:
+            raise ValueError(f"pad_value {self.pad_value} is not in 0 to 255")
+        if self.fit == "letterbox" and not isinstance(self.resize_px, tuple):
+            raise ValueError(f"letterbox needs resize_px=(height, width), not {self.resize_px}")
+        if self.max_px is not None and not isinstance(self.resize_px, int):
+            raise ValueError(f"max_px needs a shorter side to resize to, not {self.resize_px}")
+
+    @property
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """Height and width of the model's pixels where they are the same for all sources."""
+        return self.crop_px or (self.resize_px if isinstance(self.resize_px, tuple) else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """What a clip model takes: `length` frames, sampled `fps` times a second; only those if `fixed`."""
+
+    length: int
+    fps: float
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.length <= MAX_CLIP_FRAMES and 0 < self.fps <= MAX_FPS):
+            raise ValueError(
+                f"clips of {self.length} frames at {self.fps} a second are not of 1 to {MAX_CLIP_FRAMES} frames, "
+                f"above 0 and at most {MAX_FPS} a second"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """Large frames in pieces: tiles of `tile_px` (height, width) source pixels that share `overlap_px`."""
+
+    tile_px: tuple[int, int]
+    overlap_px: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap_px < min(self.tile_px):
+            raise ValueError(f"tiles of {self.tile_px} px cannot share {self.overlap_px}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Where a model comes from and how it is fed.
+
+    Attributes:
+        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, of clips
+            `(N, 3, T, h, w)`, and gives logits `(N, K)`, of segmentation `(N, K, h, w)`, alone or by name in a
+            dict; of detection a list of N dicts of `boxes` `(D, 4)` xyxy in model pixels, `labels` `(D,)`,
+            `scores` `(D,)`, best first, and maybe `masks` `(D, 1, m, m)` of 0..1 within the boxes, and `keypoints`
+            `(D, P, 3)` (x, y, visible).
+        source: the weights in words, for people.
+        labels: the K class names, the background first where there is one; empty: their numbers.
+        clip: of action models.
+        probabilities: the outputs are probabilities already, so no softmax.
+        score_threshold: what counts without an option of the request; -1: the task's own.
+        max_batch: most frames, or clips, in one pass.
+        thread_safe: several threads may call the network at once: it keeps nothing of a pass in itself.
+        precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load runs by
+            torch in plain fp32. Of a loaded model: the engine that runs.
+    """
+
+    name: str
+    task: TaskName
+    build: Callable[[], nn.Module] = field(compare=False)
+    source: str
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing
+    max_batch: int = 8
+    thread_safe: bool = False
+    clip: Clip | None = None
+    tiling: Tiling | None = None
+    keypoint_names: tuple[str, ...] = ()
+    probabilities: bool = False
+    score_threshold: float = -1.0
+    licence: str = ""
+    precision: Precision = "fp32"
+    engine: Engine = "torch"
+
+    def __post_init__(self) -> None:
+        if (self.clip is not None) != (self.task == "action"):
+            raise ValueError(f"a model has clip facts if and only if its task is action, not {self.task}")
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch {self.max_batch} is not in 1 to {MAX_BATCH}")
+
+    def example_shape(self, count: int = 1) -> tuple[int, ...]:
+        """The shape of a batch that the model takes."""
+        height_px, width_px = self.preprocessing.fixed_hw or (PROBE_PX, PROBE_PX)
+        if self.clip is not None:
+            return count, 3, self.clip.length, height_px, width_px
+        return count, 3, height_px, width_px
+
+
+TaskName = Literal["classification", "detection", "segmentation", "action"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
+Fit = Literal["stretch", "letterbox"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Channels = Literal["RGB", "BGR"]

@@ -1,0 +1,188 @@
+"""Options and tensors of a request and an answer, as they cross the wire. numpy only; knows no protocol.
+
+An `Options` object is made from request parameters (`parse_options`), validated at birth. A `Column` is one
+named output; `to_tensors` lays the answers of several requests out as Triton tensors and `from_tensors`
+reads them back, so that the server and the client cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pipelines.protocol.errors import InvalidOptions
+
+Scalar = str | int | float | bool
+Overlay = Literal["none", "jpeg", "mp4", "raw"]
+Style = Literal["overlay", "extract", "redact"]
+Mask = Literal["none", "rle", "png", "raw", "probability"]
+Tail = Literal["drop", "pad", "repeat"]
+Decoder = Literal["auto", "nvdec", "cpu"]
+
+
+def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of `Options`: its default, what it means, and the range a number must lie in (inclusive)."""
+    return field(default=default, metadata={"help": help_text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a request may set; one field is one request parameter of that name."""
+
+    task: str = option("", "whose preprocessing, where several models are served; the first one's if empty")
+    class_name: str = option("", "the class to find alone, or several with commas between; all if empty")
+    class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
+    score_threshold: float = option(
+        -1.0,
+        "what counts is above this; -1: for boxes 0.5, for pixels 0.5 with one class and 0 with all",
+        low=-1,
+        high=1,
+    )
+    top_k: int = option(5, "classes named for each frame or clip, the likeliest first", low=1, high=1000)
+    clip_length: int = option(0, "frames of a clip; 0: what the model was trained with", low=0, high=1024)
+    clip_stride: int = option(0, "frames from clip to clip; 0: a whole clip", low=0, high=1024)
+    tail: Tail = option(
+        "pad", "a last clip that is too short: dropped, filled with its last frame, or begun again"
+    )
+    start_s: float = option(0.0, "first time of the medium to answer, in seconds", low=0)
+    end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
+    fps: float = option(0.0, "frames a second to answer; 0: all, of clips the model's rate", low=0, high=1000)
+    keyframes_only: bool = option(False, "answer key frames alone")
+    stride: int = option(1, "answer every n-th frame (of those that fps leaves)", low=1)
+    max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
+    overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
+    style: Style = option(
+        "overlay",
+        "what the pictures show: coloured classes, the class alone, or the class made unrecognisable",
+    )
+    alpha: float = option(
+        0.5, "opacity of the overlay's colours; at 0 the frames are left as they are", low=0, high=1
+    )
+    outline_px: int = option(
+        2, "width of the overlay's outlines in source pixels; 0 for none", low=0, high=16
+    )
+    background: str = option("000000", "with extract: the colour of what is left out, as RRGGBB")
+    mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or how probable they are as PNG")
+    decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
+    base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
+    deadline_ms: float = option(
+        0,
+        "milliseconds from arrival in which all of the answer is to be there, pauses too; 0: no bound",
+        low=0,
+    )
+    credits: int = option(
+        0, "stream: at most this many answers now; 0: all, while they are small", low=0, high=1000
+    )
+    session: str = option("", "stream: go on where the answer with this token stopped; media is empty then")
+    last_seq: int = option(-1, "with session: the answers after this number, again", low=-1)
+    cancel: bool = option(False, "with session: end the stream now")
+
+    def __post_init__(self) -> None:
+        for name, kind in OPTION_TYPES.items():
+            _check_option(name, kind, getattr(self, name))
+        if self.end_s <= self.start_s:
+            raise InvalidOptions(f"end_s={self.end_s} is not after start_s={self.start_s}")
+        if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
+            raise InvalidOptions(
+                f"option background={self.background!r} is no colour", hint="RRGGBB, e.g. 00ff00"
+            )
+        for one, other in (("class_name", "class_id"), ("fps", "keyframes_only")):
+            if self.is_set(one) and self.is_set(other):
+                raise InvalidOptions(f"{one} and {other} are both set", hint="set one of them")
+        self._check_session()
+
+    def _check_session(self) -> None:
+        """A session goes on with the options of its start."""
+        for name in OPTION_FIELDS:
+            of_session = name in ("last_seq", "cancel")
+            if of_session and not self.session and self.is_set(name):
+                raise InvalidOptions(f"{name} without a session", hint="send the token of its last answer")
+            if self.session and name not in (*STREAM_OPTIONS, "base64") and self.is_set(name):
+                raise InvalidOptions(
+                    f"option {name} is set with a session", hint="a stream keeps the options of its start"
+                )
+
+    def is_set(self, name: str) -> bool:
+        """Whether an option has another value than its default."""
+        return bool(getattr(self, name) != OPTION_FIELDS[name].default)
+
+
+def _check_option(name: str, kind: Any, value: Any) -> None:
+    """Raise InvalidOptions unless `value` is one of the Literal's choices or within the field's range."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise InvalidOptions(f"option {name}={value!r} is not known", hint=f"one of: {choices}")
+        return
+    if kind in (int, float):
+        meta = OPTION_FIELDS[name].metadata
+        if not meta["low"] <= value <= meta["high"]:
+            raise InvalidOptions(
+                f"option {name}={value} is out of range", hint=f"{meta['low']:g} to {meta['high']:g}"
+            )
+
+
+# What a request says of a pull of a stream, and not of the medium.
+STREAM_OPTIONS = ("credits", "session", "last_seq", "cancel")
+OPTION_FIELDS = {entry.name: entry for entry in dataclasses.fields(Options)}
+OPTION_TYPES: dict[str, Any] = get_type_hints(Options)
+
+
+def parse_options(
+    parameters: Mapping[str, Scalar], *, allowed: Sequence[str], preset: Mapping[str, Scalar] | None = None
+) -> Options:
+    """Request parameters (text or JSON scalars) → Options; `preset` holds an endpoint's own defaults.
+
+    Raises:
+        InvalidOptions: an option is unknown to this endpoint, of the wrong type or out of range.
+    """
+    unknown = [name for name in parameters if name not in allowed]
+    if unknown:
+        name = unknown[0]
+        what = (
+            f"option {name!r} is not for this endpoint"
+            if name in OPTION_FIELDS
+            else f"unknown option {name!r}"
+        )
+        elsewhere = "is it for another task? " if name in OPTION_FIELDS else ""
+        raise InvalidOptions(what, hint=f"{elsewhere}allowed here: {', '.join(sorted(allowed)) or 'none'}")
+    given = {name: _read_scalar(name, value) for name, value in parameters.items()}
+    values: dict[str, Any] = {**(preset or {}), **given}
+    return Options(**values)
+
+
+def _read_scalar(name: str, value: Scalar) -> Scalar:
+    """One parameter's value in the type of its option; text is read as a number or truth where that is asked."""
+    kind = OPTION_TYPES[name]
+    try:
+        if kind is bool:
+            return _read_bool(value)
+        if isinstance(value, bool):
+            raise ValueError("a truth value")
+        if kind is int:
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError("a fraction")
+            return int(value)
+        if kind is float:
+            number = float(value)
+            if math.isnan(number):
+                raise ValueError("not a number")
+            return number
+    except (ValueError, OverflowError):
+        raise InvalidOptions(
+            f"option {name}={value!r} has the wrong type", hint=f"expected {kind.__name__}"
+        ) from None
+    if not isinstance(value, str):
+        raise InvalidOptions(f"option {name}={value!r} has the wrong type", hint="expected text")
+    return value
+
+
+def _read_bool(value: Scalar) -> bool:
+    truth = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if truth is None:
+        raise ValueError(value)
+    return truth

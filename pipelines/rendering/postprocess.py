@@ -1,0 +1,330 @@
+"""Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model and no codec.
+
+Only the patch of the source that holds all classes of a run's frames goes through DALI; around it is background.
+Where only the class map is asked for, no picture is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.frames.batch import PixelArray, to_numpy
+from pipelines.frames.dali import Graph, as_samples, runs
+from pipelines.frames.geometry import Geometry
+from pipelines.protocol.errors import InternalError
+from pipelines.protocol.options import Options, Style
+from pipelines.rendering.dali_graphs import Kind, block_px, define, look_up, palette
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassScores:
+    """What postprocessing needs of N frames' logits: the winners of all classes, or one class's probability.
+
+    Attributes:
+        class_map_nhw: uint8 `(N, h, w)`, the class of each model pixel; or None.
+        probability_nhw: float32 `(N, h, w)`, of the class `class_id`; or None.
+        threshold: a pixel belongs to the one class if its probability, resized to the source, is above this.
+        confidence_nhw: float32 `(N, h, w)`, how probable the winner is, where that was asked for.
+    """
+
+    class_map_nhw: Tensor | None = None
+    probability_nhw: Tensor | None = None
+    class_id: int = -1
+    threshold: float = 0.5
+    confidence_nhw: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.class_map_nhw is None) == (self.probability_nhw is None):
+            raise ValueError("ClassScores takes either class_map_nhw or probability_nhw")
+        if self.probability_nhw is not None and self.class_id < 0:
+            raise ValueError(f"probability_nhw needs the class it is of, not class_id={self.class_id}")
+
+    @property
+    def values_nhw(self) -> Tensor:
+        """The class map or the probability, whichever there is."""
+        values = self.probability_nhw if self.class_map_nhw is None else self.class_map_nhw
+        assert values is not None
+        return values
+
+    @property
+    def confidence(self) -> Tensor:
+        """How probable the one class is, or the winner."""
+        values = self.probability_nhw if self.confidence_nhw is None else self.confidence_nhw
+        assert values is not None
+        return values
+
+    @property
+    def kind(self) -> Kind:
+        return "one" if self.class_map_nhw is None else "all"
+
+    @property
+    def floor(self) -> float:
+        """A model pixel whose value is above this holds a class."""
+        return self.threshold if self.kind == "one" else 0
+
+    def __len__(self) -> int:
+        return len(self.values_nhw)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
+        """The scores of successive frames, or of successive rows (`dim` 1), as one; all of the same class and threshold."""
+        if len(parts) == 1:
+            return parts[0]
+        values = torch.cat([part.values_nhw for part in parts], dim)
+        if parts[0].kind == "all":
+            confidences = [part.confidence_nhw for part in parts if part.confidence_nhw is not None]
+            confidence = torch.cat(confidences, dim) if confidences else None
+            return cls(class_map_nhw=values, confidence_nhw=confidence)
+        return cls(probability_nhw=values, class_id=parts[0].class_id, threshold=parts[0].threshold)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderStyle:
+    """What pictures show.
+
+    Attributes:
+        style: `overlay` colours the classes and outlines them in white; `extract` leaves the classes alone on
+            `background`; `redact` replaces them by a mosaic. Elsewhere (class 0) frames stay.
+        alpha: opacity of the overlay's colours; at 0 the frames are left untouched, without outlines.
+        outline_px: how far within a class its outline reaches, in source pixels; 0 for none.
+        background: RGB, what `extract` puts where no class is.
+    """
+
+    style: Style
+    alpha: float = 0.5
+    outline_px: int = 2
+    background: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1 or not 0 <= self.outline_px <= 16:
+            raise ValueError(f"alpha={self.alpha} or outline_px={self.outline_px} is not in 0..1, 0..16")
+
+    @classmethod
+    def of(cls, options: Options) -> RenderStyle:
+        """The style that a request's options ask for."""
+        red, green, blue = bytes.fromhex(options.background)
+        return cls(
+            style=options.style,
+            alpha=options.alpha,
+            outline_px=options.outline_px,
+            background=(red, green, blue),
+        )
+
+    @property
+    def visible(self) -> bool:
+        """Whether it changes a frame at all."""
+        return self.style != "overlay" or self.alpha > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rendered:
+    """N frames' answer of the source's size `(H, W)`, on the host.
+
+    Attributes:
+        class_map_nhw: uint8 `(N, H, W)`; all classes: their numbers, one class: its number or 0.
+        class_pixels: int64 `(N, K)`. Of one class, its pixels, and under 0 all others.
+        pixels_nhwc: uint8 RGB `(N, H, W, 3)` if a style was given.
+    """
+
+    class_map_nhw: npt.NDArray[np.uint8]
+    class_pixels: npt.NDArray[np.int64]
+    pixels_nhwc: npt.NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Patch:
+    """A part of the source, in whole pixels."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def starts(self) -> list[int]:
+        return [self.rows.start, self.columns.start]
+
+    @property
+    def stops(self) -> list[int]:
+        return [self.rows.stop, self.columns.stop]
+
+    @property
+    def hw(self) -> list[int]:
+        return [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
+
+
+class Postprocessor:
+    """Scores and frames → `Rendered`; for one thread at a time. Graphs are built when first needed.
+
+    Args:
+        device: where the work is done, `"cpu"` or `"cuda"`.
+        max_frames: most frames in one run; more are rendered in several.
+        classes: K, the background included.
+    """
+
+    def __init__(self, *, device: str, max_frames: int, classes: int) -> None:
+        self._device = device
+        self._max_frames = max_frames
+        self._classes = classes
+        self._palette = palette(classes)
+        self._graphs: dict[tuple[Kind, Style | None, int, bool], Graph] = {}
+
+    def __call__(
+        self,
+        pixels_nhwc: PixelArray | None,
+        scores: ClassScores,
+        geometry: Geometry,
+        style: RenderStyle | None,
+    ) -> Rendered:
+        """Class maps of N frames and, with a style, their pictures.
+
+        Args:
+            pixels_nhwc: uint8 RGB `(N, H, W, 3)`, numpy or CUDA; only needed with a style.
+
+        Raises:
+            InternalError: the arguments disagree, or DALI failed.
+        """
+        _check(pixels_nhwc, scores, geometry, style)
+        height_px, width_px = geometry.source_hw
+        class_map = np.zeros((len(scores), height_px, width_px), np.uint8)
+        class_pixels = np.zeros((len(scores), self._classes), np.int64)
+        pictures = _canvas(pixels_nhwc, style)
+        for run in runs(len(scores), height_px * width_px, self._max_frames):
+            values = whole_frame(scores.values_nhw[run], geometry)
+            patch = _find_patch(values > scores.floor, geometry.source_hw, style)
+            if patch is None:
+                continue
+            inputs = _score_inputs(values, scores, patch, geometry)
+            window = (run, patch.rows, patch.columns)
+            if pictures is None or pixels_nhwc is None or style is None or not style.visible:
+                (labels,) = self._draw(scores.kind, None, inputs)
+            else:
+                inputs["frames"] = pixels_nhwc[window]
+                inputs |= self._style_inputs(values, scores, patch, geometry, style)
+                labels, pictures[window] = self._draw(scores.kind, style, inputs)
+            class_map[window] = labels[..., 0] * np.uint8(scores.class_id if scores.kind == "one" else 1)
+            class_pixels[run] = _count(labels, scores, self._classes)
+        if scores.class_id != 0:
+            class_pixels[:, 0] = height_px * width_px - class_pixels[:, 1:].sum(axis=1)
+        return Rendered(class_map_nhw=class_map, class_pixels=class_pixels, pixels_nhwc=pictures)
+
+    def _draw(
+        self, kind: Kind, style: RenderStyle | None, inputs: dict[str, Any]
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`, on the host."""
+        key = (
+            (kind, style.style, style.outline_px, any(style.background)) if style else (kind, None, 0, False)
+        )
+        if key not in self._graphs:
+            graph = partial(define, *key)
+            self._graphs[key] = Graph(graph, device=self._device, max_samples=self._max_frames)
+        count = len(inputs["scores"])
+        samples = {name: self._samples(value, count) for name, value in inputs.items()}
+        return [to_numpy(output) for output in self._graphs[key](**samples)]
+
+    def _style_inputs(
+        self, values_nhw: Tensor, scores: ClassScores, patch: _Patch, geometry: Geometry, style: RenderStyle
+    ) -> dict[str, Any]:
+        """What a style's graph takes besides frames and scores."""
+        if style.style == "redact":
+            unit_px = block_px(geometry.source_hw)
+            return {"mosaic": [-(-side // unit_px) for side in patch.hw]}
+        if style.style == "extract":
+            backdrop = np.array(style.background, np.uint8)
+            return {"backdrop": np.tile(backdrop, (len(values_nhw), 1, 1, 1))} if backdrop.any() else {}
+        tints = np.round(style.alpha * self._palette).astype(np.uint8)
+        if scores.kind == "one":
+            return {"alpha": style.alpha, "tint": np.tile(tints[scores.class_id], (len(values_nhw), 1, 1, 1))}
+        return {"alpha": style.alpha, "tint": look_up(tints, values_nhw)}
+
+    def _samples(self, value: Any, count: int) -> list[Any]:
+        """Pictures one by one; numbers as often as there are frames."""
+        if hasattr(value, "shape"):
+            return as_samples(value, self._device)
+        return [np.array(value, np.float32)] * count
+
+
+def _check(
+    pixels_nhwc: PixelArray | None, scores: ClassScores, geometry: Geometry, style: RenderStyle | None
+) -> None:
+    expected = (len(scores), *geometry.source_hw, 3)
+    got = None if pixels_nhwc is None else tuple(pixels_nhwc.shape)
+    if style is not None and got != expected:
+        raise InternalError(f"frames and scores disagree: pixels_nhwc is {got}, expected {expected}")
+    if tuple(scores.values_nhw.shape[1:]) != geometry.model_hw:
+        raise InternalError(
+            f"scores are {tuple(scores.values_nhw.shape[1:])} pixels, the geometry says {geometry.model_hw}"
+        )
+
+
+def _canvas(pixels_nhwc: PixelArray | None, style: RenderStyle | None) -> npt.NDArray[np.uint8] | None:
+    """What a style shows where there is no class, on the host: one colour, or the frames."""
+    if pixels_nhwc is None or style is None:
+        return None
+    if style.style == "extract":
+        canvas = np.empty(tuple(pixels_nhwc.shape), np.uint8)
+        canvas[:] = style.background
+        return canvas
+    return np.array(to_numpy(pixels_nhwc))
+
+
+def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
+    """Scores of the model's window, with background around it, as those of the whole resized frame."""
+    top, left, height, width = geometry.crop_yxhw
+    resized_h, resized_w = geometry.resized_hw
+    margins = (left, resized_w - left - width, top, resized_h - top - height)
+    return functional.pad(values_nhw, margins) if any(margins) else values_nhw
+
+
+def _find_patch(present_nhw: Tensor, source_hw: tuple[int, int], style: RenderStyle | None) -> _Patch | None:
+    """The rows and columns of the source outside of which no frame has a class, of whole blocks for a mosaic.
+
+    One model pixel more on each side, as far as interpolation reaches, and one source pixel of background.
+    """
+    unit_px = block_px(source_hw) if style is not None and style.style == "redact" else 1
+    present_hw = present_nhw.any(dim=0).cpu().numpy()
+    spans = []
+    for axis, side_px in enumerate(source_hw):
+        hits = np.flatnonzero(present_hw.any(axis=1 - axis))
+        if not hits.size:
+            return None
+        scale = side_px / present_hw.shape[axis]
+        first, last = math.floor((hits[0] - 1) * scale) - 1, math.ceil((hits[-1] + 2) * scale) + 1
+        spans.append(slice(max(0, first // unit_px * unit_px), min(side_px, -(-last // unit_px) * unit_px)))
+    return _Patch(rows=spans[0], columns=spans[1])
+
+
+def _score_inputs(
+    values_nhw: Tensor, scores: ClassScores, patch: _Patch, geometry: Geometry
+) -> dict[str, Any]:
+    """What every graph takes: scores, the patch in model pixels, its size in source pixels.
+
+    The patch of class maps is moved by half of the least distance that the middle of a source pixel can have
+    from the border of two model pixels: one on a border goes to the pixel behind it, however sums are rounded.
+    """
+    scales = [resized / side for resized, side in zip(geometry.resized_hw, geometry.source_hw, strict=True)]
+    nudge = 0.25 if scores.kind == "all" else 0.0
+    nudges = [nudge / side for side in geometry.source_hw]
+    corners = [
+        [edge * scale + nudge for edge, scale, nudge in zip(edges, scales, nudges, strict=True)]
+        for edges in (patch.starts, patch.stops)
+    ]
+    values = values_nhw if scores.kind == "all" else values_nhw.float() - scores.threshold
+    return {"scores": values[..., None], "start": corners[0], "end": corners[1], "size": patch.hw}
+
+
+def _count(labels: npt.NDArray[np.uint8], scores: ClassScores, classes: int) -> npt.NDArray[np.int64]:
+    """Pixels `(n, K)` of each class in a patch."""
+    if scores.kind == "all":
+        return np.stack([np.bincount(one.ravel(), minlength=classes) for one in labels])
+    counts = np.zeros((len(labels), classes), np.int64)
+    counts[:, scores.class_id] = [np.count_nonzero(one) for one in labels]
+    return counts

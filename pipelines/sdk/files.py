@@ -1,0 +1,88 @@
+"""Answers of one medium as files and text: JSON lines, pictures, masks, a film. Knows no connection, no codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from pipelines.protocol.answers import (
+    Answer,
+    DetectionAnswer,
+    SegmentationAnswer,
+)
+
+# What a row's bytes are saved as; raw ones get the head of a Netpbm file, which any viewer reads.
+OVERLAY_NAMES = {"jpeg": "overlay.jpg", "raw": "overlay.ppm"}
+MASK_NAMES = {"png": "mask.png", "raw": "mask.pgm", "probability": "probability.png"}
+NETPBM_KINDS = {".ppm": "P6", ".pgm": "P5"}
+
+
+class Dump:
+    """Files of one medium, all named `<stem>…`, written as its answers come."""
+
+    def __init__(self, folder: Path, stem: str, *, overlay: str, mask: str) -> None:
+        """`overlay` and `mask` are the options that were asked for, so what the bytes are."""
+        self._folder, self._stem = folder, stem
+        self._overlay, self._mask = OVERLAY_NAMES.get(overlay), MASK_NAMES.get(mask)
+        # Opened with the first answer: a request that fails leaves what an earlier one wrote.
+        self._lines: IO[str] | None = None
+        self._film: IO[bytes] | None = None
+
+    def write(self, answer: Answer, lines: list[str]) -> None:
+        """The JSON lines, and whatever pictures the answer holds."""
+        if self._lines is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self._folder / f"{self._stem}.jsonl").open("w", encoding="utf-8")
+        self._lines.writelines(f"{line}\n" for line in lines)
+        names = [f"{index:06d}" for index in answer.frame_index]
+        self._pictures(answer, names, answer.overlay, self._overlay)
+        if isinstance(answer, SegmentationAnswer):
+            self._pictures(answer, names, answer.mask, self._mask)
+        if isinstance(answer, DetectionAnswer):
+            self._pictures(answer, _box_names(answer), answer.mask, self._mask)
+        if answer.video:
+            if self._film is None:
+                self._film = (self._folder / f"{self._stem}_overlay.mp4").open("wb")
+            self._film.write(answer.video)
+
+    def write_originals(self, answer: Answer) -> None:
+        """Frames that were asked for as JPEG without anything drawn."""
+        names = [f"{index:06d}" for index in answer.frame_index]
+        self._pictures(answer, names, answer.overlay, "original.jpg")
+
+    def path(self, number: str, name: str) -> Path:
+        """Where a picture lies: of a frame by its number, of a box by its frame's and its own."""
+        return self._folder / f"{self._stem}_{number}_{name}"
+
+    def _pictures(
+        self, answer: Answer, numbers: Sequence[str], pictures: Sequence[bytes], name: str | None
+    ) -> None:
+        if name is None:
+            return
+        kind = NETPBM_KINDS.get(Path(name).suffix)
+        head = f"{kind}\n{answer.width_px} {answer.height_px}\n255\n".encode() if kind else b""
+        for number, picture in zip(numbers, pictures, strict=False):
+            self.path(number, name).write_bytes(head + picture)
+
+    def __enter__(self) -> Dump:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        if self._film is not None:
+            self._film.close()
+
+
+def _box_names(answer: DetectionAnswer) -> list[str]:
+    """Names of boxes by their frame and their place in it."""
+    places: dict[int, int] = {}
+    names = []
+    for index in answer.box_frame_index.tolist():
+        places[index] = places.get(index, -1) + 1
+        names.append(f"{index:06d}_{places[index]:03d}")
+    return names

@@ -1,0 +1,180 @@
+"""KServe v2 over gRPC, on tritonclient's generated stubs. Knows no HTTP, media or tasks.
+
+The stubs are used as they are: tritonclient's own stream reads ahead without bound and has no deadline for
+an answer, whereas a call on the stub is pulled, so a slow reader holds the server back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from pipelines.protocol.columns import Tensor
+from pipelines.protocol.errors import Cancelled, InternalError, ModelUnavailable, TrividError
+from pipelines.protocol.kserve import pack_bytes, read_columns, read_tensor, wire_parameters
+from pipelines.protocol.options import Scalar
+from pipelines.sdk.transport import (
+    Address,
+    Call,
+    Watchdog,
+    body_too_large,
+    broken_off,
+    late,
+    no_access,
+    no_trust,
+    server_error,
+    unreachable,
+)
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Whoever waits for a server to start wants to know soon; gRPC would wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+# What a proxy answers in HTTP becomes a text like "Received http2 header with status: 413".
+PROXY_STATUS = re.compile(r"status: (\d{3})")
+
+
+class GrpcTransport:
+    """One channel; calls may come from several threads."""
+
+    def __init__(self, address: Address, token: str = "") -> None:
+        self.address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = (
+            grpc.secure_channel(address.netloc, _credentials(), CHANNEL_OPTIONS)
+            if address.secure
+            else grpc.insecure_channel(address.netloc, CHANNEL_OPTIONS)
+        )
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def infer(self, call: Call) -> dict[str, Tensor]:
+        """The one answer of a unary endpoint."""
+        request = _request(call, (1, 1))
+        reply = self._unary(self._stub.ModelInfer, request, call.timeout_s)
+        return read_columns(call.columns, _tensors(reply))
+
+    def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
+        """The answers of a stream endpoint; closing the iterator cancels the call."""
+        # The request stream ends after the one request, so the server ends its own after the last answer.
+        requests = iter([_request(call, (1,))])
+        try:
+            replies = self._stub.ModelStreamInfer(requests, metadata=self._metadata)
+        except ValueError as error:  # what gRPC raises where the channel is closed
+            raise Cancelled(f"the call was not made: {error}") from None
+        try:
+            while (reply := self._next(replies, call.timeout_s)) is not None:
+                if reply.error_message:
+                    raise server_error(reply.error_message)
+                if reply.infer_response.outputs:
+                    yield read_columns(call.columns, _tensors(reply.infer_response))
+        finally:
+            replies.cancel()
+
+    def check_ready(self, model: str, timeout_s: float) -> None:
+        """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
+        request = service_pb2.ModelReadyRequest(name=model)
+        if not self._unary(self._stub.ModelReady, request, timeout_s).ready:
+            raise ModelUnavailable(
+                f"{model} at {self.address} is not ready", hint="is the server still starting?"
+            )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _unary(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=max(timeout_s, 0.0), metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._typed(error, timeout_s) from None
+
+    def _next(self, replies: Any, timeout_s: float) -> Any:
+        """The next reply, None at the end; the call is cancelled if it takes longer than `timeout_s`."""
+        failure: TrividError | None = None
+        reply = None
+        with Watchdog(timeout_s, replies.cancel) as watchdog:
+            try:
+                reply = next(replies, None)
+            except grpc.RpcError as error:
+                failure = self._typed(error, timeout_s)
+        if watchdog.expired:
+            raise late(self.address, timeout_s)
+        if failure is not None:
+            raise failure
+        return reply
+
+    def _typed(self, error: Any, timeout_s: float) -> TrividError:
+        code, details = error.code(), error.details() or ""
+        proxy_status = PROXY_STATUS.search(details)
+        if proxy_status and proxy_status[1] == "413":
+            return body_too_large(self.address)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return late(self.address, timeout_s)
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return no_access(self.address)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message" in details:
+            return body_too_large(self.address)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return ModelUnavailable(f"{self.address} does not serve this: {details}")
+        if code is grpc.StatusCode.CANCELLED:
+            return Cancelled("the call was cancelled")
+        typed = server_error(details)
+        if code is grpc.StatusCode.UNAVAILABLE and not _said_by_triton(typed):
+            lowered = details.lower()
+            if "handshake" in lowered:
+                return no_trust(self.address, details)
+            return broken_off(self.address) if "closed" in lowered else unreachable(self.address, details)
+        return typed
+
+
+def _credentials() -> Any:
+    """Trust as the rest of Python does: gRPC alone would not look at SSL_CERT_FILE."""
+    authorities = os.environ.get("SSL_CERT_FILE")
+    return grpc.ssl_channel_credentials(Path(authorities).read_bytes() if authorities else None)
+
+
+def _said_by_triton(error: TrividError) -> bool:
+    """Whether the text was one that Triton uses, for a missing server has the same status."""
+    return error.code != "internal_error"
+
+
+def _request(call: Call, shape: tuple[int, ...]) -> Any:
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=call.input_name, datatype="BYTES", shape=shape
+    )
+    return service_pb2.ModelInferRequest(
+        model_name=call.model,
+        inputs=[tensor],
+        parameters=_parameters(wire_parameters(call.parameters)),
+        raw_input_contents=[pack_bytes(call.data)],
+    )
+
+
+def _parameters(parameters: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Options as typed messages; a truth value is an int to Python, so it is asked for first."""
+    fields: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            fields[name] = service_pb2.InferParameter(bool_param=value)
+        elif isinstance(value, int):
+            fields[name] = service_pb2.InferParameter(int64_param=value)
+        else:
+            fields[name] = service_pb2.InferParameter(string_param=str(value))
+    return fields
+
+
+def _tensors(reply: Any) -> dict[str, Tensor]:
+    if len(reply.outputs) != len(reply.raw_output_contents):
+        raise InternalError("the answer's tensors are not in the raw form that Triton sends")
+    return {
+        output.name: read_tensor(output.datatype, tuple(output.shape), raw)
+        for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)
+    }

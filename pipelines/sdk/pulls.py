@@ -1,0 +1,129 @@
+"""A stream from the client's side: pull by pull, no faster than its caller, and over one break of the connection.
+
+A pull asks for the answers of about PULL_S at the caller's pace, so that little is made in vain if the caller
+leaves, and a slow caller is back before the server gives the session up. Knows no protocol, media or tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Generator, Iterator
+
+from pipelines.protocol.columns import Row
+from pipelines.protocol.errors import ModelUnavailable, TrividError
+from pipelines.protocol.kserve import reading
+from pipelines.protocol.options import Scalar
+from pipelines.sdk.transport import Call, Transport, broken_off
+
+# The first pull says nothing of the pace yet, and its answers must not take the caller 30 s, with which sessions end.
+FIRST_CREDITS, MOST_CREDITS = 2, 32
+PULL_S = 2.0
+LEAVE_S = 5.0
+
+
+def credits_at_pace(answers: int, took_s: float) -> int:
+    """Answers to ask for next, after `answers` have come and been taken in `took_s`."""
+    if took_s * MOST_CREDITS <= PULL_S * answers:
+        return MOST_CREDITS
+    return max(1, int(PULL_S * answers / took_s))
+
+
+class Pulls:
+    """One stream: `rows` gives its answers, error rows included, and ends behind the one that is final."""
+
+    def __init__(self, transport: Transport, call: Call) -> None:
+        self._transport = transport
+        self._call = call
+        self._token = ""
+        self._last_seq = -1
+        self._ended = False
+        self._open: Generator[Row, None, None] | None = None
+
+    def rows(self) -> Generator[Row, None, None]:
+        """The rows of all pulls; closing the generator ends the stream on the server too.
+
+        Raises:
+            ModelUnavailable: the connection broke in the first pull, or in a later one twice with no answer between.
+            TrividError: whatever else the transport raises.
+        """
+        credits = FIRST_CREDITS
+        try:
+            while not self._ended:
+                start_s, before = time.monotonic(), self._last_seq
+                yield from self._pull(credits)
+                credits = credits_at_pace(self._last_seq - before, time.monotonic() - start_s)
+        except ModelUnavailable:
+            self._ended = True  # there is nobody to leave
+            raise
+        finally:
+            self._leave()
+
+    def _pull(self, credits: int) -> Generator[Row, None, None]:
+        """The rows of one pull; where its connection breaks, those that did not come are asked for again, once."""
+        parameters: dict[str, Scalar] = {"credits": credits}
+        while True:
+            before = self._last_seq
+            try:
+                yield from self._once(self._request(parameters))
+                return
+            except ModelUnavailable:
+                if not self._token or ("last_seq" in parameters and self._last_seq == before):
+                    raise
+            parameters["last_seq"] = self._last_seq
+
+    def _request(self, parameters: dict[str, Scalar]) -> Call:
+        """The medium and its options at first, then the token in their place."""
+        if not self._token:
+            return dataclasses.replace(self._call, parameters={**self._call.parameters, **parameters})
+        return dataclasses.replace(self._call, parameters={"session": self._token, **parameters})
+
+    def _once(self, call: Call) -> Generator[Row, None, None]:
+        self._open = self._transport.stream(call)
+        for row in self._open:
+            pauses = self._note(row)
+            if pauses or self._ended:
+                _drain(self._open)
+                yield row
+                return
+            yield row
+        raise broken_off(self._transport.address)
+
+    def _note(self, row: Row) -> bool:
+        """Remember how far the stream is; whether it pauses behind this row."""
+        with reading():
+            token = bytes(row["session"][0]).decode()
+            self._last_seq = int(row["seq"][0])
+            self._ended = bool(row["final"][0])
+        if token:
+            self._token = token
+            self._call = dataclasses.replace(self._call, data=b"")  # the server has the medium
+        return bool(token)
+
+    def _leave(self) -> None:
+        """Tell the server that the rest is not wanted, and let it end what it is at.
+
+        Triton keeps a request in flight for ever if its client leaves at the wrong moment. The token, if there is
+        none yet, comes with the answer behind the first.
+        """
+        if sys.is_finalizing():  # no thread starts any more, and a call would wait for ever
+            return
+        rows = self._open or ()
+        with contextlib.suppress(TrividError):
+            if not self._token:
+                for row in rows:
+                    self._note(row)
+            if self._token and not self._ended:
+                bounded = dataclasses.replace(self._call, timeout_s=min(self._call.timeout_s, LEAVE_S))
+                parameters: dict[str, Scalar] = {"session": self._token, "cancel": True}
+                _drain(self._transport.stream(dataclasses.replace(bounded, parameters=parameters)))
+        _drain(rows)
+
+
+def _drain(rows: Iterator[Row] | tuple[()]) -> None:
+    """Wait for the end of what is not wanted."""
+    with contextlib.suppress(TrividError):
+        for _ in rows:
+            continue

@@ -1,0 +1,155 @@
+"""What a whole medium shows, in one line: counted from its answers as they come. Knows no connection, no files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipelines.protocol.answers import (
+    ActionAnswer,
+    Answer,
+    ClassificationAnswer,
+    DetectionAnswer,
+    SegmentationAnswer,
+)
+from pipelines.protocol.errors import InternalError
+
+Line = dict[str, Any]
+
+
+def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator[str]:
+    """A JSON object for each frame or clip, and where there is a mean over the medium, one for that at its end.
+
+    A medium of no frames has no mean. `with_mask` adds run lengths (the option `mask=rle`).
+    """
+    content = LINES[type(answer)]
+    for row, index in enumerate(answer.frame_index):
+        line = {"file": file, "frame_index": int(index), "pts_s": float(answer.pts_s[row])}
+        yield _json({**line, **content(answer, row, with_mask), "decoder": answer.decoder})
+    if not isinstance(answer, ClassificationAnswer | ActionAnswer):
+        return
+    if answer.final and answer.mean_probability.any():
+        yield _json({"file": file, "mean_classes": _mean(answer)})
+
+
+def _json(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _segmentation_line(answer: SegmentationAnswer, row: int, with_mask: bool) -> Line:
+    counts = zip(answer.class_names, answer.class_pixels[row], strict=True)
+    line: Line = {"class_pixels": {name: int(count) for name, count in counts if count > 0}}
+    return line | ({"mask": _run_lengths(answer.mask[row])} if with_mask and answer.mask else {})
+
+
+def _classification_line(answer: ClassificationAnswer, row: int, _with_mask: bool) -> Line:
+    return {"classes": _classes(answer.class_id[row], answer.class_name[row], answer.probability[row])}
+
+
+def _action_line(answer: ActionAnswer, row: int, _with_mask: bool) -> Line:
+    return {
+        "last_frame_index": int(answer.last_frame_index[row]),
+        "last_pts_s": float(answer.last_pts_s[row]),
+        "classes": _classes(answer.class_id[row], answer.class_name[row], answer.probability[row]),
+    }
+
+
+def _detection_line(answer: DetectionAnswer, row: int, with_mask: bool) -> Line:
+    boxes = np.flatnonzero(answer.box_frame_index == answer.frame_index[row])
+    return {"boxes": [_box(answer, int(box), with_mask) for box in boxes]}
+
+
+def _box(answer: DetectionAnswer, box: int, with_mask: bool) -> Line:
+    line: Line = {
+        "class_id": int(answer.class_id[box]),
+        "class_name": str(answer.class_name[box]),
+        "score": round(float(answer.score[box]), 6),
+        "box": [round(float(side), 2) for side in answer.box[box]],
+    }
+    if answer.keypoint_names:
+        points = zip(answer.keypoint_names, answer.keypoint[box], answer.keypoint_score[box], strict=True)
+        line["keypoints"] = {
+            name: [round(float(x), 2), round(float(y), 2), round(float(score), 4)]
+            for name, (x, y, _), score in points
+        }
+    return line | ({"mask": _run_lengths(answer.mask[box])} if with_mask and answer.mask else {})
+
+
+def _mean(answer: ClassificationAnswer | ActionAnswer) -> list[Line]:
+    return _classes(answer.mean_class_id, answer.mean_class_name, answer.mean_probability)
+
+
+def _classes(ids: Any, names: Any, probabilities: Any) -> list[Line]:
+    ranked = zip(ids, names, probabilities, strict=True)
+    return [
+        {"class_id": int(number), "class_name": str(name), "probability": round(float(value), 6)}
+        for number, name, value in ranked
+    ]
+
+
+def _run_lengths(mask: bytes) -> Any:
+    try:
+        return json.loads(mask)
+    except ValueError:
+        raise InternalError(f"the mask is no JSON: {mask[:20]!r}") from None
+
+
+LINES: Mapping[type[Answer], Callable[[Any, int, bool], Line]] = {
+    ClassificationAnswer: _classification_line,
+    DetectionAnswer: _detection_line,
+    SegmentationAnswer: _segmentation_line,
+    ActionAnswer: _action_line,
+}
+NAMED = 5
+
+
+class Summary:
+    """The classes that a file shows most of."""
+
+    def __init__(self) -> None:
+        self._rows, self._decoder, self._noun = 0, "", "frame"
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+        self._words: list[str] = []
+
+    def add(self, answer: Answer) -> None:
+        self._rows += len(answer)
+        self._decoder = answer.decoder
+        if isinstance(answer, SegmentationAnswer):
+            if len(answer):
+                self._add_pixels(answer)
+        elif isinstance(answer, DetectionAnswer):
+            self._counts.update(answer.class_name.tolist())
+            boxes = sum(self._counts.values())
+            classes = [f"{name} {count}" for name, count in self._counts.most_common(NAMED)]
+            self._words = [f"{boxes} {_plural('box', boxes)}", *classes]
+        elif isinstance(answer, ClassificationAnswer | ActionAnswer):
+            self._noun = "clip" if isinstance(answer, ActionAnswer) else "frame"
+            ranked = zip(answer.mean_class_name, answer.mean_probability, strict=False)
+            self._words = [f"{name} {100 * value:.2f} %" for name, value in ranked][:NAMED]
+
+    def _add_pixels(self, answer: SegmentationAnswer) -> None:
+        self._counts.update(
+            dict(zip(answer.class_names, answer.class_pixels.sum(axis=0).tolist(), strict=True))
+        )
+        self._total = max(int(np.sum(list(self._counts.values()))), 1)
+        foreground = Counter(
+            {name: self._counts[name] for name in answer.class_names[1:] if self._counts[name]}
+        )
+        shares = [
+            f"{name} {100 * count / self._total:.1f} %" for name, count in foreground.most_common(NAMED)
+        ]
+        self._words = shares or ["nothing but background"]
+
+    def __str__(self) -> str:
+        if not self._rows:
+            return f"0 {self._noun}s: the options select none, or too few"
+        return f"{self._rows} {_plural(self._noun, self._rows)}, {', '.join(self._words)} ({self._decoder})"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}es" if noun.endswith("x") else f"{noun}s"

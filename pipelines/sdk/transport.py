@@ -1,0 +1,183 @@
+"""How a request travels to the server and its answer back: what gRPC and HTTP have in common.
+
+Owns addresses, deadlines and the table from a transport's failures to typed errors. Knows nothing of media,
+tasks or the form of tensors on the wire.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from pipelines.protocol.columns import Column, Tensor
+from pipelines.protocol.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidOptions,
+    ModelUnavailable,
+    Overloaded,
+    TooLarge,
+    TrividError,
+)
+from pipelines.protocol.options import Scalar
+
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+MESSAGE_LENGTH_LIMIT = 400
+
+# Triton reports these states of a model as text only; the status that comes along differs by protocol.
+ERRORS_BY_TEXT: tuple[tuple[str, type[TrividError], str], ...] = (
+    ("maximum queue size", Overloaded, "try again later"),
+    ("timeout expired", Overloaded, "it waited for its turn as long as the server lets it: try again later"),
+    ("unknown model", ModelUnavailable, "is the server starting or stopping, or has it no such endpoint?"),
+    ("not ready", ModelUnavailable, "is the server still starting?"),
+    ("not healthy", ModelUnavailable, "the server has to be started again"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server listens; `prefix` is the path before `/v2` behind a proxy."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    @property
+    def secure(self) -> bool:
+        return self.scheme in ("https", "grpcs")
+
+    @property
+    def netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.prefix}"
+
+
+def parse_address(url: str) -> Address:
+    """`grpc://host:8001`, `http://host:8000`, or with TLS `grpcs://` and `https://`; the port may be left out.
+
+    Raises:
+        InvalidOptions: another scheme, no host, or a port that is none.
+    """
+    hint = "one of grpc://HOST:8001, http://HOST:8000, grpcs://HOST, https://HOST"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidOptions(f"url={url!r} is no address: {error}", hint=hint) from None
+    if parts.scheme not in DEFAULT_PORTS or not host:
+        raise InvalidOptions(f"url={url!r} is no address of a server", hint=hint)
+    if parts.username is not None:
+        raise InvalidOptions("the url holds a user name or password", hint="send a token instead")
+    return Address(
+        scheme=parts.scheme,
+        host=host,
+        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
+        prefix=parts.path.rstrip("/"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request: a model, its one BYTES input, options, and the columns that the answer has.
+
+    Attributes:
+        timeout_s: bound of the whole call; of a stream, bound of the wait for each answer.
+    """
+
+    model: str
+    input_name: str
+    data: bytes
+    columns: Sequence[Column]
+    timeout_s: float
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    """One connection to a server. Answers are columns without the row dimension; all errors are typed."""
+
+    address: Address
+
+    def infer(self, call: Call) -> dict[str, Tensor]: ...
+
+    def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]: ...
+
+    def check_ready(self, model: str, timeout_s: float) -> None:
+        """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
+
+    def close(self) -> None: ...
+
+
+class Watchdog:
+    """Calls `cut` unless the `with` block ends in time; neither protocol bounds a peer that only trickles."""
+
+    def __init__(self, timeout_s: float, cut: Callable[[], object]) -> None:
+        self.expired = False
+        self._cut = cut
+        self._timer = threading.Timer(min(max(timeout_s, 0.0), threading.TIMEOUT_MAX), self._expire)
+        self._timer.daemon = True
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._cut()
+
+    def __enter__(self) -> Watchdog:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+
+
+def late(address: Address, timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"no answer from {address} within {timeout_s:.3g} s",
+        hint="raise the timeout; a stream's is for each answer alone",
+    )
+
+
+def unreachable(address: Address, cause: object) -> ModelUnavailable:
+    return ModelUnavailable(f"no server at {address}: {_one_line(str(cause))}", hint="is it running?")
+
+
+def broken_off(address: Address) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{address} broke off the answer", hint="did it stop, or is this the port of the other protocol?"
+    )
+
+
+def no_access(address: Address) -> ModelUnavailable:
+    return ModelUnavailable(f"{address} refuses access", hint="send its token, or another one")
+
+
+def no_trust(address: Address, cause: object) -> ModelUnavailable:
+    hint = "the variable SSL_CERT_FILE names a file of authorities to trust"
+    return ModelUnavailable(f"no TLS with {address}: {_one_line(str(cause))}", hint=hint)
+
+
+def body_too_large(address: Address) -> TooLarge:
+    return TooLarge(f"the request is larger than {address} takes", hint="send a shorter medium")
+
+
+def server_error(message: str) -> TrividError:
+    """The typed error of a message that Triton itself, not Trivid, answered with."""
+    lowered = message.lower()
+    for text, kind, hint in ERRORS_BY_TEXT:
+        if text in lowered:
+            return kind(_one_line(message), hint=hint)
+    return InternalError(f"the server failed: {_one_line(message)}", hint="the server's log has the details")
+
+
+def _one_line(message: str) -> str:
+    """First and last line of a message, since a traceback says what happened in its last one."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["(no message)"]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"
+    return text if len(text) <= MESSAGE_LENGTH_LIMIT else f"{text[:MESSAGE_LENGTH_LIMIT]}…"

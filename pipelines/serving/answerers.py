@@ -1,0 +1,187 @@
+"""The stages of a pipeline alone, as endpoints answer them: preprocessing, the model, postprocessing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from pipelines.frames.batch import to_numpy
+from pipelines.frames.geometry import geometry
+from pipelines.media.decode import open_media
+from pipelines.models.outputs import BoxOutput, LogitOutput, Output, OutputFacts
+from pipelines.models.spec import TaskName
+from pipelines.pipeline import Pipeline
+from pipelines.protocol.columns import Column, Row, Tensor, text_column
+from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.protocol.options import Options
+from pipelines.rendering.postprocess import ClassScores, RenderStyle
+
+
+class EndToEnd:
+    """Media in, answers out: as one answer, or as a stream of them."""
+
+    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._max_answer_bytes = max_answer_bytes
+        self._unbounded = dataclasses.replace(pipeline.limits, max_frames=None)
+
+    def unary(self, inputs: Row, options: Options) -> Iterator[Row]:
+        parts, size = [], 0
+        for part in self._pipeline.run(bytes(inputs["media"][0]), options):
+            parts.append(part)
+            size += part.nbytes
+            check_size(size, self._max_answer_bytes, part.frame_index[-1] if len(part) else 0)
+        yield self._pipeline.task.answer.concatenate(parts).to_columns()
+
+    def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
+        for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
+            yield part.to_columns()
+
+
+class Example:
+    """The seed example's form: frames and the class alone, as raw pixels."""
+
+    def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._max_answer_bytes = max_answer_bytes
+
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
+        """Background unless a class is named, as in the seed."""
+        if not options.class_name and options.class_id < 0:
+            options = dataclasses.replace(options, class_id=0)
+        options = dataclasses.replace(options, overlay="raw", style="extract", mask="none")
+        media = inputs["video"].tobytes()
+        originals, segmented, size = [], [], 0
+        for frames, answer in self._pipeline.run_with_frames(media, options):
+            if frames is None:
+                raise InvalidMedia("the video has no frame")
+            originals.append(to_numpy(frames.pixels_nhwc))
+            segmented.append(np.frombuffer(b"".join(answer.overlay), np.uint8).reshape(originals[-1].shape))
+            size += 2 * answer.nbytes
+            check_size(size, self._max_answer_bytes, answer.frame_index[-1])
+        yield {
+            "original": np.concatenate(originals),
+            "segmented": np.concatenate(segmented),
+            "error": text_column(""),
+        }
+
+
+def check_size(size_bytes: int, limit_bytes: int, frame_index: int) -> None:
+    """Raise TooLarge as soon as an answer that is being gathered passes the limit."""
+    if size_bytes > limit_bytes:
+        raise TooLarge(
+            f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {frame_index}",
+            hint="use the stream endpoint, max_frames or stride, or jpeg, mp4 or rle instead of raw",
+        )
+
+
+class PreprocessStage:
+    """Decoding and one model's preprocessing, for clients that bring their own other stages."""
+
+    def __init__(self, pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int) -> None:
+        self._pipelines = pipelines
+        self._max_answer_bytes = max_answer_bytes
+
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
+        pipeline = self._pipeline(options.task)
+        numbers: list[Tensor] = []
+        times: list[Tensor] = []
+        pixels: list[Tensor] = []
+        with open_media(
+            bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
+        ) as medium:
+            for frames in medium.chunks():
+                pixels.append(pipeline.prepare_by_dali(frames).cpu().numpy())
+                numbers.append(frames.frame_index)
+                times.append(frames.pts_s)
+                size = sum(part.nbytes for part in pixels)
+                check_size(size, self._max_answer_bytes, frames.frame_index[-1])
+        if not numbers:
+            raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
+        yield {
+            "pixels": np.concatenate(pixels),
+            "frame_index": np.concatenate(numbers),
+            "pts_s": np.concatenate(times),
+            "count": np.array([sum(map(len, numbers))], np.int64),
+            "decoder": text_column(medium.decoder),
+            "decoder_reason": text_column(medium.decoder_reason),
+            "final": np.array([1], np.uint8),
+            "error": text_column(""),
+        }
+
+    def _pipeline(self, task: str) -> Pipeline:
+        if not task:
+            return next(iter(self._pipelines.values()))
+        found = next((pipeline for name, pipeline in self._pipelines.items() if name == task), None)
+        if found is None:
+            raise InvalidOptions(f"task={task!r} is not served", hint=f"one of: {', '.join(self._pipelines)}")
+        return found
+
+
+class ModelStage:
+    """The model alone: a row of model pixels in, its outputs out, by the names that it gives them."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._batcher = pipeline.batcher
+        self._known = {column.name: column for column in pipeline.task.outputs}
+        self.outputs = tuple(self._column(facts) for facts in self._batcher.model.outputs)
+        if pipeline.spec.task == "detection":
+            self.outputs += (self._known["box_count"],)
+
+    def answer(self, inputs: Row, _options: Options) -> Iterator[Row]:
+        pixels = torch.from_numpy(inputs["pixels"])[None].to(self._batcher.model.device)
+        (row,) = self._batcher.submit(pixels, _to_row, urgent=True).result()
+        yield {**row, "error": text_column("")}
+
+    def _column(self, facts: OutputFacts) -> Column:
+        """An output as the first pass has shown it, with the words of the task's own table where it has any."""
+        known = self._known.get(facts.name)
+        varying = known.dims if known else tuple(f"n{place}" for place in range(len(facts.dims)))
+        dims = tuple(name if size is None else size for name, size in zip(varying, facts.dims, strict=True))
+        dtype = np.int64 if not facts.dtype.is_floating_point else np.float32
+        return Column(
+            name=facts.name, dtype=dtype, dims=dims, help=known.help if known else "an output of this model"
+        )
+
+
+def _to_row(output: Output) -> Row:
+    """One frame's outputs, copied to the host."""
+    if isinstance(output, LogitOutput):
+        return {name: tensor[0].cpu().numpy().copy() for name, tensor in output.sized.items()}
+    assert isinstance(output, BoxOutput)
+    row = {name: tensor.cpu().numpy().copy() for name, tensor in output.frames[0].items()}
+    return {**row, "box_count": np.array([len(row["boxes"])], np.int64)}
+
+
+class PostprocessStage:
+    """A frame and the probability of one class in, the class alone out."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
+        frame, probability = inputs["frame"], inputs["probability"]
+        device = self._pipeline.device
+        scores = ClassScores(
+            probability_nhw=torch.from_numpy(probability)[None].to(device),
+            class_id=1,
+            threshold=0.5 if options.score_threshold < 0 else options.score_threshold,
+        )
+        size = (probability.shape[0], probability.shape[1])
+        whole = dataclasses.replace(
+            self._pipeline.preprocessing, resize_px=size, crop_px=None, max_px=None, fit="stretch"
+        )
+        shape = geometry(whole, frame.shape[0], frame.shape[1])
+        with self._pipeline.stages.lend() as stages:
+            rendered = stages.postprocess(
+                torch.from_numpy(frame)[None].to(device), scores, shape, RenderStyle.of(options)
+            )
+        assert rendered.pixels_nhwc is not None
+        yield {
+            "segmented": np.asarray(rendered.pixels_nhwc[0]),
+            "mask": rendered.class_map_nhw[0],
+            "error": text_column(""),
+        }

@@ -1,0 +1,147 @@
+"""The endpoints of the served models: end to end, their stages alone, and the seed example's contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipelines.models.spec import TaskName
+from pipelines.pipeline import Pipeline
+from pipelines.protocol.answers import answer_columns
+from pipelines.protocol.columns import COMMON_COLUMNS, STREAM_COLUMNS, Column, Row
+from pipelines.protocol.options import STREAM_OPTIONS, Options, Scalar
+from pipelines.serving.answerers import (
+    EndToEnd,
+    Example,
+    ModelStage,
+    PostprocessStage,
+    PreprocessStage,
+)
+from pipelines.serving.endpoints import Endpoint
+from pipelines.serving.sessions import Sessions
+from pipelines.tasks import TASKS
+from pipelines.tasks.job import SELECTION, Task
+
+ERROR = COMMON_COLUMNS[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointFacts:
+    """What an endpoint looks like from outside; `task` is the one that it needs a model of, if any."""
+
+    help: str
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+    task: TaskName | None = None
+    allowed: tuple[str, ...] = ()
+    preset: Mapping[str, Scalar] = field(default_factory=dict)
+    stream: bool = False
+
+
+FRAME = Column(name="frame", dtype=np.uint8, dims=("H", "W", 3), help="one frame, RGB")
+PROBABILITY = Column(name="probability", dtype=np.float32, dims=("h", "w"), help="probability of one class")
+SEGMENTED = Column(
+    name="segmented", dtype=np.uint8, dims=("H", "W", 3), help="the picture that `style` asks for"
+)
+CLASS_MASK = Column(name="mask", dtype=np.uint8, dims=("H", "W"), help="1 where the class is")
+ORIGINAL = Column(name="original", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the decoded frames, RGB")
+FRAMES_SEGMENTED = Column(
+    name="segmented", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the same, black outside the class"
+)
+PREPROCESSED = (
+    Column(name="pixels", dtype=np.float32, dims=("N", 3, "h", "w"), help="model pixels"),
+    Column(name="frame_index", dtype=np.int64, dims=("N",), help="number of the frame in its medium, from 0"),
+    Column(name="pts_s", dtype=np.float64, dims=("N",), help="its presentation time in seconds"),
+    *COMMON_COLUMNS,
+)
+MEDIA = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
+VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video")
+
+
+def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
+    """What every task has: media in one answer, media as a stream, and the model alone."""
+    columns = answer_columns(task.answer)
+    one = EndpointFacts(
+        help=f"{name} of a clip or an image, end to end, in one answer",
+        inputs=(MEDIA,),
+        outputs=columns,
+        task=name,
+        allowed=task.options,
+    )
+    many = dataclasses.replace(
+        one,
+        help=f"{name} of a medium of any length, an answer per chunk of frames",
+        outputs=(*columns, *STREAM_COLUMNS),
+        allowed=(*task.options, *STREAM_OPTIONS),
+        stream=True,
+    )
+    bare = EndpointFacts(
+        help=f"the model of {name} alone: a row is what it takes of model pixels",
+        inputs=task.inputs,
+        outputs=(*task.outputs, ERROR),
+        task=name,
+    )
+    return {name: one, f"{name}_stream": many, f"torch_{name}": bare}
+
+
+ENDPOINT_TABLE: dict[str, EndpointFacts] = {
+    **{key: facts for name, task in TASKS.items() for key, facts in _task_endpoints(name, task).items()},
+    "dali_preprocess": EndpointFacts(
+        help="decoding and a model's preprocessing alone",
+        inputs=(MEDIA,),
+        outputs=PREPROCESSED,
+        allowed=("task", *SELECTION),
+    ),
+    "dali_postprocess": EndpointFacts(
+        help="the postprocessing of one class alone: a row is a frame",
+        inputs=(FRAME, PROBABILITY),
+        outputs=(SEGMENTED, CLASS_MASK, ERROR),
+        task="segmentation",
+        allowed=("score_threshold", "style", "alpha", "outline_px", "background"),
+        preset={"style": "extract"},
+    ),
+    "ResNet101": EndpointFacts(
+        help="the contract of PyTriton's DALI example: raw frames, and the same with one class alone",
+        inputs=(VIDEO,),
+        outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
+        task="segmentation",
+        allowed=("class_name", "class_id", "score_threshold", "max_frames"),
+    ),
+}
+
+Answering = Callable[[Row, Options], Iterator[Row]]
+
+
+def model_endpoints(
+    pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int, sessions: Sessions
+) -> list[Endpoint]:
+    """Those of ENDPOINT_TABLE that the served models can answer."""
+    answers: dict[str, Answering] = {"dali_preprocess": PreprocessStage(pipelines, max_answer_bytes).answer}
+    outputs: dict[str, tuple[Column, ...]] = {}
+    for name, pipeline in pipelines.items():
+        whole, bare = EndToEnd(pipeline, max_answer_bytes), ModelStage(pipeline)
+        answers |= {name: whole.unary, f"{name}_stream": whole.stream, f"torch_{name}": bare.answer}
+        outputs[f"torch_{name}"] = (*bare.outputs, ERROR)
+    if "segmentation" in pipelines:
+        pipeline = pipelines["segmentation"]
+        answers["dali_postprocess"] = PostprocessStage(pipeline).answer
+        answers["ResNet101"] = Example(pipeline, max_answer_bytes).answer
+    telemetry = next(iter(pipelines.values())).telemetry
+    return [
+        Endpoint(
+            name=name,
+            inputs=facts.inputs,
+            outputs=outputs.get(name, facts.outputs),
+            answer=answers[name],
+            telemetry=telemetry,
+            max_answer_bytes=max_answer_bytes,
+            allowed=facts.allowed,
+            preset=facts.preset,
+            sessions=sessions if facts.stream else None,
+        )
+        for name, facts in ENDPOINT_TABLE.items()
+        if name in answers
+    ]

@@ -1,0 +1,1 @@
+"""Counters and gauges of the process. Knows nothing of what it counts."""

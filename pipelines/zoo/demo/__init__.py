@@ -1,0 +1,1 @@
+"""The demo's models: small networks that know drawn shapes."""

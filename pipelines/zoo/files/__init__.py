@@ -1,0 +1,1 @@
+"""Model files and state dicts to drafts of a ModelSpec."""

@@ -1,0 +1,1 @@
+"""torchvision's models by name, and its detectors in Trivid's form."""

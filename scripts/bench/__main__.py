@@ -1,0 +1,183 @@
+"""How fast the server is, beside what the machine could do and what others do. The source of every figure given.
+
+    python -m scripts.bench                              the usual job: 4 clients, H.264 720p, top-5 of each frame
+    python -m scripts.bench --peers                      the same through other servers, in turns, and ratios
+    python -m scripts.bench --task detection --clients 1 4 16 64 --medium short --json out/detection.json
+    python -m scripts.bench --medium image --clients 1 --no-stream
+    python -m scripts.bench -- --max-frames 600          flags of server.py's own come last
+
+Rates of stages are measured alone, with all cores busy; the ceiling follows from them (on a CPU, where stages share
+the cores: 1 / sum of 1 / rate; on a GPU: the slowest). Clients run on the same machine and use its cores as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from scripts.bench import contenders as bench_peers
+from scripts.bench import report as bench_report
+from scripts.bench.contenders import Contender
+from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
+from scripts.bench.media import FRAMES, make_medium
+from scripts.bench.report import Record
+from scripts.bench.runs import counters, load_of, measure_boundary, measure_point, measure_stages
+from scripts.bench.scenarios import SCENARIOS, Rig
+from scripts.bench.server import trivid
+
+PEER_CLIENTS = 4
+TAMED = "tamed"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", choices=list(MODELS), default="classification")
+    add(
+        "--model", default="", help=f"a torchvision model, or {DEMO} for the embedded ones (default: by task)"
+    )
+    add(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help=f"its state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as reduced "
+        "precisions need (default: random ones; the same for all servers)",
+    )
+    kinds = ", ".join(FRAMES)
+    add("--medium", default="clip", help=f"a file, or one of {kinds} (default: %(default)s)")
+    add("--clients", type=int, nargs="+", default=[4], metavar="N", help="at once (default: 4)")
+    add("--protocol", choices=get_args(Protocol), default="grpc")
+    add("--stream", action=argparse.BooleanOptionalAction, default=True, help="an answer per chunk")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--duration", type=float, default=20.0, metavar="S", help="of each run (default: %(default)s)")
+    add("--stage-seconds", type=float, default=1.5, metavar="S", help="of each stage, three times over")
+    add("--peers", action="store_true", help="measure other servers of scripts/bench/peers as well, in turns")
+    add("--peer-clients", type=int, default=PEER_CLIENTS, metavar="N", help="(default: %(default)s)")
+    add("--rounds", type=int, default=2, metavar="N", help="turns of each server (default: %(default)s)")
+    add("--scenario", choices=list(SCENARIOS), nargs="+", default=[], help="instead of a plain load")
+    add("--json", type=Path, metavar="FILE", help="write the record of this run")
+    add("--plot", type=Path, metavar="FILE", help="draw throughput and latency against clients (PNG, SVG)")
+    add("--check", type=Path, metavar="FILE", help="exit with 1 if a ratio is lower than in this record")
+    add("--tolerance", type=float, default=0.10, metavar="X", help="by more than this share (default: 0.1)")
+    arguments = parser.parse_args(argv[:split])
+    arguments.flags = tuple(argv[split + 1 :])
+    if arguments.model == DEMO and arguments.weights:
+        parser.error(f"--weights {arguments.weights}: the demo's models have their own")
+    if arguments.device == "cuda" and not _has_cuda():
+        parser.error("--device cuda: no CUDA device is usable here")
+    return arguments
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
+    """The job of a command line, its files made, and its medium in words."""
+    medium = make_medium(arguments.medium, folder)
+    model = arguments.model or MODELS[arguments.task]
+    weights = arguments.weights
+    if model != DEMO and weights in ("", TAMED):
+        weights = str(save_random_weights(arguments.task, model, folder, tamed=weights == TAMED))
+    job = Job(
+        task=arguments.task,
+        model=model,
+        weights=weights,
+        medium=str(medium.path),
+        frames=medium.frames,
+        protocol=arguments.protocol,
+        stream=arguments.stream,
+        device=arguments.device,
+        flags=arguments.flags,
+    )
+    return job, medium.about
+
+
+def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
+    """Stages, the server under each number of clients, its boundary, and the stages once more, for the machine's pace
+    may have changed meanwhile: ratios are to the mean of both."""
+    job = record.job
+    record.stages = measure_stages(job, arguments.stage_seconds)
+    bench_report.say_stages(record)
+    with trivid(job.server_flags(), folder) as (process, grpc_url, http_url):
+        urls: dict[Protocol, str] = {"grpc": grpc_url, "http": http_url}
+        bench_report.say_points_head()
+        for clients in arguments.clients:
+            load = load_of(job, urls, clients, arguments.duration)
+            point = measure_point(process, load, job.frames, lambda: counters(http_url, job.task))
+            record.points.append(point)
+            bench_report.say_point(point, record.ceiling)
+        record.boundary = measure_boundary(process, urls[job.protocol], job)
+        bench_report.say_boundary(record.boundary)
+        process.hold()
+        again = measure_stages(job, arguments.stage_seconds)
+        process.go_on()
+        record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
+        bench_report.say_stages(record, "stage alone, mean of before and after")
+        record.ratios = bench_report.ratios(record)
+        bench_report.say_numbers("ratios", record.ratios)
+        if arguments.peers:
+            load = load_of(job, urls, arguments.peer_clients, arguments.duration)
+            run_peers(record, Contender(process=process, load=load), arguments, folder)
+
+
+def run_scenarios(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
+    rig = Rig(job=record.job, folder=folder, seconds=arguments.duration)
+    for name in arguments.scenario:
+        record.scenarios[name] = SCENARIOS[name](rig)
+        bench_report.say_numbers(name, record.scenarios[name])
+
+
+def run_peers(record: Record, ours: Contender, arguments: argparse.Namespace, folder: Path) -> None:
+    """The same job through other servers, and how much faster ours is."""
+    if reason := bench_peers.missing(record.job.task, record.job.model):
+        raise SystemExit(f"error: no peers: {reason}")
+    bench_report.say_points_head()
+    with bench_peers.peers(record.job, folder) as others:
+        record.peers = bench_peers.in_turns(
+            {bench_peers.OURS: ours, **others},
+            record.job,
+            clients=arguments.peer_clients,
+            seconds=arguments.duration,
+            rounds=arguments.rounds,
+            say=lambda name, point: bench_report.say_point(point, record.ceiling, name),
+        )
+    found = bench_peers.ratios(record.peers)
+    record.ratios |= found
+    bench_report.say_numbers(f"frames/s with {arguments.peer_clients} clients", found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    with tempfile.TemporaryDirectory(prefix="trivid-bench-") as name:
+        folder = Path(name)
+        job, medium = make_job(arguments, folder)
+        record = Record(machine=bench_report.machine_facts(), job=job, medium=medium)
+        bench_report.say_head(record)
+        if arguments.scenario:
+            run_scenarios(record, arguments, folder)
+        else:
+            run_job(record, arguments, folder)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(record.as_json())
+    if arguments.plot:
+        bench_report.plot(record, arguments.plot)
+    if arguments.check:
+        return bench_report.check_ratios(record, arguments.check, arguments.tolerance)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server and no clock.
+
+Weights are random but seeded, written to a file once, so that every server of a run computes the same; nothing is
+downloaded. `as_json` and `from_json` carry a job into the processes that measure it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.models.spec import TaskName
+from pipelines.protocol.options import Scalar
+from pipelines.settings.flags import Settings, parse_args
+from pipelines.settings.model import ModelSettings
+
+Protocol = Literal["grpc", "http"]
+DEMO = "demo"
+MODELS: dict[TaskName, str] = {
+    "classification": "mobilenet_v3_large",
+    "detection": "ssdlite320_mobilenet_v3_large",
+    "segmentation": "lraspp_mobilenet_v3_large",
+    "action": "r3d_18",
+}
+# Masks are asked for by those who want pixels; the peers' answers have none either.
+OPTIONS: dict[TaskName, dict[str, Scalar]] = {
+    "classification": {"top_k": 5},
+    "detection": {},
+    "segmentation": {"mask": "none"},
+    "action": {"top_k": 5},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job.
+
+    Attributes:
+        model: torchvision's name, or `demo` for the project's embedded models.
+        weights: a state dict of the model's; empty with `demo`.
+        medium: the encoded file that every request sends; `frames` is how many it has.
+        stream: whether an answer comes for each chunk, or one for the whole medium.
+        flags: more of server.py's own flags.
+    """
+
+    task: TaskName
+    model: str
+    weights: str = ""
+    medium: str
+    frames: int
+    protocol: Protocol = "grpc"
+    stream: bool = True
+    device: str = "cpu"
+    flags: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Scalar]:
+        return OPTIONS[self.task]
+
+    @property
+    def media(self) -> bytes:
+        return Path(self.medium).read_bytes()
+
+    def server_flags(self) -> list[str]:
+        """server.py's command line, but for ports."""
+        model = (
+            ["--demo"]
+            if self.model == DEMO
+            else ["--model", f"{self.task}={self.model}", "--weights", f"{self.task}={self.weights}"]
+        )
+        return [*model, "--device", self.device, *self.flags]
+
+    def settings(self) -> Settings:
+        """The same, as the server itself reads it."""
+        return parse_args(self.server_flags(), "")
+
+    def as_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{**values, "flags": tuple(values["flags"])})
+
+
+def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool = False) -> Path:
+    """The seeded random weights that `--weights random` gives a torchvision model, as a file.
+
+    Args:
+        tamed: as those that `python -m scripts.parity` compares, which rounding moves no more than trained ones.
+    """
+    from safetensors.torch import save_file
+
+    from pipelines.zoo import resolve
+
+    path = folder / f"{model}{'-tamed' if tamed else ''}.safetensors"
+    if not path.exists():
+        spec = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False)
+        network = spec.build().eval()
+        if tamed:
+            from scripts.parity.subject import tame
+
+            tame(network, spec)
+        # Detectors and segmenters stand in an adapter; the file is torchvision's own.
+        network = getattr(network, "network", network)
+        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+        save_file(state, path)
+    return path

@@ -1,0 +1,1 @@
+"""Other servers for the same job, each started as a program of its own."""

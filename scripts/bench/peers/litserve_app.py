@@ -1,0 +1,50 @@
+"""The job on LitServe, by its own idioms: decode_request, predict, encode_response, and a worker for each core.
+
+Each worker has one thread of torch and takes one request at a time: LitServe's batching, of whole videos here, was
+slower, for one worker then decodes for all. Annotations are not strings, since LitServe reads them.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import litserve
+import torch
+from fastapi import Request
+
+from scripts.bench.peers.network import CHUNK, Network, arguments, decode
+
+PATIENCE_S = 900
+
+
+class Predictor(litserve.LitAPI):
+    def __init__(self, asked: Any) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def setup(self, device: str) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        self.network = Network(self.asked.task, self.asked.model, self.asked.weights, device)
+
+    def decode_request(self, request: Request) -> Iterator[Any]:
+        """Frames, chunk by chunk, decoded as `predict` takes them."""
+        return decode(request["file"].file.read(), CHUNK)
+
+    def predict(self, x: Iterator[Any]) -> list[Any]:
+        rows: list[Any] = []
+        for frames in x:
+            rows += self.network.rows(self.network.prepare(frames), frames.shape[1:3])
+        return rows
+
+    def encode_response(self, output: list[Any]) -> dict[str, Any]:
+        return {"rows": output}
+
+
+if __name__ == "__main__":
+    asked = arguments()
+    workers = 1 if asked.device == "cuda" else os.cpu_count() or 1
+    server = litserve.LitServer(
+        Predictor(asked), accelerator=asked.device, devices=1, workers_per_device=workers, timeout=PATIENCE_S
+    )
+    server.run(host="127.0.0.1", port=asked.port, log_level="warning", generate_client_file=False)

@@ -1,0 +1,195 @@
+"""One run: a server, clients that send as a job says, and what came of it in numbers. Prints nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client import Client
+from pipelines.protocol.answers import ANSWERS
+from pipelines.protocol.errors import InvalidOptions
+from scripts.bench.figures import Figures, Stage, Window, figures, median
+from scripts.bench.jobs import Job, Protocol
+from scripts.bench.load import Load, Report
+from scripts.bench.server import Meter, Process, Usage
+
+SCRIPTS = Path(__file__).parent
+# The first part of a run counts for nothing: queues fill, and clients have started together.
+WARM_UP = 0.2
+BOUNDARY_CALLS = 100
+BATCHES = "batches of "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A server under so many clients.
+
+    Attributes:
+        server_cpu_ms, client_cpu_ms: for each frame answered.
+        batch_sizes: of the model's batches, how many had each size.
+        counters: by how much the server's other counters have grown, by group and name.
+    """
+
+    clients: int
+    figures: Figures
+    usage: Usage
+    server_cpu_ms: float
+    client_cpu_ms: float
+    batch_sizes: Mapping[str, float]
+    counters: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """What a request costs that asks for nothing: median time, and processor time on both sides."""
+
+    latency_ms: float
+    server_cpu_ms: float
+    client_cpu_ms: float
+
+
+class Sending:
+    """Clients at work, in a process of their own."""
+
+    def __init__(self, load: Load) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPTS / "bench_load.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(dataclasses.asdict(load)))
+        self._process.stdin.close()
+
+    def report(self) -> Report:
+        """What they saw, once all are done."""
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            text = output.read()
+        if self._process.wait():
+            raise SystemExit("error: the clients broke off, their message stands above")
+        return Report.from_json(text)
+
+    def kill(self) -> None:
+        """They vanish, in the middle of it all."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def send(load: Load) -> Report:
+    """Run clients to their end."""
+    return Sending(load).report()
+
+
+def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
+    """`bench_stages`, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bench_stages.py"), str(seconds)],
+        input=job.as_json(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit("error: the stages could not be measured, their message stands above")
+    return {name: Stage(**values) for name, values in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def load_of(job: Job, urls: Mapping[Protocol, str], clients: int, seconds: float) -> Load:
+    """A job's closed loop of clients."""
+    return Load(
+        kind="trivid",
+        url=urls[job.protocol],
+        medium=job.medium,
+        task=job.task,
+        stream=job.stream,
+        options=job.options,
+        clients=clients,
+        seconds=seconds,
+    )
+
+
+def window_of(report: Report, seconds: float) -> Window:
+    """All but the warm-up, until clients began to leave; many with long media are at their first request for longer
+    than the run was to last."""
+    end_s = max(report.start_s + seconds, report.end_s)
+    return Window(start_s=report.start_s + WARM_UP * (end_s - report.start_s), end_s=end_s)
+
+
+def measure_point(
+    process: Process, load: Load, frames: int, count: Callable[[], Mapping[str, float]] = dict
+) -> Point:
+    """A server under load. `count` gives what it has counted so far (`counters`)."""
+    before = count()
+    with Meter(process) as meter:
+        report = send(load)
+    grown = {name: value - before.get(name, 0) for name, value in count().items()}
+    assert meter.usage is not None
+    done = frames * sum(1 for reply in report.replies if not reply.error) or 1
+    return Point(
+        clients=load.clients,
+        figures=figures(report.replies, window_of(report, load.seconds), frames),
+        usage=meter.usage,
+        server_cpu_ms=1000 * meter.usage.cpu_s / done,
+        client_cpu_ms=1000 * report.cpu_s / done,
+        batch_sizes={
+            name.removeprefix(BATCHES): value
+            for name, value in grown.items()
+            if name.startswith(BATCHES) and value
+        },
+        counters={name: value for name, value in grown.items() if not name.startswith(BATCHES)},
+    )
+
+
+def counters(url: str, task: str) -> dict[str, float]:
+    """All that the server counts, by group and name, and its model's batches of each size."""
+    with Client(url) as client:
+        info: Mapping[str, Any] = client.info()
+    sizes = info["models"][task]["batch_sizes"]
+    groups = {name: group for name, group in info.items() if name != "models" and isinstance(group, dict)}
+    return {
+        **{f"{BATCHES}{size}": count for size, count in sizes.items()},
+        **{
+            f"{group} {name}": value
+            for group, values in groups.items()
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        },
+    }
+
+
+def measure_boundary(process: Process, url: str, job: Job) -> dict[str, Crossing]:
+    """The cost of Triton and PyTriton alone: of a bare call, and of one that brings the medium and is refused."""
+    media = job.media
+    with Client(url) as client:
+
+        def refused() -> None:
+            with contextlib.suppress(InvalidOptions):
+                client.ask(ANSWERS[job.task], media, {"stride": 0})
+
+        return {"bare": _crossing(process, client.info), "with the medium": _crossing(process, refused)}
+
+
+def _crossing(process: Process, call: Callable[[], object]) -> Crossing:
+    times = []
+    own_s, server_s = time.process_time(), process.cpu_s()
+    for _ in range(BOUNDARY_CALLS):
+        start_s = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start_s))
+    return Crossing(
+        latency_ms=median(times),
+        server_cpu_ms=1000 * (process.cpu_s() - server_s) / BOUNDARY_CALLS,
+        client_cpu_ms=1000 * (time.process_time() - own_s) / BOUNDARY_CALLS,
+    )

@@ -1,0 +1,1 @@
+"""PyTorch networks to ONNX files that say how to be served: `python -m scripts.export`."""

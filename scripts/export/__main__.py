@@ -1,0 +1,259 @@
+"""Exports models to ONNX and proves the files against torch with ONNX Runtime and OpenCV's DNN module.
+
+    python -m scripts.export resnet50 r3d_18 --output out/onnx [--weights DEFAULT] [--opset 18] [--report onnx.md]
+    python -m scripts.export --all-tutorial --weights random --output out/onnx --report-only
+
+MODEL is a torchvision name; weights of your own come with `--weights FILE`. A file that is written says how its
+pixels are prepared, so `server.py --model out/onnx/resnet50.onnx` is enough.
+Exits with 1 if any model misses the bar that the report states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.models.export import FAILURES
+from pipelines.models.spec import ModelSpec, Preprocessing
+from pipelines.protocol.errors import ModelUnavailable
+from pipelines.zoo.files.facts import MODEL_FACTS_KEY, facts_to_json
+from scripts.export.checks import Agreement, Sample, check_onnxruntime, samples
+from scripts.export.graph import BOX_NAMES, Exporter, Plain, Way, describe, spell_out, write_graph
+from scripts.export.random_weights import tempered
+from scripts.export.report import Row, write_report
+
+# Of its tutorial "Conversion of PyTorch Classification Models and Launch with OpenCV Python".
+TUTORIAL = (
+    "alexnet",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "squeezenet1_0",
+    "squeezenet1_1",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "opencv-python-headless")
+EXPORT_BATCH = 2
+# A detector of any size is exported for frames of 4:3, in whole strides of its pyramid.
+ASPECT, STRIDE_PX = 4 / 3, 32
+REASON_CHARS = 140
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A file that was written and agrees with torch under ONNX Runtime.
+
+    Attributes:
+        spec: as the file's metadata has it: of detectors with a fixed size.
+        known: the pictures that it was compared on, with torch's answers.
+        notes: why it was not exported in the first way that was tried.
+    """
+
+    path: Path
+    spec: ModelSpec
+    way: Way
+    opset: int
+    agreement: Agreement
+    known: Sequence[Sample]
+    notes: tuple[str, ...]
+
+    @property
+    def dynamic_batch(self) -> bool:
+        return 0 in self.way.free
+
+
+def export_model(
+    spec: ModelSpec, path: Path, *, opset: int | None = None, ways: Sequence[Way] = ()
+) -> Exported:
+    """Export the network of `spec` to `path` with its facts, in the first of `ways` that agrees with torch.
+
+    Args:
+        opset: of ONNX's operators; None: the exporter's own.
+        ways: what to try; empty: the current exporter and TorchScript's, each with a free batch, then a fixed one.
+
+    Raises:
+        ModelUnavailable: no way leads to a file that agrees.
+    """
+    spec = _with_fixed_size(spec) if spec.task == "detection" else spec
+    network = spec.build().eval().requires_grad_(requires_grad=False)
+    known = samples(spec, network)
+    spell_out(network)
+    plain = Plain(network, BOX_NAMES if spec.task == "detection" else _names(spec))
+    notes: list[str] = []
+    for way in ways or _ways(spec):
+        example = known[0].pixels
+        if 0 in way.free:
+            example = example.expand(EXPORT_BATCH, *example.shape[1:]).contiguous()
+        try:
+            write_graph(plain, example, path, way, opset)
+            written = describe(path, {MODEL_FACTS_KEY: facts_to_json(spec), "labels": "\n".join(spec.labels)})
+            agreement = check_onnxruntime(path, known, spec.task)
+        except (*FAILURES, ModelUnavailable) as error:
+            notes.append(f"{_named(way)}: {_reason(error)}")
+            continue
+        if agreement.good:
+            return Exported(
+                path=path,
+                spec=spec,
+                way=way,
+                opset=written,
+                agreement=agreement,
+                known=known,
+                notes=tuple(notes),
+            )
+        notes.append(f"{_named(way)}: differs by {agreement.max_delta:.1e} from torch")
+    raise ModelUnavailable(f"{spec.name} cannot be exported: {'; '.join(notes)}", hint="try another --opset")
+
+
+def _names(spec: ModelSpec) -> tuple[str]:
+    return ("out",) if spec.task == "segmentation" else ("logits",)
+
+
+def _ways(spec: ModelSpec) -> list[Way]:
+    if spec.task == "detection":
+        # torch.export (2.10) stops at the suppression of boxes, whose number it cannot know.
+        return [Way(exporter="TorchScript", free={})]
+    free = {} if spec.preprocessing.fixed_hw or spec.clip else {2: "height", 3: "width"}
+    exporters: tuple[Exporter, ...] = ("torch.export", "TorchScript")
+    dynamic = [Way(exporter=exporter, free={0: "batch", **free}) for exporter in exporters]
+    return [*dynamic, *(Way(exporter=exporter, free=free) for exporter in exporters)]
+
+
+def _with_fixed_size(spec: ModelSpec) -> ModelSpec:
+    """Frames are fitted into one size: bars of the mean colour take the place of those that torchvision adds."""
+    short = spec.preprocessing.resize_px
+    if not isinstance(short, int):
+        return spec
+    long = -(-int(short * ASPECT) // STRIDE_PX) * STRIDE_PX
+    fixed: Preprocessing = replace(
+        spec.preprocessing,
+        resize_px=(-(-short // STRIDE_PX) * STRIDE_PX, long),
+        max_px=None,
+        fit="letterbox",
+        pad_value=round(255 * sum(spec.preprocessing.mean) / 3),
+    )
+    return replace(spec, preprocessing=fixed)
+
+
+def _named(way: Way) -> str:
+    return f"{way.exporter} with {'a free' if 0 in way.free else 'a fixed'} batch"
+
+
+def _reason(error: Exception) -> str:
+    """One line: the exporters' messages are long, and theirs names the cause behind a headline."""
+    text = str(error)
+    found = re.search(r"<class '[\w.]*?(\w+)'>: (.+)", text)
+    line = f"{found[1]}: {found[2]}" if found else f"{type(error).__name__}: {text.strip()}".splitlines()[0]
+    return line if len(line) <= REASON_CHARS else f"{line[:REASON_CHARS]}…"
+
+
+def examine(name: str, args: argparse.Namespace) -> Row:
+    """Export one model and check it in every way: its row of the report. Deletes the file with --report-only."""
+    from pipelines.settings.model import ModelSettings
+    from pipelines.zoo import resolve
+
+    path: Path = args.output / f"{Path(name).stem.rpartition('.')[2]}.onnx"
+    task, label = "", path.stem
+    try:
+        spec = resolve(ModelSettings(source=name, weights=args.weights), allow_code=False)
+        task, label = spec.task, spec.name
+        spec = tempered(spec) if args.weights == "random" else spec
+        return _row(export_model(spec, path, opset=args.opset), args.weights)
+    except ModelUnavailable as error:
+        return Row(model=label, task=task, weights=args.weights, good=False, notes=(str(error),))
+    finally:
+        if args.report_only:
+            for written in (path, path.with_name(f"{path.name}.data")):
+                written.unlink(missing_ok=True)
+
+
+def _row(exported: Exported, weights: str) -> Row:
+    from scripts.export.opencv import check_opencv
+
+    opencv, note = check_opencv(exported.path, exported.known)
+    spec, agreement = exported.spec, exported.agreement
+    asked = spec.name in TUTORIAL
+    agreed = opencv is not None and opencv.good
+    if opencv is not None and not opencv.good:
+        note = "; ".join(part for part in (note, f"differs, top-1 equal {100 * opencv.top1:.1f} %") if part)
+    notes = [*exported.notes, *([f"OpenCV: {note}"] if note else [])]
+    written = [exported.path, exported.path.with_name(f"{exported.path.name}.data")]
+    return Row(
+        model=spec.name,
+        task=spec.task,
+        weights=weights,
+        good=agreement.good and (agreed or not asked),
+        exporter=exported.way.exporter,
+        opset=exported.opset,
+        dynamic_batch=exported.dynamic_batch,
+        input=_shape(exported),
+        size_mb=sum(one.stat().st_size for one in written if one.is_file()) / 1e6,
+        ort_max_delta=agreement.max_delta,
+        ort_relative=agreement.relative,
+        opencv_max_delta=opencv.max_delta if opencv else None,
+        top1_equal=agreement.top1,
+        notes=tuple(notes),
+    )
+
+
+def _shape(exported: Exported) -> str:
+    letters = {"batch": "N", "height": "h", "width": "w"}
+    sizes = enumerate(exported.known[0].pixels.shape)
+    return "×".join(
+        letters[exported.way.free[at]] if at in exported.way.free else str(size) for at, size in sizes
+    )
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--all-tutorial", action="store_true", help="also the sixteen of OpenCV's tutorial")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--weights", default="DEFAULT", help="DEFAULT, random, a file, or a name of their enum"
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="default: the exporter's own")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="default: DIR/report.md")
+    parser.add_argument(
+        "--report-only", action="store_true", help="delete each .onnx file once it is checked"
+    )
+    args = parser.parse_args(argv)
+    args.models += TUTORIAL if args.all_tutorial else ()
+    if not args.models:
+        parser.error("name a model, or --all-tutorial")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export and report; a row is written as soon as its model is done."""
+    args = _arguments(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    command = " ".join(["python -m scripts.export", *argv])
+    rows = []
+    for name in args.models:
+        rows.append(examine(name, args))
+        print(rows[-1].line(), flush=True)
+        report = args.report or args.output / "report.md"
+        write_report(rows, report, args.output / "report.json", command, versions)
+    return 0 if all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""Compares what readers of an exported file make of it with what torch gives. Knows no exporter, and no OpenCV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.models.spec import ModelSpec, TaskName
+from pipelines.zoo.files.onnx_files import OnnxNetwork
+from scripts.export.graph import first_output
+
+MAX_DELTA = 1e-3
+# Pixels whose two best classes are closer than rounding may change sides.
+LEAST_TOP1 = {2: 1.0, 4: 0.9999}
+# Of hundreds of boxes of almost equal scores the last ones that are kept may be others.
+LEAST_MATCHED = 0.99
+BATCHES = (1, 3)
+FAINT = 0.1
+FREE_SIZES_PX = ((256, 320), (192, 256))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Model pixels `(N, 3, …)` and what torch makes of them: `(N, K, …)`, or a mapping for each of N pictures."""
+
+    pixels: Tensor
+    answer: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """The worst of some comparisons.
+
+    Attributes:
+        max_delta: the largest difference of logits; of detections: of scores, and of boxes as a share of a side.
+        relative: the same as a share of the largest logit.
+        top1: share of pictures, pixels or boxes with the same best class.
+    """
+
+    max_delta: float
+    relative: float
+    top1: float
+    least_top1: float = 1.0
+
+    @property
+    def good(self) -> bool:
+        return max(self.max_delta, self.relative) <= MAX_DELTA and self.top1 >= self.least_top1
+
+
+def samples(spec: ModelSpec, network: nn.Module) -> list[Sample]:
+    """Seeded pictures of the sizes that the export must answer like torch, with torch's own answers.
+
+    Of detection: one picture at a time, among them a faint one.
+    """
+    shapes = [spec.example_shape(count) for count in BATCHES]
+    if spec.task == "detection":
+        batches = [_pictures(shapes[0], seed) for seed in range(2)]
+        # Not black: which of many equal boxes are kept is nobody's to say.
+        batches.append(FAINT * _pictures(shapes[0], 2))
+    elif spec.preprocessing.fixed_hw is None and spec.clip is None:
+        first, other = FREE_SIZES_PX
+        batches = [_pictures((count, 3, *first), count) for count in BATCHES] + [_pictures((1, 3, *other), 9)]
+    else:
+        batches = [_pictures(shape, seed) for seed, shape in enumerate(shapes)]
+    with torch.inference_mode():
+        return [Sample(pixels=batch, answer=_plain(network(batch), spec.task)) for batch in batches]
+
+
+def _pictures(shape: Sequence[int], seed: int) -> Tensor:
+    """Normalized pictures or clips of soft blobs with some grain, as photographs have both."""
+    dice = torch.Generator().manual_seed(seed)
+    count, channels, *size = shape
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    coarse = torch.randn(count, channels, *(max(2, side // 24) for side in size), generator=dice)
+    soft = nn.functional.interpolate(coarse, size=tuple(size), mode=mode, align_corners=False)
+    return soft + 0.2 * torch.randn(tuple(shape), generator=dice)
+
+
+def _plain(given: Any, task: TaskName) -> Any:
+    return given if task == "detection" else first_output(given)
+
+
+def check_onnxruntime(path: Path, known: Sequence[Sample], task: TaskName) -> Agreement:
+    """What the server's own reader makes of the file.
+
+    Raises:
+        ModelUnavailable: it does not read the file.
+        RuntimeError: it reads, and does not run it.
+    """
+    network = OnnxNetwork(path)
+    return worst([compare(_plain(network(one.pixels), task), one.answer, one.pixels) for one in known])
+
+
+def compare(ours: Any, torchs: Any, pixels: Tensor) -> Agreement:
+    """Answers to the same pixels; NaN and other shapes are no agreement at all."""
+    if isinstance(torchs, Tensor):
+        return _compare_logits(ours.float(), torchs)
+    return worst(
+        [
+            _compare_boxes(mine, theirs, max(pixels.shape[-2:]))
+            for mine, theirs in zip(ours, torchs, strict=True)
+        ]
+    )
+
+
+def worst(agreements: Sequence[Agreement]) -> Agreement:
+    return Agreement(
+        max_delta=max(one.max_delta for one in agreements),
+        relative=max(one.relative for one in agreements),
+        top1=min(one.top1 for one in agreements),
+        least_top1=agreements[0].least_top1,
+    )
+
+
+def _compare_logits(ours: Tensor, torchs: Tensor) -> Agreement:
+    least = LEAST_TOP1[torchs.ndim]
+    if ours.shape != torchs.shape or not ours.isfinite().all():
+        return Agreement(max_delta=torch.inf, relative=torch.inf, top1=0.0, least_top1=least)
+    delta = float((ours - torchs).abs().max())
+    largest = float(torchs.abs().max())
+    return Agreement(
+        max_delta=delta,
+        relative=delta / largest if largest else torch.inf,
+        top1=float((ours.argmax(1) == torchs.argmax(1)).float().mean()),
+        least_top1=least,
+    )
+
+
+def _compare_boxes(ours: Mapping[str, Tensor], torchs: Mapping[str, Tensor], side_px: int) -> Agreement:
+    """Each box of torch's with the nearest of ours of its label: equal scores may come in any order."""
+    counts = len(ours["scores"]), len(torchs["scores"])
+    if not all(counts):
+        same = float(counts[0] == counts[1])
+        return Agreement(max_delta=0.0, relative=0.0, top1=same, least_top1=LEAST_MATCHED)
+    boxes = (torchs["boxes"][:, None] - ours["boxes"][None]).abs().amax(-1) / side_px
+    scores = (torchs["scores"][:, None] - ours["scores"][None]).abs()
+    other = torchs["labels"][:, None] != ours["labels"][None]
+    nearest = torch.maximum(boxes, scores).masked_fill(other, torch.inf).amin(1)
+    matched = nearest <= MAX_DELTA
+    delta = float(nearest[matched].max()) if matched.any() else torch.inf
+    share = int(matched.sum()) / max(counts)
+    return Agreement(max_delta=delta, relative=delta, top1=share, least_top1=LEAST_MATCHED)

@@ -1,0 +1,128 @@
+"""Writes a network as one `.onnx` file, by the current exporter or the older one. Knows no preprocessing.
+
+Two spellings that OpenCV 4.11 reads wrongly are replaced by others of the same meaning, see `spell_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.models.export import INPUT, ONE_FILE_BYTES, quiet, write_traced
+
+Exporter = Literal["torch.export", "TorchScript"]
+
+BOX_NAMES = ("boxes", "scores", "labels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way of exporting: by which exporter, and the names of dimensions that stay free, by their place."""
+
+    exporter: Exporter
+    free: Mapping[int, str]
+
+
+class Plain(nn.Module):
+    """A network that gives tensors alone: the first output of several, the boxes of one picture."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, tuple(names)
+        # See `pipelines.models.export`: the mode of the outermost module counts.
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+        given: Any = self.network(pixels)
+        if self.names == BOX_NAMES:
+            return tuple(given[0][name] for name in BOX_NAMES)
+        return first_output(given)
+
+
+class SpeltHardsigmoid(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return (values / 6 + 0.5).clamp(0, 1)
+
+
+class SpeltMean3d(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values.mean((3, 4), keepdim=True).mean(2, keepdim=True)
+
+
+def first_output(given: Any) -> Tensor:
+    """The output that counts of a network with several: `out` of segmentation, the first of others."""
+    if isinstance(given, Mapping):
+        given = given.get("out", next(iter(given.values())))
+    elif isinstance(given, list | tuple):
+        given = given[0]
+    if not isinstance(given, Tensor):
+        raise TypeError(f"the network gives a {type(given).__name__}, no tensor")
+    return given
+
+
+def spell_out(network: nn.Module) -> None:
+    """Replace what OpenCV 4.11 reads wrongly by the same in simpler operators, in `network` itself.
+
+    It takes every HardSigmoid that goes into a Mul for a HardSwish, whatever the other factor is (so the gates of
+    MobileNetV3), and averages over three axes at once wrongly (so the ends of video networks).
+    """
+    for name, child in list(network.named_children()):
+        if isinstance(child, nn.Hardsigmoid):
+            setattr(network, name, SpeltHardsigmoid())
+        elif isinstance(child, nn.AdaptiveAvgPool3d) and child.output_size in (1, (1, 1, 1)):
+            setattr(network, name, SpeltMean3d())
+        else:
+            spell_out(child)
+
+
+def write_graph(network: Plain, example: Tensor, path: Path, way: Way, opset: int | None) -> None:
+    """Write `network` as `path`; what `example` has in the dimensions that are not free stays fixed.
+
+    Raises:
+        FAILURES: the exporter cannot.
+    """
+    if way.exporter == "TorchScript":
+        axes = {INPUT: way.free} | {name: _free_output(name, way) for name in network.names}
+        write_traced(network, example, path, axes=axes, opset=opset)
+        return
+    dims = {place: torch.export.Dim(name) for place, name in way.free.items()}
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    with quiet(), torch.no_grad():
+        torch.onnx.export(
+            network,
+            (example,),
+            path,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=network.names,
+            opset_version=opset,
+            dynamic_shapes=(dims,),
+            # Beyond that, weights go into a second file.
+            external_data=weights > ONE_FILE_BYTES,
+            verbose=False,
+        )
+
+
+def _free_output(name: str, way: Way) -> Mapping[int, str]:
+    return {0: "detections"} if name in BOX_NAMES else way.free
+
+
+def describe(path: Path, facts: Mapping[str, str]) -> int:
+    """Put `facts` into the metadata of a file, take out what exporters tell of this machine; return the opset."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+        # Stack traces, with the paths of source files.
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(facts))
+    onnx.save(model, path)
+    return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))

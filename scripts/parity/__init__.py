@@ -1,0 +1,1 @@
+"""Pixels and answers beside torchvision's own: `python -m scripts.parity`."""

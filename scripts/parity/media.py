@@ -1,0 +1,155 @@
+"""The media of a parity run: real ones where their folder is, generated ones anywhere. Knows no model."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipelines.frames.batch import FrameBatch, to_numpy
+from pipelines.media.decode import open_media
+from pipelines.media.medium import Limits
+from pipelines.protocol.options import Options
+from tests.support.media import as_mode, clip
+from tests.support.pixels import Picture, natural
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SHARED = ROOT.parent / "shared" / "data"
+REAL_PICTURES = ("baboon_1280px.jpg", "monkey_1920px.jpg")
+REAL_VIDEOS = (
+    "sintel_h264_720p.mp4",
+    "dog_h264_464p.mp4",
+    "nasa_h264_two_streams.mp4",
+    "pattern_vp9_720p.webm",
+    "pattern_h265_720p.mp4",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """One medium; `load` gives its bytes, the same each time."""
+
+    name: str
+    kind: Literal["picture", "video"]
+    load: Callable[[], bytes]
+    missing: bool = False
+
+
+def materials() -> list[Material]:
+    """All media, the real ones first; a file that is not there is marked as missing."""
+    files = [(name, "picture") for name in REAL_PICTURES] + [(name, "video") for name in REAL_VIDEOS]
+    real = [
+        Material(
+            name=name,
+            kind="picture" if kind == "picture" else "video",
+            load=(SHARED / name).read_bytes,
+            missing=not (SHARED / name).is_file(),
+        )
+        for name, kind in files
+    ]
+    pictures = [Material(name=name, kind="picture", load=load) for name, load in GENERATED_PICTURES.items()]
+    videos = [Material(name=name, kind="video", load=load) for name, load in GENERATED_VIDEOS.items()]
+    return [*real, *pictures, *videos]
+
+
+def present(*names: str) -> list[Material]:
+    """The media of these names that are there, in this order; all without names."""
+    known = {one.name: one for one in materials() if not one.missing}
+    return [known[name] for name in names if name in known] if names else list(known.values())
+
+
+@functools.cache
+def _picture(height_px: int, width_px: int, mode: str = "RGB") -> bytes:
+    return _png(natural(height_px, width_px)[0], mode)
+
+
+def _png(pixels: Picture, mode: str = "RGB") -> bytes:
+    sink = io.BytesIO()
+    as_mode(pixels, mode).save(sink, "png", compress_level=1)
+    return sink.getvalue()
+
+
+@functools.cache
+def _alpha() -> bytes:
+    """Transparent in one half: the colours under it are what counts, as with Pillow's `convert`."""
+    from PIL import Image
+
+    pixels = natural(301, 400)[0]
+    picture = Image.fromarray(pixels).convert("RGBA")
+    picture.putalpha(
+        Image.fromarray(np.where(np.arange(400) < 200, 40, 255).astype(np.uint8)[None].repeat(301, 0))
+    )
+    sink = io.BytesIO()
+    picture.save(sink, "png", compress_level=1)
+    return sink.getvalue()
+
+
+@functools.cache
+def _uhd() -> bytes:
+    """3840x2160: a quarter, mirrored into the other three."""
+    quarter = natural(1080, 1920)[0]
+    return _png(np.pad(quarter, ((0, 1080), (0, 1920), (0, 0)), mode="symmetric"))
+
+
+def _panned(height_px: int, width_px: int, frames: int) -> list[Picture]:
+    """A camera that pans over a picture, three pixels right and one down a frame."""
+    scene = natural(height_px + frames, width_px + 3 * frames)[0]
+    return [scene[i : i + height_px, 3 * i : 3 * i + width_px] for i in range(frames)]
+
+
+@functools.cache
+def _ten_bits() -> bytes:
+    """The encoder's threads make other bytes each time, so these are kept."""
+    return clip(
+        codec="libx265",
+        container="matroska",
+        pix_fmt="yuv420p10le",
+        width=322,
+        height=180,
+        rate=25,
+        pictures=_panned(180, 322, 60),
+    )
+
+
+@functools.cache
+def _portrait_video() -> bytes:
+    return clip(width=180, height=320, rate=30, pictures=_panned(320, 180, 72), matrix="bt709")
+
+
+@functools.cache
+def _turned_video() -> bytes:
+    """Stored lying, shown upright: what a telephone films."""
+    return clip(width=256, height=144, rate=24, pictures=_panned(144, 256, 48), rotation=90)
+
+
+GENERATED_PICTURES: dict[str, Callable[[], bytes]] = {
+    "odd 643x361": functools.partial(_picture, 361, 643),
+    "portrait 359x641": functools.partial(_picture, 641, 359),
+    "tiny 8x8": functools.partial(_picture, 8, 8),
+    "4K": _uhd,
+    "grey": functools.partial(_picture, 300, 401, "L"),
+    "alpha": _alpha,
+}
+GENERATED_VIDEOS: dict[str, Callable[[], bytes]] = {
+    "10 bits": _ten_bits,
+    "portrait video": _portrait_video,
+    "turned video": _turned_video,
+}
+
+
+@functools.lru_cache(maxsize=4)
+def decode(material: Material, options: Options) -> FrameBatch:
+    """The selected frames of a medium as the server's own decoder gives them, all at once."""
+    with open_media(material.load(), options=options, limits=Limits(), device="cpu") as medium:
+        parts = list(medium.chunks())
+    return FrameBatch.of(
+        np.concatenate([to_numpy(part.pixels_nhwc) for part in parts]),
+        pts_s=np.concatenate([part.pts_s for part in parts]),
+        frame_index=np.concatenate([part.frame_index for part in parts]),
+    )

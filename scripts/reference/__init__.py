@@ -1,0 +1,1 @@
+"""Pages made from the code: `python -m scripts.reference.openapi` and `.codecs`."""

@@ -1,0 +1,96 @@
+"""Checks before the start, settings, and the watchdog, each against the real machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.machine import preflight, watchdog
+from pipelines.settings.flags import parse_args
+
+
+def test_this_machine_can_serve() -> None:
+    for finding in (preflight.check_python(), preflight.check_glibc(), preflight.check_libpython()):
+        assert not finding.problem
+        assert finding.detail
+
+
+def test_a_missing_libpython_is_named_with_a_remedy(tmp_path: Path) -> None:
+    problem = preflight.check_libpython([tmp_path]).problem
+    assert f"libpython3.{sys.version_info.minor}.so.1.0 was not found" in problem
+    assert "apt-get install" in problem
+
+
+def test_a_taken_port_is_named_with_the_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        problem = preflight.check_port("127.0.0.1", port, "grpc").problem
+    assert f"127.0.0.1:{port}" in problem
+    assert "--grpc-port" in problem
+    assert not preflight.check_port("127.0.0.1", port, "grpc").problem
+
+
+def test_too_small_shared_memory_is_refused_with_both_numbers() -> None:
+    free = preflight.shm_free_bytes()
+    problem = preflight.check_shm(free).problem
+    assert f"{preflight.shm_needed_bytes(free) >> 20} MiB are needed" in problem
+    assert "--shm-size" in problem
+    assert not preflight.check_shm(1 << 20).problem
+
+
+def test_answers_fit_into_shared_memory_beside_a_medium() -> None:
+    limit = preflight.answer_limit_bytes(1 << 20)
+    assert preflight.MIN_ANSWER_BYTES <= limit <= preflight.MAX_ANSWER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--http-port", "0"], "no port"),
+        (["--http-port", "8001"], "must differ"),
+        (["--max-frames", "-1"], "not a positive whole number"),
+        (["--max-media-mb", "4096"], "at most 2047"),
+        (["--model", "labeling=resnet50"], "no task 'labeling'"),
+        (["--demo", "--model", "segmentation=x"], "--demo brings its own model"),
+        (["--demo", "--weights", "x.pth"], "--demo brings its own weights"),
+        (["--what"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_settings_end_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_args(argv, "")
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_of_dead_owners_are_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(timeout=10)
+    for name in (f"trivid-{gone.pid}-x", f"trivid-{os.getpid()}-y", "trivid-z", "other", "one stub", "two"):
+        (tmp_path / name).mkdir()
+    watchdog.remember(tmp_path / f"trivid-{gone.pid}-x", [tmp_path / "one stub", tmp_path / "gone"])
+    watchdog.remember(tmp_path / f"trivid-{os.getpid()}-y", [tmp_path / "two"])
+    watchdog.remove_orphans(tmp_path, "trivid-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["other", f"trivid-{os.getpid()}-y", "trivid-z", "two"]
+    )
+
+
+def test_the_watchdog_sees_children_and_their_death() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert child.pid in watchdog.children(os.getpid())
+        assert watchdog.lost([child.pid]) == []
+        watchdog.kill_all([child.pid])
+        child.wait(timeout=10)
+        assert watchdog.lost([child.pid]) == [child.pid]
+        assert child.pid not in watchdog.children(os.getpid())
+        watchdog.kill_all([child.pid])
+    finally:
+        child.kill()
+        child.communicate(timeout=10)

@@ -1,0 +1,244 @@
+"""The bench: its arithmetic on tables, a whole run on a toy medium, and peers that answer as we do."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.assembly import make_pipeline
+from pipelines.loading.agreement import agreeing, example_pixels
+from pipelines.media.medium import Limits
+from pipelines.models.outputs import LogitOutput
+from pipelines.protocol.answers import ClassificationAnswer
+from pipelines.protocol.options import Options
+from pipelines.settings.model import ModelSettings
+from pipelines.zoo import resolve
+from scripts.bench import contenders as bench_peers
+from scripts.bench.figures import (
+    Reply,
+    Stage,
+    Window,
+    ceiling,
+    fallen,
+    figures,
+    frames_within,
+    percentile,
+    percentiles,
+)
+from scripts.bench.jobs import Job, save_random_weights
+from scripts.bench.load import Load, multipart
+from scripts.bench.media import HEIGHT_PX, WIDTH_PX, film_second
+from tests.support.media import clip
+
+ROOT = Path(__file__).resolve().parents[2]
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    ("rates", "shared", "expected"),
+    [
+        ({"decode": 100.0}, True, 100),
+        ({"decode": 100.0, "model": 100.0}, True, 50),
+        ({"decode": 900.0, "preprocess": 981.0, "model": 300.0, "postprocess": INF}, True, 183.022),
+        ({"decode": 900.0, "preprocess": 981.0, "model": 300.0, "postprocess": INF}, False, 300),
+        ({"decode": INF}, True, NAN),
+        ({"decode": 0.0, "model": 10.0}, True, NAN),
+        ({}, False, NAN),
+    ],
+)
+def test_the_ceiling(rates: Mapping[str, float], shared: bool, expected: float) -> None:
+    assert ceiling(rates, shared=shared) == pytest.approx(expected, abs=1e-3, nan_ok=True)
+
+
+def test_a_stage_measured_twice_takes_the_mean_of_both_times() -> None:
+    slow = Stage(frames_per_s=100.0, cpu_ms=20.0, alone_ms=10.0, callers=2)
+    fast = Stage(frames_per_s=300.0, cpu_ms=8.0, alone_ms=4.0, callers=2)
+    assert slow.mean(fast) == Stage(frames_per_s=150.0, cpu_ms=14.0, alone_ms=7.0, callers=2)
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 1.0], [5.0, 1.0, 4.0, 2.0], [0.1 * n for n in range(101)]])
+@pytest.mark.parametrize("percent", [0, 50, 95, 99, 100])
+def test_percentiles_are_numpys(values: Sequence[float], percent: float) -> None:
+    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
+
+
+def test_nothing_has_no_percentile() -> None:
+    assert all(math.isnan(value) for value in percentiles([]).values())
+
+
+WINDOW = Window(start_s=10, end_s=20)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (Reply(start_s=10, end_s=20, at_s=[20], rows=[5]), 100),
+        (Reply(start_s=5, end_s=15, at_s=[15], rows=[100]), 50),
+        (Reply(start_s=0, end_s=40, at_s=[40], rows=[1]), 25),
+        (Reply(start_s=0, end_s=10, at_s=[10], rows=[1]), 0),
+        (Reply(start_s=12, end_s=14, at_s=[12, 13, 14], rows=[0, 8, 8]), 100),
+        # Answers before the window count for nothing, however many rows they have.
+        (Reply(start_s=8, end_s=12, at_s=[10, 12], rows=[9, 1]), 10),
+        (Reply(start_s=12, end_s=14), 0),
+    ],
+)
+def test_frames_count_where_they_were_worked_on(reply: Reply, expected: float) -> None:
+    assert frames_within(reply, WINDOW, 100) == pytest.approx(expected)
+
+
+def test_figures_of_a_run() -> None:
+    replies = [
+        Reply(start_s=8, end_s=12, at_s=[9, 12], rows=[1, 1]),
+        Reply(start_s=12, end_s=18, at_s=[14, 18], rows=[1, 1]),
+        Reply(start_s=18, end_s=22, at_s=[20, 22], rows=[1, 1]),
+        Reply(start_s=2, end_s=4, at_s=[4], rows=[2]),
+        Reply(start_s=12, end_s=13, error="overloaded"),
+    ]
+    found = figures(replies, WINDOW, 10)
+    assert found.requests == 3
+    assert found.errors == {"overloaded": 1}
+    assert found.frames_per_s == pytest.approx((5 * 2 / 3 + 10 + 5) / 10)
+    assert found.latency_ms["p50"] == pytest.approx(4000)
+    assert found.first_answer_ms["p50"] == pytest.approx(2000)
+
+
+@pytest.mark.parametrize(
+    ("now", "lost"),
+    [
+        ({"a": 0.95, "b": 4.0}, {}),
+        ({"a": 0.855, "b": 3.6}, {}),
+        ({"a": 0.84, "b": 5.0}, {"a": 0.884}),
+        ({"a": 0.95}, {"b": NAN}),
+        ({"a": NAN, "b": 4.0}, {"a": NAN}),
+    ],
+)
+def test_ratios_that_fell(now: Mapping[str, float], lost: Mapping[str, float]) -> None:
+    found = fallen(now, {"a": 0.95, "b": 4.0}, 0.10)
+    assert found == pytest.approx(dict(lost), abs=1e-3, nan_ok=True)
+
+
+def bench(*flags: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "scripts.bench", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_whole_run(tmp_path: Path) -> None:
+    medium, record = tmp_path / "toy.mp4", tmp_path / "record.json"
+    medium.write_bytes(clip(frames=20))
+    impossible = tmp_path / "impossible.json"
+    impossible.write_text(json.dumps({"ratios": {"share of the ceiling, 2 clients": 1e6}}))
+    flags = [
+        "--model",
+        "mobilenet_v3_small",
+        "--medium",
+        str(medium),
+        "--clients",
+        "1",
+        "2",
+        "--duration",
+        "1",
+    ]
+    text = bench(
+        *(*flags, "--stage-seconds", "0.05", "--json", str(record), "--check", str(impossible)), code=1
+    )
+    assert "share of the ceiling, 2 clients is 0.00 of what it was" in text
+    found = json.loads(record.read_text())
+    assert found["stages"].keys() == {"decode", "preprocess", "model", "postprocess", "together"}
+    for stage in found["stages"].values():
+        assert stage["frames_per_s"] > 0
+        assert stage["alone_ms"] > 0
+    rates = [stage["frames_per_s"] for name, stage in found["stages"].items() if name != "together"]
+    assert 0 < found["ceiling"] < min(rates)
+    assert [point["clients"] for point in found["points"]] == [1, 2]
+    for point in found["points"]:
+        assert not point["figures"]["errors"]
+        assert point["figures"]["frames_per_s"] > 0
+        assert point["figures"]["latency_ms"].keys() == {"p50", "p95", "p99", "mean"}
+        assert point["figures"]["first_answer_ms"]["p50"] <= point["figures"]["latency_ms"]["p50"]
+        assert point["usage"]["peak_rss_bytes"] > point["usage"]["peak_main_rss_bytes"] > 0
+        assert sum(point["batch_sizes"].values()) > 0
+        assert point["server_cpu_ms"] > 0
+    assert found["boundary"]["bare"]["latency_ms"] > 0
+    assert found["ratios"].keys() >= {"share of the ceiling, 1 clients", "share of the ceiling, 2 clients"}
+    assert found["machine"]["versions"]["torch"]
+
+
+def test_wrong_usage_is_said() -> None:
+    assert "no medium 'nowhere.mp4'" in bench("--medium", "nowhere.mp4", code=1)
+    assert "peers serve torchvision's models" in bench_peers.missing("classification", "demo")
+    assert "no peer does action" in bench_peers.missing("action", "r3d_18")
+
+
+def ask(load: Load, media: bytes) -> list[int]:
+    """The likeliest class of each frame, by a peer."""
+    if load.kind == "pytriton":
+        from tritonclient import grpc
+
+        video = grpc.InferInput("video", [1, len(media)], "UINT8")
+        video.set_data_from_numpy(np.frombuffer(media, np.uint8)[None])
+        with grpc.InferenceServerClient(load.url.removeprefix("grpc://")) as client:
+            rows = client.infer("peer", [video]).as_numpy("rows")
+        return [int(row[0]) for row in rows[0]]
+    connection = http.client.HTTPConnection(load.url.removeprefix("http://"), timeout=60)
+    body, headers = multipart(media)
+    connection.request("POST", "/predict", body, headers)
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return [row["class_id"][0] for row in answer["rows"]]
+
+
+def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) -> None:
+    """By torch itself, which computes in bf16 on any processor."""
+    shares = []
+    (pixels,) = example_pixels([(256, 3, 96, 96)])
+    for tamed in (False, True):
+        weights = save_random_weights("classification", "mobilenet_v3_small", tmp_path, tamed=tamed)
+        spec = resolve(ModelSettings(source="mobilenet_v3_small", weights=str(weights)), allow_code=False)
+        network = spec.build().eval()
+        with torch.inference_mode():
+            plain = LogitOutput({"logits": network(pixels)}, "logits")
+            with torch.autocast("cpu", torch.bfloat16):
+                short = LogitOutput({"logits": network(pixels).float()}, "logits")
+        shares.append(agreeing([plain], [short]))
+    assert shares[0] < 0.98
+    assert shares[1] > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_peers_answer_as_we_do(tmp_path: Path) -> None:
+    name = "mobilenet_v3_small"
+    if reason := bench_peers.missing("classification", name):
+        pytest.skip(reason)
+    medium = tmp_path / "clip.mp4"
+    # Random weights are sure of film, and of pictures as rich as film, but not of a test pattern.
+    pictures = list(film_second())[::3]
+    medium.write_bytes(clip(pictures=pictures, width=WIDTH_PX, height=HEIGHT_PX))
+    weights = save_random_weights("classification", name, tmp_path)
+    job = Job(task="classification", model=name, weights=str(weights), medium=str(medium), frames=8)
+    spec = resolve(ModelSettings(source=name, weights=str(weights)), allow_code=False)
+    pipeline = make_pipeline(spec, "cpu", limits=Limits())
+    ours = []
+    for answer in pipeline.run(job.media, Options()):
+        assert isinstance(answer, ClassificationAnswer)
+        ours += [int(row[0]) for row in answer.class_id]
+    pipeline.batcher.close()
+    with bench_peers.peers(job, tmp_path) as others:
+        assert others.keys() == {"seed_pytriton", "fastapi_app", "litserve_app"}
+        theirs = {peer: ask(contender.load, job.media) for peer, contender in others.items()}
+    for peer, classes in theirs.items():
+        assert sum(one == other for one, other in zip(classes, ours, strict=True)) >= 6, (peer, classes, ours)

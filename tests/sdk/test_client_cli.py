@@ -1,0 +1,212 @@
+"""The client's command line: flags, exit codes, what is printed and what is saved. No Triton needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import client as program
+from pipelines.protocol.columns import text_column
+from pipelines.protocol.errors import InvalidMedia, InvalidOptions
+from tests.support.stub_server import Reply, StubServer, event, talker, unary
+from tests.support.toy_answers import answer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BROKEN = {"error": text_column(InvalidMedia("no video", hint="send one").to_json())}
+
+
+@pytest.fixture
+def stub() -> Iterator[StubServer]:
+    with StubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """A folder with a video, an image, a broken image and a text."""
+    for name, data in {
+        "a.mp4": b"v",
+        "b.JPG": b"i",
+        "bad.png": b"x",
+        "sub/c.mkv": b"v",
+        "d.txt": b"t",
+    }.items():
+        (tmp_path / "media" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "media" / name).write_bytes(data)
+    return tmp_path / "media"
+
+
+@pytest.fixture
+def served(stub: StubServer) -> StubServer:
+    """Videos of four frames, images of one; the medium `x` is broken."""
+    image = answer([1], mask=[b"M"], overlay=[b"O"])
+    stub.infer(lambda seen: unary(BROKEN if seen.body.endswith(b"x") else image))
+    first, last = (
+        answer(frames, final=final, mask=[b"M", b"N"], overlay=[b"O", b"P"], video=b"F")
+        for frames, final in (([0, 1], False), ([2, 3], True))
+    )
+    stub.stream(Reply(chunks=[event(first), event(last)]))
+    return stub
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "nothing to do"),
+        (["--nonsense"], 2, "--nonsense"),
+        (["--task", "cooking"], 2, "'cooking' (choose from 'classification', 'detection', 'segmentation'"),
+        (["--video-paths", "absent.mp4"], 2, "error: absent.mp4: no such file"),
+        (["--video-paths", "{media}/d.txt", "--url", "ftp://x"], 2, "error: url='ftp://x' is no address"),
+        (["--info", "--timeout", "0"], 2, "error: timeout_s=0 is not above 0"),
+        (["--info", "--url", "http://127.0.0.1:1"], 3, "error: no server at http://127.0.0.1:1"),
+        (["--info", "--url", "grpc://127.0.0.1:1"], 3, "error: no server at grpc://127.0.0.1:1"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_usage(
+    arguments: list[str], code: int, said: str, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        got = program.main([argument.format(media=media) for argument in arguments])
+    except SystemExit as exit_:
+        got = int(exit_.code or 0)
+    errors = capsys.readouterr().err
+    assert (got, said in errors) == (code, True), errors
+    assert code == 0 or sum("error: " in line for line in errors.splitlines()) == 1
+
+
+def test_a_folder_is_walked_and_one_failure_spoils_no_other(
+    served: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--url", served.url, "--video-paths", str(media)]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{media}/a.mp4: 4 frames, cat 25.0 % (stub)",
+        f"{media}/b.JPG: 1 frame, cat 16.7 % (stub)",
+        f"{media}/sub/c.mkv: 4 frames, cat 25.0 % (stub)",
+    ]
+    assert err == f"error: {media}/bad.png: no video (send one)\n"  # and no progress into a pipe
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_json_lines(
+    stream: bool, served: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = "--stream" if stream else "--no-stream"
+    assert program.main(["--url", served.url, "--video-paths", str(media / "a.mp4"), "--json", flag]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == (4 if stream else 1)
+    assert lines[-1] == {
+        "file": str(media / "a.mp4"),
+        "frame_index": 3 if stream else 1,
+        "pts_s": 0.3 if stream else 0.1,
+        "class_pixels": {"background": 3, "cat": 3} if stream else {"background": 5, "cat": 1},
+        "decoder": "stub",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [
+        ([], ["a.jsonl", "b.jsonl"]),
+        (
+            ["--dump-images", "--originals", "--end", "1"],
+            [
+                *("a.jsonl", "a_000000_mask.png", "a_000003_original.jpg", "a_000003_overlay.jpg"),
+                *(
+                    "a_overlay.mp4",
+                    "b.jsonl",
+                    "b_000000_original.jpg",
+                    "b_000001_mask.png",
+                    "b_000001_overlay.jpg",
+                ),
+            ],
+        ),
+        (["--overlay", "raw", "--mask", "raw"], ["a_000002_overlay.ppm", "b_000001_mask.pgm"]),
+    ],
+)
+def test_files(flags: list[str], files: list[str], served: StubServer, media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    paths = ["--video-paths", str(media / "a.mp4"), "--image-paths", str(media / "b.JPG")]
+    assert program.main(["--url", served.url, *paths, "--output", str(out), *flags]) == 0
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(files) <= set(written)
+    assert len(written["a.jsonl"].splitlines()) == 4
+    if "--originals" in flags:
+        assert (written["a_overlay.mp4"], written["a_000003_overlay.jpg"]) == (b"FF", b"P")
+        plain = [seen.head for seen in served.seen if "alpha" in seen.head]
+        assert [(head["alpha"], head["overlay"], head["end_s"]) for head in plain] == [("0", "jpeg", "1")]
+    if "raw" in flags:
+        assert written["b_000001_mask.pgm"] == b"P5\n3 2\n255\nM"
+
+
+def test_a_wrong_option_ends_the_run(
+    stub: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options are the same for every medium; the server alone judges them."""
+    stub.stream(Reply(chunks=[event({"error": text_column(InvalidOptions("stride=0").to_json())})]))
+    assert program.main(["--url", stub.url, "--video-paths", str(media), "--stream", "--stride", "0"]) == 2
+    assert capsys.readouterr().err == f"error: {media}/a.mp4: stride=0\n"
+
+
+def test_a_server_that_goes_away_ends_the_run(
+    stub: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.stream(Reply(chunks=[event(answer(final=False))], cut=True))
+    assert program.main(["--url", stub.url, "--video-paths", str(media)]) == 3
+    assert "broke off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_ctrl_c(scheme: str) -> None:
+    """Interrupted while it waits: no traceback, and the exit code that shells expect."""
+    with talker() as port:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITING, "--info", "--url", f"{scheme}://127.0.0.1:{port}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+
+
+WAITING = """
+import sys, client
+ask = client.Client.info
+def info(self):
+    print("waiting", flush=True)
+    return ask(self)
+client.Client.info = info
+sys.exit(client.main(sys.argv[1:]))
+"""
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server's certificate is checked, and SSL_CERT_FILE adds an authority."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl for a certificate")
+    pem = tmp_path / "both.pem"
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    key = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(pem), "-out", str(pem)]
+    make = ["openssl", "req", "-x509", *key, *name]
+    subprocess.run(make, check=True, timeout=60, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with StubServer(context) as stub:
+        assert program.main(["--url", stub.url, "--info"]) == 3
+        assert "error: no TLS with https://127.0.0.1" in capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+        assert program.main(["--url", stub.url, "--info"]) == 0

@@ -1,0 +1,288 @@
+"""The embedded demo models: their weights, their clips with the exact truth, and the scripts that make them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from pipelines.zoo.demo.networks import (
+    ACTION_LABELS,
+    DEMO_FACTS,
+    MAX_BOXES,
+    NMS_IOU,
+    SCORE_FLOOR,
+    DemoDetector,
+    DemoTask,
+    build_demo,
+)
+from scripts.demo.actions import MOVES_LEFT, MOVES_RIGHT, ActionScene, clip_action
+from scripts.demo.clips import decode, encode
+from scripts.demo.data import draw_clip
+from scripts.demo.evaluation import act, classify, detect, load, segment, true_actions, true_boxes
+from scripts.demo.metrics import TrueBoxes, accuracy, box_iou, class_iou, mean_average_precision
+from scripts.demo.shapes import LEAST_PX, Scene, Truth
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ASSETS = ROOT / "assets"
+SCRIPT = ROOT / "scripts" / "train_demo.py"
+TASKS: tuple[DemoTask, ...] = ("segmentation", "classification", "detection", "action")
+SHIPPED_SEED = 2027
+FRAME_STEP = 10
+# Beyond those that trained the models, and others than those that judged them.
+FRESH_SEEDS = range(950_001, 950_013)
+Array = npt.NDArray[np.uint8]
+
+
+@cache
+def network(task: DemoTask) -> nn.Module:
+    return load(task, str(ASSETS / f"demo_{task}.safetensors"))
+
+
+@cache
+def shipped_frames(name: str) -> list[Array]:
+    return list(decode(ASSETS / name))
+
+
+def read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> tuple[list[Array], list[Truth]]:
+    """A few frames of each of the fresh scenes, through H.264, and what is true of them."""
+    frames: list[Array] = []
+    truths: list[Truth] = []
+    for seed in FRESH_SEEDS:
+        clip = io.BytesIO()
+        truths += draw_clip(seed, (10, 60, 110), clip, crf=26)
+        clip.seek(0)
+        frames += decode(clip)
+    return frames, truths
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Array], Array]]:
+    """A short clip, twice, as the script draws and writes them: frames and masks by name."""
+    folder = tmp_path_factory.mktemp("clips")
+    running = {}
+    for name in ("first", "again"):
+        outputs = ["--draw", str(folder / f"{name}.mp4"), "--truth", str(folder / f"{name}.npz")]
+        command = [sys.executable, str(SCRIPT), *outputs, "--seed", str(SHIPPED_SEED), "--seconds", "0.2"]
+        running[name] = subprocess.Popen(command)
+    clips = {}
+    for name, process in running.items():
+        assert process.wait(timeout=60) == 0
+        clips[name] = list(decode(folder / f"{name}.mp4")), np.load(folder / f"{name}.npz")["masks"]
+    return clips
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_are_small_and_load(task: DemoTask) -> None:
+    assert (ASSETS / f"demo_{task}.safetensors").stat().st_size <= 2_000_000
+    assert all(value.isfinite().all() for value in network(task).state_dict().values())
+
+
+@pytest.mark.parametrize("size_hw", [(32, 32), (33, 47), (160, 284), (225, 301)])
+def test_outputs_at_odd_sizes(size_hw: tuple[int, int]) -> None:
+    pixels = torch.randn(2, 3, *size_hw, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert build_demo("segmentation").eval()(pixels).shape == (2, 5, *size_hw)
+        assert build_demo("classification").eval()(pixels).shape == (2, 4)
+        assert build_demo("action").eval()(torch.stack([pixels] * 5, 2)).shape == (2, 4)
+        answers = build_demo("detection").eval()(pixels)
+    assert [set(answer) for answer in answers] == [{"boxes", "labels", "scores"}] * 2
+
+
+@pytest.mark.parametrize("score_bias", [-20.0, -2.0, 20.0], ids=["nothing", "something", "everything"])
+def test_a_detector_answers_as_torchvisions_do(score_bias: float) -> None:
+    torch.manual_seed(0)
+    detector = DemoDetector(classes=5).eval()
+    nn.init.constant_(detector.scores.bias, score_bias)  # type: ignore[arg-type]
+    nn.init.normal_(detector.sides.bias, -1)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        answers = detector(torch.randn(3, 3, 161, 283))
+    for answer in answers:
+        boxes, labels, scores = answer["boxes"], answer["labels"], answer["scores"]
+        assert len(boxes) == len(labels) == len(scores) <= MAX_BOXES
+        assert (boxes.shape[1:], boxes.dtype, labels.dtype, scores.dtype) == (
+            (4,),
+            torch.float32,
+            torch.int64,
+            torch.float32,
+        )
+        assert (boxes[:, :2] <= boxes[:, 2:]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([283, 161, 283, 161])).all()
+        assert (scores.diff() <= 0).all()
+        assert (scores >= SCORE_FLOOR).all()
+        assert set(labels.tolist()) <= {1, 2, 3, 4}
+        overlaps = np.triu(box_iou(boxes.numpy(), boxes.numpy()), 1)
+        assert overlaps[labels[:, None] == labels].max(initial=0) <= NMS_IOU + 1e-5
+    assert {len(answer["boxes"]) for answer in answers} != {0} or score_bias == -20
+    assert {len(answer["boxes"]) for answer in answers} == {MAX_BOXES} or score_bias != 20
+
+
+def test_an_empty_picture_has_no_boxes() -> None:
+    answer = detect(network("detection"), [np.full((360, 640, 3), 128, np.uint8)])[0]
+    assert (answer.boxes.shape, answer.labels.shape, answer.scores.shape) == ((0, 4), (0,), (0,))
+
+
+def test_a_seed_decides_the_drawing(drawn: dict[str, tuple[list[Array], Array]]) -> None:
+    (frames, masks), (frames_again, masks_again) = drawn.values()
+    assert len(frames) == len(masks) == 6
+    np.testing.assert_array_equal(frames, frames_again)
+    np.testing.assert_array_equal(masks, masks_again)
+    other_pixels, other = Scene(7).draw(0)
+    assert (masks[0] != other.class_ids).mean() > 0.05
+    assert np.abs(frames[0].astype(int) - other_pixels).mean() > 10
+
+
+def test_the_shipped_clip_is_what_the_script_draws(drawn: dict[str, tuple[list[Array], Array]]) -> None:
+    frames, masks = drawn["first"]
+    shipped = np.stack(shipped_frames("demo.mp4")[: len(frames)])
+    # Another processor may round a point on an edge to its other side, and x264 decide otherwise.
+    assert (read(ASSETS / "demo_truth.npz")["masks"][: len(masks)] != masks).mean() < 1e-4
+    assert np.abs(shipped.astype(int) - np.stack(frames)).mean() < 4
+
+
+def test_the_shipped_action_clip_is_what_its_scene_draws() -> None:
+    scene = ActionScene(SHIPPED_SEED)
+    drawn = [scene.draw(index) for index in range(0, 240, 60)]
+    frames = np.stack(shipped_frames("demo_action.mp4")[::60]).astype(int)
+    assert np.abs(frames - np.stack([pixels for pixels, _ in drawn])).mean() < 6
+    actions = read(ASSETS / "demo_action_truth.npz")["action_id"]
+    assert actions[::60].tolist() == [action for _, action in drawn]
+    assert set(actions.tolist()) == set(range(len(ACTION_LABELS)))
+
+
+@pytest.mark.parametrize(
+    ("name", "frame_count", "most_bytes", "truth_bytes"),
+    [("demo", 150, 300_000, 450_000), ("demo_action", 240, 500_000, 10_000)],
+)
+def test_the_shipped_files_are_small_and_whole(
+    name: str, frame_count: int, most_bytes: int, truth_bytes: int
+) -> None:
+    assert (ASSETS / f"{name}.mp4").stat().st_size <= most_bytes
+    assert (ASSETS / f"{name}_truth.npz").stat().st_size <= truth_bytes
+    with av.open(ASSETS / f"{name}.mp4") as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 640, 360)
+        assert stream.average_rate == 30
+        kinds = [frame.pict_type for frame in container.decode(stream)]
+    assert av.video.frame.PictureType.B in kinds
+    truth = read(ASSETS / f"{name}_truth.npz")
+    shapes = {"masks": (frame_count, 360, 640), "class_id": (frame_count,), "action_id": (frame_count,)}
+    assert len(kinds) == frame_count
+    assert all(truth[key].shape == shape for key, shape in shapes.items() if key in truth)
+
+
+def test_the_shipped_boxes_enclose_the_masks() -> None:
+    truth = read(ASSETS / "demo_truth.npz")
+    masks, boxes = truth["masks"], truth["boxes"].astype(int)
+    inside = np.zeros(masks.shape, bool)
+    for (x0, y0, x1, y1), label, frame in zip(boxes, truth["box_class"], truth["box_frame"], strict=True):
+        within = masks[int(frame), y0:y1, x0:x1] == label
+        assert all(edge.any() for edge in (within[0], within[-1], within[:, 0], within[:, -1]))
+        inside[int(frame), y0:y1, x0:x1] = True
+    assert not (masks[~inside] != 0).any()
+    leading = [np.bincount(mask.ravel(), minlength=5)[1:].argmax() for mask in masks]
+    decided = truth["class_id"] != -1
+    np.testing.assert_array_equal(truth["class_id"][decided], np.array(leading)[decided])
+
+
+def test_little_of_a_shape_is_ignored() -> None:
+    visible: dict[bool, list[int]] = {False: [], True: []}
+    for seed in range(12):
+        _, truth = Scene(seed).draw(30)
+        counts = np.bincount(truth.owners.ravel())[1:]
+        assert len(counts) == len(truth.boxes)
+        for count, ignored in zip(counts, truth.box_ignored, strict=True):
+            visible[bool(ignored)].append(int(count))
+    assert len(visible[False]) > len(visible[True]) > 0
+    assert min(visible[False]) >= LEAST_PX
+    assert np.median(visible[True]) < np.median(visible[False]) / 3
+
+
+def test_the_segmenter_finds_the_shapes_of_the_shipped_clip() -> None:
+    found = segment(network("segmentation"), shipped_frames("demo.mp4")[::FRAME_STEP])
+    truth = read(ASSETS / "demo_truth.npz")["masks"][::FRAME_STEP].astype(np.uint8)
+    overlaps = class_iou(found, truth, classes=5)
+    assert np.mean(overlaps) >= 0.9, dict(zip(DEMO_FACTS["segmentation"].labels, overlaps, strict=True))
+
+
+def test_the_classifier_names_the_dominant_shape(fresh: tuple[list[Array], list[Truth]]) -> None:
+    frames, truths = fresh
+    truth = np.array([one.dominant for one in truths])
+    assert len(set(truth[truth >= 0])) >= 3
+    assert accuracy(classify(network("classification"), frames), truth) >= 0.95
+
+
+def test_the_classifier_on_the_shipped_clip() -> None:
+    found = classify(network("classification"), shipped_frames("demo.mp4")[::FRAME_STEP])
+    truth = read(ASSETS / "demo_truth.npz")["class_id"][::FRAME_STEP].astype(int)
+    assert accuracy(found, truth) >= 0.9
+
+
+def test_the_detector_finds_the_shapes(fresh: tuple[list[Array], list[Truth]]) -> None:
+    frames, truths = fresh
+    assert mean_average_precision(detect(network("detection"), frames), true_boxes(truths)) >= 0.85
+
+
+def test_the_detector_on_the_shipped_clip() -> None:
+    truth = read(ASSETS / "demo_truth.npz")
+    true = []
+    for frame in range(0, 150, FRAME_STEP):
+        rows = truth["box_frame"] == frame
+        true.append(
+            TrueBoxes(
+                boxes=truth["boxes"][rows].astype(np.float32),
+                labels=truth["box_class"][rows].astype(int),
+                ignored=truth["box_ignored"][rows].astype(bool),
+            )
+        )
+    found = detect(network("detection"), shipped_frames("demo.mp4")[::FRAME_STEP])
+    assert mean_average_precision(found, true) >= 0.85
+
+
+def test_the_action_model_on_the_shipped_clip_and_its_mirror_image() -> None:
+    frames = shipped_frames("demo_action.mp4")
+    truth = true_actions(read(ASSETS / "demo_action_truth.npz")["action_id"].astype(int))
+    assert accuracy(act(network("action"), frames), truth) >= 0.9
+    swapped = {MOVES_LEFT: MOVES_RIGHT, MOVES_RIGHT: MOVES_LEFT}
+    mirrored = np.array([swapped.get(int(one), int(one)) for one in truth])
+    assert accuracy(act(network("action"), [frame[:, ::-1] for frame in frames]), mirrored) >= 0.9
+
+
+def test_the_action_model_on_fresh_clips() -> None:
+    found, truth = [], []
+    for seed in FRESH_SEEDS[:4]:
+        scene, clip = ActionScene(seed), io.BytesIO()
+        # One clip out of the middle of each of six actions, drawn at the rate of the model: half the frames.
+        spans = [
+            range(int(30 * actor.begin_s) + 12, int(30 * actor.begin_s) + 28, 2) for actor in scene.actors[:6]
+        ]
+        encode(clip, (scene.draw(index)[0] for span in spans for index in span), crf=26)
+        clip.seek(0)
+        found.append(act(network("action"), [frame for frame in decode(clip) for _ in range(2)]))
+        truth.append(np.array([actor.action for actor in scene.actors[:6]]))
+    assert accuracy(np.concatenate(found), np.concatenate(truth)) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [([2] * 8, 2), ([0, 0, 0, 0, 0, 0, 3, 3], 0), ([0, 0, 0, 0, 0, 3, 3, 3], -1), ([1] * 4 + [2] * 4, -1)],
+)
+def test_a_clip_across_a_change_has_no_action(actions: list[int], expected: int) -> None:
+    assert clip_action(np.array(actions)) == expected

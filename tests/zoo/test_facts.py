@@ -1,0 +1,185 @@
+"""What model files say of themselves: it comes back as it was written, and what is wrong with it is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pipelines.models.spec import Clip, ModelSpec, Preprocessing
+from pipelines.protocol.errors import ModelUnavailable
+from pipelines.zoo.files.facts import facts_to_json, spec_from_facts
+
+SPECS = {
+    "classification": ModelSpec(
+        name="plain",
+        task="classification",
+        build=nn.Identity,
+        source="test",
+        labels=("Katze", "犬", 'a "quoted" label'),
+        preprocessing=Preprocessing(resize_px=256, crop_px=(224, 192)),
+        licence="BSD-3-Clause",
+    ),
+    "every field": ModelSpec(
+        name="boxed",
+        task="detection",
+        build=nn.Identity,
+        source="test",
+        preprocessing=Preprocessing(
+            resize_px=(320, 416),
+            fit="letterbox",
+            mean=(0.0, 0.25, 0.1),
+            std=(1.0, 0.5, 1 / 3),
+            interpolation="bicubic",
+            antialias=False,
+            round_pixels=False,
+            channels="BGR",
+            pad_value=114,
+        ),
+        keypoint_names=("nose", "left eye"),
+    ),
+    "longer side": ModelSpec(
+        name="sided",
+        task="segmentation",
+        build=nn.Identity,
+        source="test",
+        preprocessing=Preprocessing(resize_px=800, max_px=1333, interpolation="nearest"),
+    ),
+    "clips": ModelSpec(
+        name="clips",
+        task="action",
+        build=nn.Identity,
+        source="test",
+        preprocessing=Preprocessing(resize_px=None),
+        clip=Clip(length=16, fps=12.5, fixed=True),
+        probabilities=True,
+    ),
+}
+
+
+def facts(**changed: object) -> dict[str, Any]:
+    """The facts of a plain classifier, some of them changed; None takes one out."""
+    base = json.loads(facts_to_json(SPECS["classification"]))
+    return {name: value for name, value in {**base, **changed}.items() if value is not None}
+
+
+def preprocessing(**changed: object) -> dict[str, Any]:
+    return facts(preprocessing={**facts()["preprocessing"], **changed})
+
+
+def read(text: str) -> ModelSpec:
+    return spec_from_facts(text, build=nn.Identity, source="test", file="model.onnx")
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_facts_come_back_as_they_were(spec: ModelSpec) -> None:
+    assert read(facts_to_json(spec)) == spec
+
+
+def test_fields_with_a_default_may_be_missing() -> None:
+    text = '{"version": 1, "name": "x", "task": "segmentation", "preprocessing": {"resize_px": [64, 96]}}'
+    assert read(text).preprocessing == Preprocessing(resize_px=(64, 96))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[" * 975 + "]" * 975, "trivid"),
+        ("[]", "field trivid of its metadata is []"),
+        ("{}", "trivid.version of its metadata is missing"),
+        (json.dumps(facts(version=2)), "trivid.version of its metadata is 2, this server reads 1"),
+        (json.dumps(facts(version="1")), 'trivid.version of its metadata is "1", not a whole number'),
+        (json.dumps(facts(task="captions")), 'trivid.task of its metadata is "captions", not one of class'),
+        (json.dumps(facts(task=["detection"])), "trivid.task"),
+        (json.dumps({**facts(), "name": None}), "trivid.name of its metadata is null, not a text"),
+        (json.dumps(facts(labels="cat")), "trivid.labels"),
+        (json.dumps(facts(labels=["cat", 3])), "trivid.labels"),
+        (json.dumps(facts(probabilities=1)), "trivid.probabilities of its metadata is 1, not true or false"),
+        (json.dumps(facts(colour="red")), "trivid.colour of its metadata is unknown"),
+        (json.dumps(facts(task="action")), "trivid.clip of its metadata is wrong: a model has clip facts"),
+        (
+            json.dumps(facts(task="action", clip={"length": 0, "fps": 5})),
+            "trivid.clip of its metadata is wrong",
+        ),
+        (json.dumps(facts(task="action", clip={"length": 8})), "trivid.clip.fps of its metadata is missing"),
+        (json.dumps(facts(preprocessing=None)), "trivid.preprocessing of its metadata is missing"),
+        (json.dumps(facts(preprocessing=[])), "trivid.preprocessing of its metadata is [], not an object"),
+        (json.dumps(preprocessing(resize_px=[1, 2, 3])), "trivid.preprocessing.resize_px"),
+        (json.dumps(preprocessing(resize_px=True)), "trivid.preprocessing.resize_px"),
+        (
+            json.dumps(preprocessing(resize_px=-1)),
+            "trivid.preprocessing.resize_px of its metadata is -1, not a side of 1 to 8192 px",
+        ),
+        (json.dumps(preprocessing(mean=[0.5])), "trivid.preprocessing.mean"),
+        (json.dumps(preprocessing(mean=[float("nan"), 0, 0])), "no JSON"),
+        (json.dumps(preprocessing(std=[1, 1, 0])), "trivid.preprocessing of its metadata is wrong: std ("),
+        (json.dumps(preprocessing(std=[1, 1, 10**400])), "trivid.preprocessing.std"),
+        (json.dumps(preprocessing(pad_value=256)), "trivid.preprocessing.pad_value"),
+        (
+            json.dumps(preprocessing(fit="letterbox")),
+            "trivid.preprocessing of its metadata is wrong: letterbox",
+        ),
+        *[
+            (json.dumps(preprocessing(**{name: value})), f"trivid.preprocessing.{name} of its metadata is")
+            for name, value in [
+                ("resize_px", 10**9),
+                ("resize_px", 8193),
+                ("resize_px", [10**30, 5]),
+                ("resize_px", [20_000, 20_000]),
+                ("crop_px", [10**6, 1]),
+                ("crop_px", [0, 1]),
+                ("max_px", 10**9),
+                ("pad_value", 300),
+                ("mean", [10**30 * 2, 0, 0]),
+            ]
+        ],
+        *[
+            (
+                json.dumps(preprocessing(**{name: value})),
+                f"trivid.preprocessing of its metadata is wrong: {name}",
+            )
+            for name, value in [("mean", [1e30, 0, 0]), ("std", [1, 1, -1]), ("std", [0, 0, 0])]
+        ],
+        (json.dumps(preprocessing(std=[1, 1, float("inf")])), "no JSON"),
+        *[
+            (json.dumps(facts(task="action", clip=clip)), f"trivid.clip{name} of its metadata is")
+            for name, clip in [
+                ("", {"length": 10**9, "fps": 1}),
+                ("", {"length": 1, "fps": 1e29}),
+                ("", {"length": 1025, "fps": 1}),
+                ("", {"length": 1, "fps": 0}),
+                (".length", {"length": 10**30, "fps": 1}),
+                (".fps", {"length": 1, "fps": 10**400}),
+            ]
+        ],
+        *[
+            (json.dumps(facts(**{name: value})), f"trivid.{name} of its metadata is")
+            for name, value in [
+                ("name", "a\nb\x1b[31m"),
+                ("name", "x" * 1001),
+                ("licence", "\x9b31m"),
+                ("labels", ["a\nb", "c"]),
+                ("labels", ["\x00"]),
+                ("labels", ["\ud800"]),
+                ("labels", ["\u202egnp.exe"]),
+                ("labels", ["x" * 1001]),
+                ("labels", ["x"] * 100_001),
+                ("keypoint_names", ["\x7f"]),
+            ]
+        ],
+        (json.dumps(facts(**{"a\n\x1b[2J": 1})), "is unknown"),
+        (json.dumps(preprocessing(gamma=2.2)), "trivid.preprocessing.gamma of its metadata is unknown"),
+    ],
+)
+def test_wrong_facts_are_named(text: str, says: str) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        read(text)
+    assert says in caught.value.message
+    assert caught.value.message.startswith("model.onnx: ")
+    assert str(caught.value).isprintable()
+    assert caught.value.hint
