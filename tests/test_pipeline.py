@@ -20,6 +20,7 @@ from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
 from pipelines.protocol.options import OPTION_FIELDS, Options, Scalar, parse_options
 from pipelines.tasks.segmentation import winners
 from pipelines.zoo.demo.specs import demo_specs
+from tests.conftest import ROOT
 from tests.support import media
 
 CHUNK = 4
@@ -127,7 +128,7 @@ def test_unknown_classes_list_what_there_is(pipeline: Pipeline, options: Options
 
 
 def test_several_classes_count_where_one_of_them_wins(pipeline: Pipeline) -> None:
-    clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+    clip = (ROOT / "assets" / "demo.mp4").read_bytes()
     options: dict[str, Scalar] = {"stride": 50, "mask": "none"}
     everything = whole(pipeline.run(clip, parse_options(options, allowed=ALL)))
     options["class_name"] = "star, circle"
@@ -176,7 +177,7 @@ def test_streams_side_by_side_answer_as_alone(pipeline: Pipeline) -> None:
 
 def test_a_fresh_drawing_is_segmented(pipeline: Pipeline, tmp_path: Path) -> None:
     """Chunks of the bundled clip: each class of the drawing is found somewhere."""
-    clip = (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+    clip = (ROOT / "assets" / "demo.mp4").read_bytes()
     parts = itertools.islice(pipeline.run(clip, Options(stride=10)), 4)
     found = whole(parts).class_pixels.sum(axis=0)
     assert (found > 0).all()

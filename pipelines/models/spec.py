@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
+
+TaskName = Literal["classification", "detection", "segmentation", "action"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
+Fit = Literal["stretch", "letterbox"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Channels = Literal["RGB", "BGR"]
 
 # Side of the random pictures for models that take any size.
 PROBE_PX = 224
@@ -31,14 +39,14 @@ class Preprocessing:
 
     resize_px: int | tuple[int, int] | None
     max_px: int | None = None
-    fit: Literal["stretch", "letterbox"] = "stretch"
+    fit: Fit = "stretch"
     crop_px: tuple[int, int] | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     round_pixels: bool = True
-    channels: Literal["RGB", "BGR"] = "RGB"
+    channels: Channels = "RGB"
     pad_value: int = 0
 
     def __post_init__(self) -> None:
@@ -141,11 +149,3 @@ class ModelSpec:
         if self.clip is not None:
             return count, 3, self.clip.length, height_px, width_px
         return count, 3, height_px, width_px
-
-
-TaskName = Literal["classification", "detection", "segmentation", "action"]
-Precision = Literal["fp32", "fp16", "bf16"]
-Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
-Fit = Literal["stretch", "letterbox"]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-Channels = Literal["RGB", "BGR"]

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from scripts.bench import contenders as bench_peers
-from scripts.bench import report as bench_report
+from scripts.bench import contenders, report
 from scripts.bench.contenders import Contender
 from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
 from scripts.bench.media import FRAMES, make_medium
@@ -108,24 +107,24 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
     may have changed meanwhile: ratios are to the mean of both."""
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
-    bench_report.say_stages(record)
+    report.say_stages(record)
     with trivid(job.server_flags(), folder) as (process, grpc_url, http_url):
         urls: dict[Protocol, str] = {"grpc": grpc_url, "http": http_url}
-        bench_report.say_points_head()
+        report.say_points_head()
         for clients in arguments.clients:
             load = load_of(job, urls, clients, arguments.duration)
             point = measure_point(process, load, job.frames, lambda: counters(http_url, job.task))
             record.points.append(point)
-            bench_report.say_point(point, record.ceiling)
+            report.say_point(point, record.ceiling)
         record.boundary = measure_boundary(process, urls[job.protocol], job)
-        bench_report.say_boundary(record.boundary)
+        report.say_boundary(record.boundary)
         process.hold()
         again = measure_stages(job, arguments.stage_seconds)
         process.go_on()
         record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
-        bench_report.say_stages(record, "stage alone, mean of before and after")
-        record.ratios = bench_report.ratios(record)
-        bench_report.say_numbers("ratios", record.ratios)
+        report.say_stages(record, "stage alone, mean of before and after")
+        record.ratios = report.ratios(record)
+        report.say_numbers("ratios", record.ratios)
         if arguments.peers:
             load = load_of(job, urls, arguments.peer_clients, arguments.duration)
             run_peers(record, Contender(process=process, load=load), arguments, folder)
@@ -135,26 +134,26 @@ def run_scenarios(record: Record, arguments: argparse.Namespace, folder: Path) -
     rig = Rig(job=record.job, folder=folder, seconds=arguments.duration)
     for name in arguments.scenario:
         record.scenarios[name] = SCENARIOS[name](rig)
-        bench_report.say_numbers(name, record.scenarios[name])
+        report.say_numbers(name, record.scenarios[name])
 
 
 def run_peers(record: Record, ours: Contender, arguments: argparse.Namespace, folder: Path) -> None:
     """The same job through other servers, and how much faster ours is."""
-    if reason := bench_peers.missing(record.job.task, record.job.model):
+    if reason := contenders.missing(record.job.task, record.job.model):
         raise SystemExit(f"error: no peers: {reason}")
-    bench_report.say_points_head()
-    with bench_peers.peers(record.job, folder) as others:
-        record.peers = bench_peers.in_turns(
-            {bench_peers.OURS: ours, **others},
+    report.say_points_head()
+    with contenders.peers(record.job, folder) as others:
+        record.peers = contenders.in_turns(
+            {contenders.OURS: ours, **others},
             record.job,
             clients=arguments.peer_clients,
             seconds=arguments.duration,
             rounds=arguments.rounds,
-            say=lambda name, point: bench_report.say_point(point, record.ceiling, name),
+            say=lambda name, point: report.say_point(point, record.ceiling, name),
         )
-    found = bench_peers.ratios(record.peers)
+    found = contenders.ratios(record.peers)
     record.ratios |= found
-    bench_report.say_numbers(f"frames/s with {arguments.peer_clients} clients", found)
+    report.say_numbers(f"frames/s with {arguments.peer_clients} clients", found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="trivid-bench-") as name:
         folder = Path(name)
         job, medium = make_job(arguments, folder)
-        record = Record(machine=bench_report.machine_facts(), job=job, medium=medium)
-        bench_report.say_head(record)
+        record = Record(machine=report.machine_facts(), job=job, medium=medium)
+        report.say_head(record)
         if arguments.scenario:
             run_scenarios(record, arguments, folder)
         else:
@@ -173,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(record.as_json())
     if arguments.plot:
-        bench_report.plot(record, arguments.plot)
+        report.plot(record, arguments.plot)
     if arguments.check:
-        return bench_report.check_ratios(record, arguments.check, arguments.tolerance)
+        return report.check_ratios(record, arguments.check, arguments.tolerance)
     return 0
 
 

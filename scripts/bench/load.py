@@ -1,4 +1,4 @@
-"""Clients of a server, in a process of their own: `python bench_load.py` reads a `Load` as JSON on stdin, asks as
+"""Clients of a server, in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on stdin, asks as
 it says, and prints a `Report`. Knows how each kind of server wants to be asked, and nothing of what it answers.
 
 It uses the machine that it measures, as clients on it would; the report says how much.

@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from scripts import ROOT
+
 Picture = npt.NDArray[np.uint8]
 WIDTH_PX, HEIGHT_PX, RATE = 1280, 720, 24
-SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "sintel_h264_720p.mp4"
+SAMPLE = ROOT.parent / "shared" / "data" / "sintel_h264_720p.mp4"
 # A medium's name → its frames.
 FRAMES = {"image": 1, "short": 48, "clip": 240, "minute": 1440, "film": 14_400, "hour": 86_400}
 # x264's rate factor, less is better; films have few bits, so that they pass a server's upload limit.

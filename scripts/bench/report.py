@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts import ROOT
 from scripts.bench.figures import Stage, ceiling, fallen
 from scripts.bench.jobs import Job
 from scripts.bench.runs import Crossing, Point
-
-ROOT = Path(__file__).resolve().parents[2]
 
 STAGES = ("decode", "preprocess", "model", "postprocess")
 PACKAGES = ("torch", "torchvision", "onnxruntime", "nvidia-dali-cuda120", "nvidia-pytriton", "av", "numpy")

@@ -10,18 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from pipelines.protocol.errors import InvalidOptions
+from scripts import ROOT
 from scripts.bench.figures import Figures, Stage, Window, figures, median
 from scripts.bench.jobs import Job, Protocol
 from scripts.bench.load import Load, Report
 from scripts.bench.server import Meter, Process, Usage
 
-SCRIPTS = Path(__file__).parent
 # The first part of a run counts for nothing: queues fill, and clients have started together.
 WARM_UP = 0.2
 BOUNDARY_CALLS = 100
@@ -61,7 +60,8 @@ class Sending:
 
     def __init__(self, load: Load) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / "bench_load.py")],
+            [sys.executable, "-m", "scripts.bench.load"],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,9 +93,10 @@ def send(load: Load) -> Report:
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
-    """`bench_stages`, in a process of its own."""
+    """`scripts.bench.stages`, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench_stages.py"), str(seconds)],
+        [sys.executable, "-m", "scripts.bench.stages", str(seconds)],
+        cwd=ROOT,
         input=job.as_json(),
         stdout=subprocess.PIPE,
         text=True,

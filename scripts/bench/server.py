@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.machine import watchdog
-
-ROOT = Path(__file__).resolve().parents[2]
+from scripts import ROOT
 
 START_S = 240.0
 STOP_S = 60.0

@@ -21,9 +21,8 @@ from pathlib import Path
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
+from scripts import ROOT
 from scripts.demo.judging import MEASURES, Truth, read_truth
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CLIPS = {task: ROOT / "assets" / ("demo_action.mp4" if task == "action" else "demo.mp4") for task in ANSWERS}
 OUT = ROOT / "out" / "demo"

@@ -21,13 +21,12 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.zoo.demo.networks import DemoTask
+from scripts import ROOT
 from scripts.demo.clips import FRAMES_PER_S
 from scripts.demo.data import CLIP_CRF, draw_action_clip, draw_clip
 from scripts.demo.evaluation import evaluate
 from scripts.demo.shapes import Truth
 from scripts.demo.training import train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TASKS: tuple[DemoTask, ...] = get_args(DemoTask)
 # Both show every class or action within their seconds.

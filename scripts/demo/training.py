@@ -1,4 +1,4 @@
-"""Trains the demo models on what demo_data draws. Writes nothing; the caller seeds torch."""
+"""Trains the demo models on what `data` draws. Writes nothing; the caller seeds torch."""
 
 from __future__ import annotations
 

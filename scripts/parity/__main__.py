@@ -16,21 +16,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Options
+from scripts import ROOT
 from scripts.parity.answers import compare_answers, compare_pixels
 from scripts.parity.clips import claimed_rate, resampled, served_index
 from scripts.parity.measures import Measure, Row
 from scripts.parity.media import decode, materials, present
 from scripts.parity.report import FILE, Report, render
 from scripts.parity.subject import subject
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SEVERAL = Options(stride=12, max_frames=5)
 FEW = Options(stride=12, max_frames=2)

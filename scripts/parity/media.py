@@ -6,7 +6,6 @@ import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +14,9 @@ from pipelines.frames.batch import FrameBatch, to_numpy
 from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits
 from pipelines.protocol.options import Options
+from scripts import ROOT
 from tests.support.media import as_mode, clip
 from tests.support.pixels import Picture, natural
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SHARED = ROOT.parent / "shared" / "data"
 REAL_PICTURES = ("baboon_1280px.jpg", "monkey_1920px.jpg")

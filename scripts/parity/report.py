@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipelines.models.spec import TaskName
+from scripts import ROOT
 from scripts.parity.measures import Row, table
 from scripts.parity.media import materials
 from scripts.parity.subject import MBCONV_WEIGHT, RESIDUAL_WEIGHT
-
-ROOT = Path(__file__).resolve().parents[2]
 
 FILE = ROOT / "docs" / "parity.md"
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "av", "pillow", "numpy")

@@ -13,7 +13,6 @@ import os
 import sys
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -25,8 +24,7 @@ from pipelines.media.medium import Limits
 from pipelines.media.nvdec import kind_refusal
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
-
-ROOT = Path(__file__).resolve().parents[2]
+from scripts import ROOT
 
 FILE = ROOT / "docs" / "codecs.md"
 LAYOUTS = ("420", "422", "444")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pipelines.protocol.columns import Column
 from pipelines.protocol.errors import BY_CODE
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, Options
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE, EndpointFacts
-
-ROOT = Path(__file__).resolve().parents[2]
+from scripts import ROOT
 
 FILE = ROOT / "docs" / "openapi.json"
 README = ROOT / "README.md"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ import torch
 from pipelines.machine.admission import Admission
 from pipelines.serving.idleness import MUCH_BYTES, QUIET_LOOKS, Idleness, give_back
 from pipelines.telemetry.counters import Telemetry
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 QUIET = [0] * QUIET_LOOKS
 
@@ -49,18 +47,19 @@ def test_idleness_begins_once_behind_much(held: list[int], expected: list[int]) 
 # Every second block stays, so that glibc can give nothing back by itself.
 KEEPING = """
 from pathlib import Path
-from pipelines import memory
+from pipelines.machine.memory import tune_malloc
+from pipelines.serving.idleness import give_back
 
 def rss_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-memory.tune_malloc()
+tune_malloc()
 blocks = [bytearray(1 << 20) for _ in range(400)]
 for block in blocks:
     block[:] = bytes([1]) * len(block)
 del blocks[::2]
 before = rss_bytes()
-memory.give_back("cpu")
+give_back("cpu")
 print((before - rss_bytes()) >> 20)
 """
 

@@ -22,7 +22,7 @@ from pipelines.protocol.answers import ClassificationAnswer
 from pipelines.protocol.options import Options
 from pipelines.settings.model import ModelSettings
 from pipelines.zoo import resolve
-from scripts.bench import contenders as bench_peers
+from scripts.bench import contenders
 from scripts.bench.figures import (
     Reply,
     Stage,
@@ -37,9 +37,8 @@ from scripts.bench.figures import (
 from scripts.bench.jobs import Job, save_random_weights
 from scripts.bench.load import Load, multipart
 from scripts.bench.media import HEIGHT_PX, WIDTH_PX, film_second
+from tests.conftest import ROOT
 from tests.support.media import clip
-
-ROOT = Path(__file__).resolve().parents[2]
 
 INF, NAN = math.inf, math.nan
 
@@ -179,8 +178,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 def test_wrong_usage_is_said() -> None:
     assert "no medium 'nowhere.mp4'" in bench("--medium", "nowhere.mp4", code=1)
-    assert "peers serve torchvision's models" in bench_peers.missing("classification", "demo")
-    assert "no peer does action" in bench_peers.missing("action", "r3d_18")
+    assert "peers serve torchvision's models" in contenders.missing("classification", "demo")
+    assert "no peer does action" in contenders.missing("action", "r3d_18")
 
 
 def ask(load: Load, media: bytes) -> list[int]:
@@ -222,7 +221,7 @@ def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) ->
 @pytest.mark.timeout(300)
 def test_peers_answer_as_we_do(tmp_path: Path) -> None:
     name = "mobilenet_v3_small"
-    if reason := bench_peers.missing("classification", name):
+    if reason := contenders.missing("classification", name):
         pytest.skip(reason)
     medium = tmp_path / "clip.mp4"
     # Random weights are sure of film, and of pictures as rich as film, but not of a test pattern.
@@ -237,7 +236,7 @@ def test_peers_answer_as_we_do(tmp_path: Path) -> None:
         assert isinstance(answer, ClassificationAnswer)
         ours += [int(row[0]) for row in answer.class_id]
     pipeline.batcher.close()
-    with bench_peers.peers(job, tmp_path) as others:
+    with contenders.peers(job, tmp_path) as others:
         assert others.keys() == {"seed_pytriton", "fastapi_app", "litserve_app"}
         theirs = {peer: ask(contender.load, job.media) for peer, contender in others.items()}
     for peer, classes in theirs.items():

@@ -26,8 +26,7 @@ from pipelines.zoo.vision.adapters import adapt_detector, detector_preprocessing
 from scripts.export import __main__ as export
 from scripts.export.graph import Way
 from scripts.export.opencv import check_opencv
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 CLASSES = 5
 FRAME_PX = (32, 48)

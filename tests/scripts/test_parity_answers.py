@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from scripts.parity.clips import claimed_rate, resampled, served_index
 from scripts.parity.measures import Boxes, Matches, Measure, Row, Winners, table
 from scripts.parity.media import Material, materials, present
 from scripts.parity.subject import Subject, served_pipeline, subject
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "parity.md"
 FEW = Options(stride=20, max_frames=2)

@@ -28,10 +28,9 @@ from pipelines.sdk.grpc_transport import GrpcTransport
 from pipelines.sdk.http_transport import HttpTransport
 from pipelines.sdk.pulls import FIRST_CREDITS
 from pipelines.sdk.transport import Call, parse_address, server_error
+from tests.conftest import ROOT
 from tests.support.stub_server import Reply, StubServer, event, talker, unary
 from tests.support.toy_answers import answer, detected
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SHORT_S = 0.05
 

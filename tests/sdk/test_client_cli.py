@@ -16,10 +16,9 @@ import pytest
 import client as program
 from pipelines.protocol.columns import text_column
 from pipelines.protocol.errors import InvalidMedia, InvalidOptions
+from tests.conftest import ROOT
 from tests.support.stub_server import Reply, StubServer, event, talker, unary
 from tests.support.toy_answers import answer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 BROKEN = {"error": text_column(InvalidMedia("no video", hint="send one").to_json())}
 

@@ -26,7 +26,7 @@ from pipelines.protocol import rle
 from pipelines.protocol.errors import TrividError, from_json
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE
 from pipelines.zoo.demo.specs import demo_specs
-from tests.conftest import Server
+from tests.conftest import ROOT, Server
 from tests.support import media
 
 SPEC = demo_specs()["segmentation"]
@@ -68,7 +68,7 @@ def masks(answer: Tensors, row: int = 0) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def demo_media() -> bytes:
-    return (Path(__file__).parent.parent / "assets" / "demo.mp4").read_bytes()
+    return (ROOT / "assets" / "demo.mp4").read_bytes()
 
 
 def test_stock_clients_agree_over_both_protocols(server: Server, demo_media: bytes) -> None:

@@ -147,7 +147,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -
 
 BUSY = """
 import threading, time
-from pipelines import watchdog
+from pipelines.machine import watchdog
 from concurrent.futures import ThreadPoolExecutor
 watchdog.end_after(0.2, lambda: print("killed", flush=True))
 ThreadPoolExecutor(1).submit(time.sleep, 600)

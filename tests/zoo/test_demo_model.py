@@ -31,8 +31,7 @@ from scripts.demo.data import draw_clip
 from scripts.demo.evaluation import act, classify, detect, load, segment, true_actions, true_boxes
 from scripts.demo.metrics import TrueBoxes, accuracy, box_iou, class_iou, mean_average_precision
 from scripts.demo.shapes import LEAST_PX, Scene, Truth
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 ASSETS = ROOT / "assets"
 SCRIPT = ROOT / "scripts" / "train_demo.py"

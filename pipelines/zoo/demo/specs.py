@@ -11,7 +11,7 @@ from pipelines.models.spec import Clip, ModelSpec, Preprocessing, TaskName
 from pipelines.zoo.demo.networks import DEMO_FACTS, DemoTask, build_demo
 from pipelines.zoo.files.state import load_state, read_state
 
-ASSETS = Path(__file__).parent.parent.parent / "assets"
+ASSETS = Path(__file__).parents[3] / "assets"
 # Those of them that are served, in the order in which they are shown.
 TASKS: tuple[DemoTask, ...] = ("segmentation", "classification", "detection", "action")
 MAX_BATCH = 16
