@@ -1,7 +1,7 @@
 # `make demo` and `make test` install what they need into .venv by themselves; a second run starts at once.
-# PYTHON may name another interpreter, 3.10 to 3.12.
-PYTHON ?= $(shell for name in python3 python3.12 python3.11 python3.10; do \
-	$$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$name && break; done)
+# PYTHON may name another interpreter, 3.11 or 3.12.
+PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Many sit behind a proxy that inspects TLS: trust the system's certificates, as pip and curl do.
@@ -12,7 +12,7 @@ export UV_NATIVE_TLS ?= true
 install: $(STAMP)
 
 $(STAMP): pyproject.toml uv.lock
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.12 on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python

@@ -55,7 +55,7 @@ OK, SOME_FAILED, WRONG_USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 EXAMPLES = """\
 examples:
   what is in a video, one line a file             client.py --video-paths clip.mp4
-  the three likeliest classes of a picture        client.py --task classification --image-paths dog.jpg --top-k 3
+  the three likeliest classes of a picture    client.py --task classification --image-paths dog.jpg --top-k 3
   boxes of persons, drawn into a film             client.py --task detection --class-name person
                                                       --video-paths a.mp4 --overlay mp4
   what is done in a film, a line for each clip    client.py --task action --video-paths a.mp4 --json

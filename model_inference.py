@@ -1,7 +1,9 @@
-"""ModelSpec → Model: model pixels in, outputs out. Knows no video, no Triton, and not where weights come from.
+"""ModelSpec → Model: model pixels in, outputs out. Knows no video, no Triton, and not where weights come
+from.
 
-A `ModelSpec` is data: which network, whose weights, which labels, and how its pixels are prepared; the modules
-of `pipelines/zoo` make them. A `Model` is a loaded spec on one device, which has answered a first, random
+A `ModelSpec` is data: which network, whose weights, which labels, and how its pixels are prepared; the
+modules of `pipelines/zoo` make them. A `Model` is a loaded spec on one device, which has answered a first,
+random
 batch: what that batch gave is what the model is known to give.
 """
 
@@ -115,12 +117,16 @@ class Model:
 
     @property
     def lanes(self) -> int:
-        """By how many threads at once it is called with gain: each for which torch has one thread computes alone."""
+        """By how many threads at once it is called with gain: each for which torch has one thread computes
+        alone.
+        """
         # A last step of its own is the network's code, whoever computes the layers.
         return self.runner.lanes if self.spec.thread_safe or self._finish is as_given else 1
 
     def warm_up(self) -> None:
-        """Run every batch size that is kept static, so that no request pays for it, and the largest in any case."""
+        """Run every batch size that is kept static, so that no request pays for it, and the largest in any
+        case.
+        """
         for count in self.runner.buckets or (self.spec.max_batch,):
             self._try(count)
         if self.lanes > 1:
@@ -139,7 +145,8 @@ class Model:
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
             raise ModelUnavailable(
-                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: {reason}",
+                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: "
+                f"{reason}",
                 hint="check the task, and what the model takes: one number as resize_px is the shorter side, "
                 "[height, width] a size; max_batch=1 for one exported without a free batch",
             ) from error

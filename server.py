@@ -5,7 +5,7 @@
     python server.py --model resnet50 --model detection=my.onnx     models by name or file, one a task
     python server.py --list-models     torchvision's models by name
     python server.py --check           look at the machine, change nothing
-    python server.py --dry-run --demo  a picture and a video through every stage of every model, no port opened
+    python server.py --dry-run --demo  a picture and a video through every stage, no port opened
 
 Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died.
 """

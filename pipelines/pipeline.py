@@ -1,4 +1,5 @@
-"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, and no task.
+"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, and no
+task.
 
 While the batcher runs the model on chunk k, the stream's own thread decodes and prepares chunk k + 1.
 """
@@ -74,7 +75,9 @@ class StagePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """What is in flight: frames, None behind the last of them, and what the model was given of them, if anything."""
+    """What is in flight: frames, None behind the last of them, and what the model was given of them, if
+    anything.
+    """
 
     frames: FrameBatch | None
     outputs: Future[list[Any]] | None
@@ -82,7 +85,9 @@ class _Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Terms:
-    """By when a request that starts now is to be answered, by `time.monotonic`, and whether it is about one frame."""
+    """By when a request that starts now is to be answered, by `time.monotonic`, and whether it is about one
+    frame.
+    """
 
     deadline_s: float
     urgent: bool
@@ -166,7 +171,9 @@ class Pipeline:
         )
 
     def _cost_bytes(self, media: bytes, info: MediaInfo, options: Options) -> int:
-        """About what a medium takes while it is worked on: its bytes, the decoder's frames and those in flight."""
+        """About what a medium takes while it is worked on: its bytes, the decoder's frames and those in
+        flight.
+        """
         frame_px = info.width_px * info.height_px
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
@@ -177,7 +184,9 @@ class Pipeline:
         return len(media) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
 
     def warm_up(self) -> None:
-        """Build every thread's DALI graphs and run the batch sizes that are kept static, before any request."""
+        """Build every thread's DALI graphs and run the batch sizes that are kept static, before any
+        request.
+        """
         with contextlib.ExitStack() as lent:
             all_stages = [lent.enter_context(self.stages.lend()) for _ in range(self.stages.size)]
             for stages in all_stages:

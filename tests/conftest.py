@@ -23,7 +23,9 @@ STOP_S = 60.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests without a GPU; with FAIL_WITHOUT_CUDA set they run, and fail, so none passes by skipping."""
+    """Skip `gpu` tests without a GPU; with FAIL_WITHOUT_CUDA set they run, and fail, so none passes by
+    skipping.
+    """
     import torch
 
     if torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA"):
@@ -66,7 +68,9 @@ class Server:
         return self.log.read_text(errors="replace")
 
     def wait_ready(self) -> None:
-        """Wait for the server's own word that it is ready; fail with its output if it ends or takes too long."""
+        """Wait for the server's own word that it is ready; fail with its output if it ends or takes too
+        long.
+        """
         deadline = time.monotonic() + START_S
         while "ready: " not in self.output():
             assert self.process.poll() is None, self.output()

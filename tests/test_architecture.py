@@ -114,17 +114,20 @@ import sys
 def forbid(event, args):
     if event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.putenv"):
         raise RuntimeError(f"{event} at import: {args}")
-    if event == "open" and isinstance(args[1], str) and set("wa") & set(args[1]) and "__pycache__" not in str(args[0]):
+    writes = event == "open" and isinstance(args[1], str) and set("wa") & set(args[1])
+    if writes and "__pycache__" not in str(args[0]):
         raise RuntimeError(f"writes at import: {args}")
 """
 LIBRARIES = (
-    "numpy torch torch.utils.dlpack av PIL.Image nvidia.dali nvidia.dali.fn nvidia.dali.pipeline safetensors grpc "
-    "pytriton.triton tritonclient.grpc"
+    "numpy torch torch.utils.dlpack av PIL.Image nvidia.dali nvidia.dali.fn nvidia.dali.pipeline "
+    "safetensors grpc pytriton.triton tritonclient.grpc"
 )
 
 
 def test_importing_touches_no_device_file_or_network() -> None:
-    """Libraries are imported first, since they may do as they like; then all of ours, watched by an audit hook."""
+    """Libraries are imported first, since they may do as they like; then all of ours, watched by an audit
+    hook.
+    """
     lines = [
         *(f"import {library}" for library in LIBRARIES.split()),
         PROBE,

@@ -1,4 +1,6 @@
-"""Pipeline.run in process, with the demo model: chunks, order, faults after good frames, stages that are lent."""
+"""Pipeline.run in process, with the demo model: chunks, order, faults after good frames, stages that are
+lent.
+"""
 
 from __future__ import annotations
 

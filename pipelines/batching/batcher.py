@@ -1,12 +1,13 @@
-"""The frame batcher, the only place where frames of different streams meet. Knows a model, no media, no tasks.
+"""The frame batcher, the only place where frames of different streams meet. Knows a model, no media, no
+tasks.
 
-Chunks of many streams queue up; a lane, which is a thread, takes frames of equal size off the queue, up to the model's
-`max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never waits for a
-batch to fill: while one runs the next ones gather, so batches grow with the load. While several streams wait, each
-gets its share of a batch, and those that were served longest ago come first.
+Chunks of many streams queue up; a lane, which is a thread, takes frames of equal size off the queue, up to
+the model's `max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never
+waits for a batch to fill: while one runs the next ones gather, so batches grow with the load. While several
+streams wait, each gets its share of a batch, and those that were served longest ago come first.
 
-Where a model gains by it there is a lane for each core. A batch that is alone is computed by all cores; batches beside
-each other by one each, which then never wait for one another within a layer.
+Where a model gains by it there is a lane for each core. A batch that is alone is computed by all cores;
+batches beside each other by one each, which then never wait for one another within a layer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from pipelines.models.outputs import Output
 from pipelines.protocol.errors import InternalError, ModelUnavailable
 
 T = TypeVar("T")
-# Batches take about this long at most, on a CPU a few frames, of which more are hardly faster; on a GPU it is no bound.
+# Batches take about this long at most, on a CPU a few frames, of which more are hardly faster; on a GPU it is
+# no bound.
 BATCH_S = 0.08
-# And this long where something urgent came just now, so that what comes next need not wait long for frames of films.
+# And this long where something urgent came just now, so that what comes next need not wait long for frames of
+# films.
 URGENT_BATCH_S, JUST_NOW_S = 0.01, 10.0
 # How much of the rate that is known comes from the last batch.
 NEWEST = 0.2
@@ -89,12 +92,12 @@ class Batcher:
 
         Args:
             pixels: float32 `(N, 3, h, w)`, of clips `(N, 3, T, h, w)`, on the model's device.
-            read: takes the outputs of n ≤ N of them; runs on the batcher's threads, maybe on several at once, so that
-                what it leaves out (logits are large) is freed at once. It must not keep the outputs.
+            read: takes the outputs of n ≤ N of them; runs on the batcher's threads, maybe on several at once,
+                so that what it leaves out (logits are large) is freed at once. It must not keep the outputs.
             stream: whose they are; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
-            urgent: whether somebody waits for these alone, as for a picture; more of the kind are expected, and
-                batches are short for a while.
+            urgent: whether somebody waits for these alone, as for a picture; more of the kind are expected,
+                and batches are short for a while.
         """
         if not len(pixels):
             raise ValueError("there are no frames to compute")
@@ -172,8 +175,8 @@ class Batcher:
         others = [stream for stream, works in self._pending.items() if works[0].shape == shape]
         streams = [first, *(stream for stream in others if stream != first)]
         waiting = sum(work.left for works in self._pending.values() for work in works if work.shape == shape)
-        # As many batches as there have to be, or as there are free lanes, but even ones: a last one of a single frame
-        # costs almost twice as much.
+        # As many batches as there have to be, or as there are free lanes, but even ones: a last one of a
+        # single frame costs almost twice as much.
         free = len(self._lanes) - self._running
         room = math.ceil(waiting / max(math.ceil(waiting / self._room(shape)), min(waiting, free)))
         slices: list[Slice] = []

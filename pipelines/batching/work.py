@@ -1,4 +1,6 @@
-"""What waits for a model and what a batch is made of: chunks of frames, and parts of them. Knows no model, no threads."""
+"""What waits for a model and what a batch is made of: chunks of frames, and parts of them. Knows no model, no
+threads.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ TOO_LATE = "ask for less, or allow more time"
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Work(Generic[T]):
-    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by where they
-    start, of `computed` frames in all."""
+    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by
+    where they start, of `computed` frames in all.
+    """
 
     pixels: Tensor
     read: Callable[[Output], T]
@@ -40,7 +43,9 @@ class Work(Generic[T]):
         return self.pixels.shape[1:]
 
     def begin(self) -> bool:
-        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told so."""
+        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told
+        so.
+        """
         if not self.future.set_running_or_notify_cancel():
             return False
         if time.monotonic() > self.deadline_s:

@@ -1,4 +1,6 @@
-"""FrameBatch, Geometry and tiles: decoded frames, and how model pixels lie on them. Knows no decoder, no model."""
+"""FrameBatch, Geometry and tiles: decoded frames, and how model pixels lie on them. Knows no decoder, no
+model.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class PixelArray(Protocol):
 
 
 class HostCopies:
-    """Pictures that were copied from a GPU to the host since the start: none, unless pixels were asked for."""
+    """Pictures that were copied from a GPU to the host since the start: none, unless pixels were asked
+    for.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,8 +59,8 @@ class FrameBatch:
     """N decoded frames of one medium, upright, with their own times.
 
     Attributes:
-        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC; None where nobody
-            draws on them.
+        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC; None where
+            nobody draws on them.
         size_hw: height and width of the frames.
         pts_s: float64 `(N,)`, the medium's presentation times in seconds.
         frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.

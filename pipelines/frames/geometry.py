@@ -1,4 +1,6 @@
-"""torchvision's arithmetic of sizes: where the model's window lies on a frame. Knows no pixels, no decoder."""
+"""torchvision's arithmetic of sizes: where the model's window lies on a frame. Knows no pixels, no
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Geometry:
         crop_yxhw: top, left, height and width of the model's window in the resized frame; it may reach beyond
             it (a letterbox, a crop of a smaller frame): top and left are negative then.
 
-    Coordinates are continuous: 0 is the left edge of the first pixel, and the width the right edge of the last.
+    Coordinates are continuous: 0 is the left edge of the first pixel, and the width the right edge of the
+        last.
     """
 
     source_hw: tuple[int, int]
@@ -110,10 +113,12 @@ def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
 def tiles(
     source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
 ) -> list[tuple[int, int, int, int]]:
-    """Windows (top, left, height, width) that cover a frame, row by row, neighbours sharing `overlap_px` or more.
+    """Windows (top, left, height, width) that cover a frame, row by row, neighbours sharing `overlap_px` or
+    more.
 
-    All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the frame.
-    Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off the frame's.
+    All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the
+    frame. Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off
+    the frame's.
 
     Raises:
         ValueError: tiles of this size cannot share so much.
@@ -142,10 +147,11 @@ KERNEL_RADIUS = 2
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
     """Where the model's window lies on a frame of this size, in torchvision's integers.
 
-    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop` (Python's
-    `round`, half to even; a side that is too short is padded, the odd pixel behind), or, with `max_px`, of its
-    detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the odd pixel behind.
-    The window reaches beyond the resized frame where pixels are padded: its top or left is negative then.
+    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop`
+    (Python's `round`, half to even; a side that is too short is padded, the odd pixel behind), or, with
+    `max_px`, of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the
+    odd pixel behind. The window reaches beyond the resized frame where pixels are padded: its top or left is
+    negative then.
 
     Raises:
         TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
@@ -171,8 +177,8 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
 def needed_part(whole: Geometry) -> View:
     """The part of a frame that the model's window is made of: resized by itself, it gives the same pixels.
 
-    Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels as
-    become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
+    Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels
+    as become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
     """
     crop_top, crop_left, *crop_hw = whole.crop_yxhw
     (top, height, resized_h, crop_top), (left, width, resized_w, crop_left) = (
@@ -188,7 +194,9 @@ def needed_part(whole: Geometry) -> View:
 
 
 def _needed_span(source_px: int, resized_px: int, crop_start: int, crop_px: int) -> tuple[int, int, int, int]:
-    """Of one side: where the part begins and its length, its length resized, and where the crop begins in that."""
+    """Of one side: where the part begins and its length, its length resized, and where the crop begins in
+    that.
+    """
     common = math.gcd(source_px, resized_px)
     step, step_resized = source_px // common, resized_px // common
     if step % 2:

@@ -1,4 +1,5 @@
-"""Frames of any size → the model's pixels, with DALI: on a GPU, and wherever the DALI stage alone is asked for.
+"""Frames of any size → the model's pixels, with DALI: on a GPU, and wherever the DALI stage alone is asked
+for.
 
 Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
 halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.
@@ -60,8 +61,8 @@ class Window:
                 shape.crop_yxhw[:2], shape.model_hw, shape.resized_hw, strict=True
             )
         ]
-        # torchvision takes the nearest pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather than
-        # 1/2, so that rounding cannot fall below a whole number.
+        # torchvision takes the nearest pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather
+        # than 1/2, so that rounding cannot fall below a whole number.
         nudge = 0.499 if preprocessing.interpolation == "nearest" else 0.0
         return cls(
             start=[(first - nudge) * scale for first, scale in zip(firsts, scales, strict=True)],

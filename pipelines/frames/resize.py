@@ -1,8 +1,9 @@
-"""Frames → the model's pixels on the CPU, by the kernels that torchvision itself resizes with. Knows no decoder.
+"""Frames → the model's pixels on the CPU, by the kernels that torchvision itself resizes with. Knows no
+decoder.
 
-They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and Pillow's but for one level at some pixels in
-a thousand, and take a third to an eighth of what DALI's CPU operators do (docs/performance.md). On a GPU the DALI
-graph of `preprocess` does the same work.
+They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and
+Pillow's but for one level at some pixels in a thousand, and take a third to an eighth of what DALI's CPU
+operators do (docs/performance.md). On a GPU the DALI graph of `preprocess` does the same work.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Resizer:
         self._preprocessing = preprocessing
         # Kept from frame to frame: memory of this size is mapped anew at every allocation.
         self._floats: Tensor | None = None
-        # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as floats.
+        # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as
+        # floats.
         smooth = preprocessing.interpolation != "nearest"
         self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
         whole = geometry(preprocessing, height_px, width_px)
@@ -50,8 +52,9 @@ class Resizer:
         self.model_hw = self._shape.model_hw
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
-        """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole ones where
-        the model's pixels are rounded."""
+        """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole
+        ones where the model's pixels are rounded.
+        """
         frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
         if self._by_floats:
             if self._floats is None:

@@ -39,10 +39,11 @@ def example_pixels(shapes: Iterable[tuple[int, ...]]) -> Iterator[Tensor]:
 
 
 def deviation(before: Any, after: Any) -> float:
-    """The largest difference of two answers of a network's layers, as a share of the spread of the tensor it is in.
+    """The largest difference of two answers of a network's layers, as a share of the spread of the tensor it
+    is in.
 
-    The spread is that from the least to the largest number, but no less than `LEAST_SPREAD` of them: rounding goes by
-    their size. Rows of `after` that `before` has not are left out.
+    The spread is that from the least to the largest number, but no less than `LEAST_SPREAD` of them: rounding
+    goes by their size. Rows of `after` that `before` has not are left out.
     """
     shares = [0.0]
     for (_, one), (_, other) in zip(named_tensors(before), named_tensors(after), strict=True):

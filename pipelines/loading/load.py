@@ -1,8 +1,10 @@
-"""Loading a model with the engine that its spec asks for, and the proof that it answers as torch does in fp32.
+"""Loading a model with the engine that its spec asks for, and the proof that it answers as torch does in
+fp32.
 
-An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise: winners of
-at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again; in fp32 all numbers too, to a
-thousandth of their spread. `auto` is the fastest that does. Knows no media, and not how a network is computed.
+An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise:
+winners of at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again; in fp32 all
+numbers too, to a thousandth of their spread. `auto` is the fastest that does. Knows no media, and not how a
+network is computed.
 """
 
 from __future__ import annotations
@@ -53,14 +55,16 @@ Ask = Callable[[], _Known]
 
 
 def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
-    """The model by the engine and in the precision that its spec asks for; its own spec names the engine that runs.
+    """The model by the engine and in the precision that its spec asks for; its own spec names the engine that
+    runs.
 
     Args:
         device: `cpu` or `cuda`.
         threads: how many the process's models may use on the CPU; 0: as torch has it.
 
     Raises:
-        ModelUnavailable: as of `Model`; or what is asked for does not work, or answers otherwise than torch in fp32.
+        ModelUnavailable: as of `Model`; or what is asked for does not work, or answers otherwise than torch
+            in fp32.
     """
     model = Model(spec, device, threads)
     spec = _with_lengths(model, spec)
@@ -86,7 +90,9 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
 
 
 def _with_lengths(model: Model, spec: ModelSpec) -> ModelSpec:
-    """The spec, also the model's own, that says of clips whether the network takes those of another length at all."""
+    """The spec, also the model's own, that says of clips whether the network takes those of another length at
+    all.
+    """
     if spec.clip is None or spec.clip.fixed:
         return spec
     try:
@@ -109,7 +115,9 @@ def _other_length(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
-    """What may take torch's place, by name: the one engine that is asked for, or all that may be faster here."""
+    """What may take torch's place, by name: the one engine that is asked for, or all that may be faster
+    here.
+    """
     layers, device = torch_runner.layers, model.device
     buckets = bucket_sizes(spec.max_batch)
 
@@ -211,14 +219,16 @@ def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
     by = f"{spec.name} in {spec.precision} by {runner.engine}"
     if agreement < LEAST_AGREEMENT:
         raise ModelUnavailable(
-            f"{by} agrees with fp32 by torch in {100 * agreement:.2f} % only, under {100 * LEAST_AGREEMENT:g} %",
+            f"{by} agrees with fp32 by torch in {100 * agreement:.2f} % only, under "
+            f"{100 * LEAST_AGREEMENT:g} %",
             hint="leave --precision and --engine out",
         )
     if spec.precision == "fp32":
         worst = max(deviation(one, other) for one, other in zip(plain.given, given, strict=True))
         if not worst <= MOST_DEVIATION:
             raise ModelUnavailable(
-                f"{by} gives numbers that differ from torch's by {worst:.1e} of their spread, over {MOST_DEVIATION}",
+                f"{by} gives numbers that differ from torch's by {worst:.1e} of their spread, over "
+                f"{MOST_DEVIATION}",
                 hint="leave --engine out",
             )
 
@@ -236,7 +246,9 @@ def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Batches of several counts, and sizes where they are free: what was written down for one may fit no other."""
+    """Batches of several counts, and sizes where they are free: what was written down for one may fit no
+    other.
+    """
     counts = FEW_CLIPS if spec.clip else FEW
     shapes = [spec.example_shape(min(count, spec.max_batch)) for count in counts]
     if spec.preprocessing.fixed_hw is None:

@@ -1,4 +1,6 @@
-"""Which of several engines computes a model fastest, on one picture and on many. Knows no agreement, no media."""
+"""Which of several engines computes a model fastest, on one picture and on many. Knows no agreement, no
+media.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ LONG_BATCH_S = 0.3
 
 
 def fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
-    """The name of the rival to run by: the first, which is torch, unless another one is clearly faster on one picture
-    and on many."""
+    """The name of the rival to run by: the first, which is torch, unless another one is clearly faster on one
+    picture and on many.
+    """
     first = next(iter(rivals))
     shape = _usual_shape(spec)
     single_s = _race(model, (1, *shape), rivals, RACE_S[0], beside=False)
@@ -75,7 +78,8 @@ def _race(
     """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike.
 
     Args:
-        beside: whether passes run beside each other where there are lanes; a pass then counts its share of the time.
+        beside: whether passes run beside each other where there are lanes; a pass then counts its share of
+            the time.
 
     Returns:
         infinity for a rival that fails on such pixels.

@@ -19,8 +19,8 @@ from pathlib import Path
 
 SHM = Path("/dev/shm")
 MIN_GLIBC = (2, 35)
-# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks: room for four
-# of them with the largest, as for the two stubs of a task's endpoint and that of its stream.
+# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks:
+# room for four of them with the largest, as for the two stubs of a task's endpoint and that of its stream.
 SHM_COPIES = 4
 MIN_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 512 << 20
@@ -28,7 +28,9 @@ MAX_ANSWER_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check's outcome; `problem` is empty where all is well, else it says what is wrong and what to do."""
+    """One check's outcome; `problem` is empty where all is well, else it says what is wrong and what to
+    do.
+    """
 
     name: str
     detail: str = ""
@@ -36,11 +38,11 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """Python 3.10 to 3.12: PyTriton needs numpy below 2, which has no wheels for later ones."""
+    """Python 3.11 or 3.12: PyTriton needs numpy below 2, which has no wheels for later ones."""
     version = platform.python_version()
-    if (3, 10) <= sys.version_info[:2] < (3, 13):
+    if (3, 11) <= sys.version_info[:2] < (3, 13):
         return Finding(name="python", detail=version)
-    return Finding(name="python", problem=f"Python {version} is not supported: use 3.10, 3.11 or 3.12")
+    return Finding(name="python", problem=f"Python {version} is not supported: use 3.11 or 3.12")
 
 
 def check_glibc() -> Finding:
@@ -82,8 +84,8 @@ def check_libpython(dirs: Sequence[Path] | None = None) -> Finding:
     return Finding(
         name="libpython",
         problem=f"libpython{version}.so.1.0 was not found for {sys.executable}: on Debian and Ubuntu "
-        f"`apt-get install libpython{version}`, with pyenv `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install`, "
-        "or use the Python that uv or conda installs",
+        f"`apt-get install libpython{version}`, with pyenv `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv "
+        "install`, or use the Python that uv or conda installs",
     )
 
 

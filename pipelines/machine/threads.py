@@ -1,8 +1,8 @@
 """How many threads each stage gets: the one place where it is decided. Knows no stage.
 
-A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread; their
-decoders have several, for a stream that is alone would leave cores idle else while the model waits for it. Many streams
-lose nothing by that (docs/performance.md).
+A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread;
+their decoders have several, for a stream that is alone would leave cores idle else while the model waits for
+it. Many streams lose nothing by that (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Threads of a model's batch, of one medium's decoder, of one worker's resizing and drawing, and workers."""
+    """Threads of a model's batch, of one medium's decoder, of one worker's resizing and drawing, and
+    workers.
+    """
 
     model: int
     decode: int
@@ -47,6 +49,7 @@ def use_threads(count: int) -> None:
     """How many threads torch has for what this thread asks of it."""
     import torch
 
-    # A thread's first question, or operation, takes over what was set last by any of them: later that would undo this.
+    # A thread's first question, or operation, takes over what was set last by any of them: later that would
+    # undo this.
     torch.get_num_threads()
     torch.set_num_threads(count)

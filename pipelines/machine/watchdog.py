@@ -68,8 +68,9 @@ def remember(folder: Path, elsewhere: Iterable[Path]) -> None:
 
 
 def remove_orphans(parent: Path, prefix: str) -> None:
-    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could. And those
-    that it had noted."""
+    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could. And
+    those that it had noted.
+    """
     for folder in parent.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
         if owner.isdigit() and not (PROC / owner).exists():
@@ -96,7 +97,8 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def end_after(seconds: float, kill: Callable[[], None]) -> None:
-    """End this process with exit code 0 once the time is over, whatever it then waits for: a promise to supervisors.
+    """End this process with exit code 0 once the time is over, whatever it then waits for: a promise to
+    supervisors.
 
     PyTriton waits for Triton twice, then for every answer in the making, and Python for the threads of pools.
     """

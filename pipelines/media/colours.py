@@ -24,8 +24,8 @@ MATRICES = {
     9: "bt2020-ncl",
 }
 TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
-# Of these swscale converts each pixel by itself, so a part of a frame is the same by itself. (It blends the chroma of
-# neighbours in others.)
+# Of these swscale converts each pixel by itself, so a part of a frame is the same by itself. (It blends the
+# chroma of neighbours in others.)
 PIXEL_BY_PIXEL = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 LIMITED_RANGE, FULL_RANGE = 1, 2
 # swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
@@ -70,8 +70,8 @@ class RgbReader:
         top, left, height, width = self._part_yxhw
         if (height, width) == (frame.height, frame.width):
             return _to_rgb(frame, self._reformatter)
-        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise, and frames of odd
-        # height it converts in another way, which differs by up to 59 levels.
+        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise, and
+        # frames of odd height it converts in another way, which differs by up to 59 levels.
         apart = frame.format.name in PIXEL_BY_PIXEL and not frame.interlaced_frame and frame.height % 2 == 0
         if apart and not any(side % 2 for side in self._part_yxhw):
             return _to_rgb(self._cropped(frame), self._reformatter)

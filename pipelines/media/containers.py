@@ -17,7 +17,8 @@ from av.video.stream import VideoStream
 from pipelines.media.medium import Limits
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 
-# Containers that are read. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and hosts.
+# Containers that are read. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and
+# hosts.
 CONTAINERS = (
     "mov,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,asf,ogg,mxf,ivf,obu,h264,hevc,vvc,m4v,vc1,mjpeg,dv,nut"
 )
@@ -68,7 +69,8 @@ def check_sample_counts(media: bytes) -> None:
         size = 0 if media[place - 4 : place] == b"stz2" else size
         if max(size, 1) * count > len(media):
             raise InvalidMedia(
-                f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(media)} bytes",
+                f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(media)} "
+                "bytes",
                 hint="check that the file is whole",
             )
 

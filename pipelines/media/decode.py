@@ -52,8 +52,9 @@ def open_media(
             frames alone.
 
     Raises:
-        InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by the
-            decoder that the options demand. TooLarge: over a limit. Later faults are raised by `chunks()`.
+        InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by
+            the decoder that the options demand. TooLarge: over a limit. Later faults are raised by
+            `chunks()`.
     """
     _check(media, limits)
     if image_format(media):

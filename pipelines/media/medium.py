@@ -82,7 +82,8 @@ class MediaInfo:
     Attributes:
         container, codec, pixel_format: the names that FFmpeg or Pillow use.
         width_px, height_px: of the upright frame.
-        rotation_deg: how far the stored picture is turned counter-clockwise to stand upright: 0, 90, 180, 270.
+        rotation_deg: how far the stored picture is turned counter-clockwise to stand upright: 0, 90, 180,
+            270.
         mirrored: whether it is mirrored too.
         matrix, colour_range, transfer: of the stored colours; frames keep their transfer (HDR is not mapped).
         fps, duration_s: as the container claims; None where it does not.
@@ -112,7 +113,9 @@ class Orientation(NamedTuple):
 
     @property
     def rotation_deg(self) -> int:
-        """The turn in it, counter-clockwise; a picture that is mirrored too counts as mirrored left to right."""
+        """The turn in it, counter-clockwise; a picture that is mirrored too counts as mirrored left to
+        right.
+        """
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0

@@ -1,4 +1,6 @@
-"""Times and key frames of a whole medium, from its packets alone, and which of its frames are asked for. Decodes nothing."""
+"""Times and key frames of a whole medium, from its packets alone, and which of its frames are asked for.
+Decodes nothing.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class PacketIndex:
 
 
 def read_index(media: bytes, limits: Limits) -> PacketIndex | str:
-    """The index of a medium of CODECS and CONTAINERS; in words where packets and decoded frames would differ."""
+    """The index of a medium of CODECS and CONTAINERS; in words where packets and decoded frames would
+    differ.
+    """
     ticks: list[int] = []
     keys: set[int] = set()
     time_base = Fraction(0)
@@ -113,6 +117,8 @@ class Plan:
 
 
 def leaves_out(options: Options, fps: float | None) -> bool:
-    """Whether options take so few frames of a medium, whose rate is known or not, that a plan of them pays."""
+    """Whether options take so few frames of a medium, whose rate is known or not, that a plan of them
+    pays.
+    """
     each = (fps or 0) / options.fps if options.fps else 1.0
     return each * options.stride >= LEAST_LEFT_OUT

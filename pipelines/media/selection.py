@@ -1,7 +1,7 @@
 """Which frames of a medium are answered: a stretch of time, a rate, key frames, every n-th. Knows no decoder.
 
-Frames come and go one by one; a rate holds one of them back, since it takes the next one's time to know how long
-a frame is shown.
+Frames come and go one by one; a rate holds one of them back, since it takes the next one's time to know how
+long a frame is shown.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def select(
 ) -> Iterator[Selected[Frame]]:
     """The frames that the options ask for, in the order given; stops reading behind the last of them.
 
-    `start_s` and `end_s` bound the time (a `start_s` of 0 takes negative times too); of what lies between, `fps` or
-    `keyframes_only` choose, and of those `stride` takes every n-th, from the first.
+    `start_s` and `end_s` bound the time (a `start_s` of 0 takes negative times too); of what lies between,
+    `fps` or `keyframes_only` choose, and of those `stride` takes every n-th, from the first.
 
     Args:
         frames: all frames of the medium, in presentation order.
         tick_s: how finely the medium counts time; `fps` takes half of it for equal.
-        repeat: with `fps`, a frame that is shown for longer is given as often as the rate asks, up to MAX_REPEATS
-            times; else once.
+        repeat: with `fps`, a frame that is shown for longer is given as often as the rate asks, up to
+            MAX_REPEATS times; else once.
 
     Raises:
         TooLarge: `limits.max_frames` are selected and there is one more.
@@ -78,8 +78,8 @@ def _resampled(
 ) -> Iterator[Selected[Frame]]:
     """The frame that is shown at each of the times t0 + k/fps, t0 being that of the first.
 
-    At a constant rate these are the frames of torchvision's `VideoClips._resample_video_idx`. The last frame is
-    shown for as long as the one before it. What broke off gives the frames before it first.
+    At a constant rate these are the frames of torchvision's `VideoClips._resample_video_idx`. The last frame
+    is shown for as long as the one before it. What broke off gives the frames before it first.
     """
     slots: _Slots | None = None
     held: Selected[Frame] | None = None
@@ -97,8 +97,8 @@ def _resampled(
     except TrividError as error:
         fault = error
     if held is not None and slots is not None:
-        # Its end is a sum of times each off by half a tick. A frame that is alone is shown for no known time, and
-        # answered once.
+        # Its end is a sum of times each off by half a tick. A frame that is alone is shown for no known time,
+        # and answered once.
         last_s = held.pts_s + shown_s - min(2 * slack_s, shown_s / 4)
         rest = slots.take(min(last_s, end_s)) if slots.past else 1
         yield from itertools.repeat(held, rest)

@@ -3,9 +3,9 @@
 Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
 believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
 counted from the medium's first, so frames before `start_s` are decoded and dropped; with `keyframes_only` the
-others are not decoded where the packets tell the numbers, and of H.264 no frame that neither the options nor other
-frames need. Interlaced frames and anamorphic pixels are given as
-stored; so are the transfer curves of HDR media.
+others are not decoded where the packets tell the numbers, and of H.264 no frame that neither the options nor
+other frames need. Interlaced frames and anamorphic pixels are given as stored; so are the transfer curves of
+HDR media.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class Video:
             )
         if size != (self.info.width_px, self.info.height_px):
             raise UnsupportedMedia(
-                f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} pixels "
-                f"at {self._last_s:.3f} s",
+                f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} "
+                f"pixels at {self._last_s:.3f} s",
                 hint="cut the medium where its size changes",
             )
         if has_matrix(frame) and frame.colorspace not in MATRICES:
@@ -266,7 +266,8 @@ def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
-    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y w).
+    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y
+    w).
 
     To be asked of one frame alone: PyAV ties a frame and its side data into a cycle, and memory would grow by
     every frame until Python's collector comes by.

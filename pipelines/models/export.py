@@ -1,6 +1,8 @@
-"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks, and not whether it pays.
+"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks, and not whether
+it pays.
 
-The exporter is torch's older one, by tracing: it takes a second, the current one half a minute for a detector.
+The exporter is torch's older one, by tracing: it takes a second, the current one half a minute for a
+detector.
 """
 
 from __future__ import annotations
@@ -151,7 +153,9 @@ def _attention_step_by_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print graphs, and warn of what they then do well or fail at; failures are raised all the same."""
+    """Exporters print graphs, and warn of what they then do well or fail at; failures are raised all the
+    same.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,6 @@
-"""ONNX Runtime: a graph that takes a torch tensor and gives torch tensors. Knows no networks, tasks or settings."""
+"""ONNX Runtime: a graph that takes a torch tensor and gives torch tensors. Knows no networks, tasks or
+settings.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,18 @@ Shape = tuple[int, ...]
 
 
 class OnnxGraph:
-    """A graph of one input, opened for a device; calling it gives its outputs by name, on the device of the pixels.
+    """A graph of one input, opened for a device; calling it gives its outputs by name, on the device of the
+    pixels.
 
-    On the CPU it has as many threads as torch has now; a call by a thread for which torch has one alone is computed by
-    that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that stay there; without it
-    pixels go through host memory and are computed on the CPU.
+    On the CPU it has as many threads as torch has now; a call by a thread for which torch has one alone is
+    computed by that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that
+    stay there; without it pixels go through host memory and are computed on the CPU.
 
     Args:
         graph: a file, or what would be in one.
         optimise: False: quicker to open, to look at it alone.
-        batches: the smallest and the largest batch; with both TensorRT may build its engine, where it is installed.
+        batches: the smallest and the largest batch; with both TensorRT may build its engine, where it is
+            installed.
 
     Attributes:
         engine, lanes: what a user calls it; by how many threads at once it is called with gain.
@@ -161,7 +165,9 @@ def _open(
 
 
 def _providers(device: torch.device, batches: tuple[Shape, Shape] | None) -> list[Any]:
-    """What may compute it, best first, with its options as ONNX Runtime's pages on each provider name them."""
+    """What may compute it, best first, with its options as ONNX Runtime's pages on each provider name
+    them.
+    """
     if device.type != "cuda":
         return [CPU]
     import onnxruntime

@@ -1,4 +1,6 @@
-"""OpenVINO: a graph that takes a torch tensor and gives torch tensors, on the CPU. Knows no networks, tasks or settings."""
+"""OpenVINO: a graph that takes a torch tensor and gives torch tensors, on the CPU. Knows no networks, tasks
+or settings.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ PLACE = "Exception from "
 class OpenvinoGraph:
     """An ONNX graph of one float32 input; calling it gives its outputs in their order, named by their place.
 
-    A call by a thread for which torch has one alone is computed by one core, beside others; any other by as many
-    threads as torch has now. The weights are held for each of the two ways that is used.
+    A call by a thread for which torch has one alone is computed by one core, beside others; any other by as
+    many threads as torch has now. The weights are held for each of the two ways that is used.
 
     Args:
         graph: what would be in a file of ONNX.
@@ -40,7 +42,8 @@ class OpenvinoGraph:
 
     Raises:
         ValueError: this processor does not compute in that precision.
-        RuntimeError: the graph cannot be read; in a call: it does not take these pixels. The message is one line.
+        RuntimeError: the graph cannot be read; in a call: it does not take these pixels. The message is one
+            line.
     """
 
     engine: Engine = "openvino"
@@ -92,7 +95,9 @@ class OpenvinoGraph:
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO itself, of which nobody is told: without this package it does not send statistics of its use."""
+    """OpenVINO itself, of which nobody is told: without this package it does not send statistics of its
+    use.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

@@ -1,4 +1,6 @@
-"""ModelSpec and its parts: what a model is, as data. Knows no network, no device, and not where weights come from."""
+"""ModelSpec and its parts: what a model is, as data. Knows no network, no device, and not where weights come
+from.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,12 @@ class Preprocessing:
     Attributes:
         resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
         max_px: with a shorter side: no side becomes longer than this, as torchvision's detectors have it.
-        fit: with (height, width): `stretch` to it, or `letterbox`, which keeps the aspect and pads with `pad_value`.
+        fit: with (height, width): `stretch` to it, or `letterbox`, which keeps the aspect and pads with
+            `pad_value`.
         crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
         mean, std: per channel, in the model's order of channels, of values in 0..1.
-        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are, or kept as they are.
+        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are, or kept as
+            they are.
         channels: the order in which the model takes colours.
         pad_value: level 0..255 of the bars of a letterbox.
     """
@@ -82,8 +86,8 @@ class Clip:
     def __post_init__(self) -> None:
         if not (1 <= self.length <= MAX_CLIP_FRAMES and 0 < self.fps <= MAX_FPS):
             raise ValueError(
-                f"clips of {self.length} frames at {self.fps} a second are not of 1 to {MAX_CLIP_FRAMES} frames, "
-                f"above 0 and at most {MAX_FPS} a second"
+                f"clips of {self.length} frames at {self.fps} a second are not of 1 to {MAX_CLIP_FRAMES} "
+                f"frames, above 0 and at most {MAX_FPS} a second"
             )
 
 
@@ -104,11 +108,11 @@ class ModelSpec:
     """Where a model comes from and how it is fed.
 
     Attributes:
-        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, of clips
-            `(N, 3, T, h, w)`, and gives logits `(N, K)`, of segmentation `(N, K, h, w)`, alone or by name in a
-            dict; of detection a list of N dicts of `boxes` `(D, 4)` xyxy in model pixels, `labels` `(D,)`,
-            `scores` `(D,)`, best first, and maybe `masks` `(D, 1, m, m)` of 0..1 within the boxes, and `keypoints`
-            `(D, P, 3)` (x, y, visible).
+        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, of
+            clips `(N, 3, T, h, w)`, and gives logits `(N, K)`, of segmentation `(N, K, h, w)`, alone or by
+            name in a dict; of detection a list of N dicts of `boxes` `(D, 4)` xyxy in model pixels, `labels`
+            `(D,)`, `scores` `(D,)`, best first, and maybe `masks` `(D, 1, m, m)` of 0..1 within the boxes,
+            and `keypoints` `(D, P, 3)` (x, y, visible).
         source: the weights in words, for people.
         labels: the K class names, the background first where there is one; empty: their numbers.
         clip: of action models.
@@ -116,8 +120,8 @@ class ModelSpec:
         score_threshold: what counts without an option of the request; -1: the task's own.
         max_batch: most frames, or clips, in one pass.
         thread_safe: several threads may call the network at once: it keeps nothing of a pass in itself.
-        precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load runs by
-            torch in plain fp32. Of a loaded model: the engine that runs.
+        precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load
+            runs by torch in plain fp32. Of a loaded model: the engine that runs.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""How a network's layers are computed by torch: as they are, compiled, as CUDA graphs. Knows no weights, no task.
+"""How a network's layers are computed by torch: as they are, compiled, as CUDA graphs. Knows no weights, no
+task.
 
-Detectors end in code whose work depends on what the layers say: how many boxes there are. `halves` splits off what
-can be written down once and for all; only that is compiled, recorded, or given to another engine. Networks of
-segmentation end by enlarging their logits, which is left to those who read them.
+Detectors end in code whose work depends on what the layers say: how many boxes there are. `halves` splits off
+what can be written down once and for all; only that is compiled, recorded, or given to another engine.
+Networks of segmentation end by enlarging their logits, which is left to those who read them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Finish = Callable[[Any, tuple[int, int]], Any]
 
 @runtime_checkable
 class Coarse(Protocol):
-    """A network whose forward has a last step that can be left out: for segmentation, to enlarge what `maps` gives.
+    """A network whose forward has a last step that can be left out: for segmentation, to enlarge what `maps`
+    gives.
 
     `maps` gives tensors alone, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
     """
@@ -36,7 +38,9 @@ class Coarse(Protocol):
 
 @runtime_checkable
 class InTwoSteps(Coarse, Protocol):
-    """A detector whose forward is `boxes(maps(pixels), (h, w))`: `boxes` is what depends on the values of maps."""
+    """A detector whose forward is `boxes(maps(pixels), (h, w))`: `boxes` is what depends on the values of
+    maps.
+    """
 
     def boxes(self, maps: Any, size_px: tuple[int, int]) -> list[dict[str, Tensor]]: ...
 
@@ -88,7 +92,9 @@ class Maps(nn.Module):
 
 
 def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
-    """The layers of a network, and what makes its answers of their tensors and the height and width of the pixels."""
+    """The layers of a network, and what makes its answers of their tensors and the height and width of the
+    pixels.
+    """
     if task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
     if task == "segmentation" and isinstance(network, Coarse):
@@ -158,9 +164,9 @@ class _Recorded:
 class GraphRunner:
     """By CUDA graphs: a recording for each of some batch sizes, so that no kernel waits for its launch.
 
-    Recorded as in "CUDA Graphs" of PyTorch's notes on CUDA semantics: warm-up on a stream of its own, then capture.
-    All recordings share one pool of memory, for which the largest comes first; what one leaves there is good until
-    the next one runs, so answers are copied out. Other shapes go to the runner itself.
+    Recorded as in "CUDA Graphs" of PyTorch's notes on CUDA semantics: warm-up on a stream of its own, then
+    capture. All recordings share one pool of memory, for which the largest comes first; what one leaves there
+    is good until the next one runs, so answers are copied out. Other shapes go to the runner itself.
 
     Args:
         shapes: of the batches, one for each size.

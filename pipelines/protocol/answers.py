@@ -1,7 +1,7 @@
 """Answers as frozen columns, the same objects on the server and in the client. numpy only.
 
-A field of an answer is a column of the wire: its dtype, dimensions and meaning stand at the field, and packing,
-reading and joining follow from them. Rows are frames (`N`, in `action` clips) or boxes (`D`).
+A field of an answer is a column of the wire: its dtype, dimensions and meaning stand at the field, and
+packing, reading and joining follow from them. Rows are frames (`N`, in `action` clips) or boxes (`D`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def column(
     """A field that crosses the wire as a column.
 
     Args:
-        join: how the parts of one medium become one: rows one behind the other, or what the first or last says.
+        join: how the parts of one medium become one: rows one behind the other, or what the first or last
+            says.
         needs: the field is empty where this one is.
     """
     facts = {"dims": dims, "dtype": dtype, "help": help_text, "binary": binary, "join": join, "needs": needs}

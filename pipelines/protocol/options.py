@@ -156,7 +156,9 @@ def parse_options(
 
 
 def _read_scalar(name: str, value: Scalar) -> Scalar:
-    """One parameter's value in the type of its option; text is read as a number or truth where that is asked."""
+    """One parameter's value in the type of its option; text is read as a number or truth where that is
+    asked.
+    """
     kind = OPTION_TYPES[name]
     try:
         if kind is bool:

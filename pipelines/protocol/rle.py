@@ -1,13 +1,13 @@
 """A class map as run lengths, and back: COCO's uncompressed form, one entry a class, as JSON. numpy only.
 
-`[{"class_id", "class_name", "size": [h, w], "counts": […]}, …]` for the classes that are there, the background
-(0) left out. `counts` run down the columns, from the left: so many pixels that are not of the class, so many that
-are, and so on; pycocotools takes an entry as it is (`frPyObjects`).
+`[{"class_id", "class_name", "size": [h, w], "counts": […]}, …]` for the classes that are there, the
+background (0) left out. `counts` run down the columns, from the left: so many pixels that are not of the
+class, so many that are, and so on; pycocotools takes an entry as it is (`frPyObjects`).
 
-One object's mask is shorter: `{"size": [h, w], "counts": "…"}`, COCO's compressed form, in which pycocotools has
-its own masks (`decode`). The runs are as above; of the fourth and later ones, what they differ by from the last
-but one is written, in digits of 32, the lowest first, each a letter from "0" on, 32 letters further on where more
-digits follow; a last digit of 16 and more makes the number a negative one.
+One object's mask is shorter: `{"size": [h, w], "counts": "…"}`, COCO's compressed form, in which pycocotools
+has its own masks (`decode`). The runs are as above; of the fourth and later ones, what they differ by from
+the last but one is written, in digits of 32, the lowest first, each a letter from "0" on, 32 letters further
+on where more digits follow; a last digit of 16 and more makes the number a negative one.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def encode_object(
     """One object's mask bool `(h, w)` as JSON.
 
     Args:
-        corner, size: where the mask's first row and column lie in a frame, and how high and wide that is, where the
-            mask is but a part of it.
+        corner, size: where the mask's first row and column lie in a frame, and how high and wide that is,
+            where the mask is but a part of it.
     """
     height, width = size or mask_hw.shape
     (top, left), (rows, columns) = corner, mask_hw.shape

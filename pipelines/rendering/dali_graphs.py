@@ -1,7 +1,9 @@
-"""The DALI graphs of postprocessing: scores and frames of a patch → labels and a picture; its colours and blocks.
+"""The DALI graphs of postprocessing: scores and frames of a patch → labels and a picture; its colours and
+blocks.
 
-A picture is made with as few operations as possible, since each costs a CPU about half a nanosecond a byte: masks
-are 0 or 255 and combined bit by bit, sums wrap around at 256 where a later step takes the same amount away again.
+A picture is made with as few operations as possible, since each costs a CPU about half a nanosecond a byte:
+masks are 0 or 255 and combined bit by bit, sums wrap around at 256 where a later step takes the same amount
+away again.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ from pipelines.protocol.options import Style
 Kind = Literal["all", "one"]
 LINEAR, NEAREST = DALIInterpType.INTERP_LINEAR, DALIInterpType.INTERP_NN
 GOLDEN_RATIO = 0.618034
-# A mosaic has at most this many blocks along the longer side, none smaller than 16 pixels: of a face that is a
-# tenth of the frame wide, four blocks are left.
+# A mosaic has at most this many blocks along the longer side, none smaller than 16 pixels: of a face that is
+# a tenth of the frame wide, four blocks are left.
 MOSAIC_BLOCKS = 40
 MOSAIC_BLOCK_PX = 16
 
 
 def palette(classes: int) -> npt.NDArray[np.uint8]:
-    """Colours uint8 `(K, 3)`: black for the background, then hues as far apart as any number of them can be."""
+    """Colours uint8 `(K, 3)`: black for the background, then hues as far apart as any number of them
+    can be.
+    """
     hues = (number * GOLDEN_RATIO % 1 for number in range(classes - 1))
     colours = [colorsys.hsv_to_rgb(hue, 0.85, 1.0) for hue in hues]
     levels: npt.NDArray[np.uint8] = np.round(255 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
@@ -37,7 +41,9 @@ def palette(classes: int) -> npt.NDArray[np.uint8]:
 
 
 def look_up(colours: npt.NDArray[np.uint8], class_map_nhw: Tensor) -> Any:
-    """Colours `(K, 3)` of class maps, `(N, h, w, 3)`, where the maps are; on the CPU numpy is six times faster."""
+    """Colours `(K, 3)` of class maps, `(N, h, w, 3)`, where the maps are; on the CPU numpy is six times
+    faster.
+    """
     if class_map_nhw.is_cuda:
         return torch.from_numpy(colours).to(class_map_nhw.device)[class_map_nhw.int()]
     return np.take(colours, class_map_nhw.numpy(), axis=0)
@@ -49,7 +55,9 @@ def block_px(source_hw: tuple[int, int]) -> int:
 
 
 def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool, device: str) -> list[Any]:
-    """The outputs of one graph: labels uint8 HW1, all classes or 1 for the one, and the picture of a style."""
+    """The outputs of one graph: labels uint8 HW1, all classes or 1 for the one, and the picture of a
+    style.
+    """
     size = number_input("size")
     region = {"roi_start": number_input("start"), "roi_end": number_input("end")}
     if kind == "all":
@@ -78,7 +86,9 @@ def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool,
 
 
 def _outline(labels: Any, size: Any, outline_px: int) -> Any:
-    """255 where a class's pixel has one of another class `outline_px` above, below, left or right of it; else 0."""
+    """255 where a class's pixel has one of another class `outline_px` above, below, left or right of it; else
+    0.
+    """
     differs = None
     for offset in ([outline_px, 0], [-outline_px, 0], [0, outline_px], [0, -outline_px]):
         shift = np.array(offset, np.float32)

@@ -25,8 +25,8 @@ MAX_JPEG_SIDE_PX, MAX_H264_SIDE_PX = 65_500, 16_384
 KEYFRAME_EVERY = 48
 # x264 only weighs its bits by this; the frames keep their own times.
 NOMINAL_FPS = 30
-# No seeking: every fragment goes out as soon as it is whole. The last two flags keep the time of the first frame,
-# to the tick, where a film does not begin at 0.
+# No seeking: every fragment goes out as soon as it is whole. The last two flags keep the time of the first
+# frame, to the tick, where a film does not begin at 0.
 MOVFLAGS = "frag_keyframe+empty_moov+default_base_moof+frag_discont+delay_moov"
 X264 = {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "2"}
 
@@ -75,9 +75,9 @@ class _Sink:
 class Mp4Writer:
     """Frames → the bytes of one MP4, part by part; the parts, one behind the other, are the file.
 
-    H.264 4:2:0 in limited-range BT.709, tagged as such. An odd width or height is made even by repeating the last
-    column or row, since 4:2:0 has no odd sizes. Times are kept to a 90000th of a second; one that does not lie
-    behind that of the frame before it is moved there.
+    H.264 4:2:0 in limited-range BT.709, tagged as such. An odd width or height is made even by repeating the
+    last column or row, since 4:2:0 has no odd sizes. Times are kept to a 90000th of a second; one that does
+    not lie behind that of the frame before it is moved there.
     """
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
@@ -141,7 +141,9 @@ class Mp4Writer:
 
 
 class PictureWriter:
-    """The pictures of one medium's answers in the form that was asked for: JPEG, raw bytes, or parts of a film."""
+    """The pictures of one medium's answers in the form that was asked for: JPEG, raw bytes, or parts of a
+    film.
+    """
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay

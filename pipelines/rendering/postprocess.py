@@ -1,7 +1,8 @@
-"""Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model and no codec.
+"""Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model and no
+codec.
 
-Only the patch of the source that holds all classes of a run's frames goes through DALI; around it is background.
-Where only the class map is asked for, no picture is touched.
+Only the patch of the source that holds all classes of a run's frames goes through DALI; around it is
+background. Where only the class map is asked for, no picture is touched.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class ClassScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
-        """The scores of successive frames, or of successive rows (`dim` 1), as one; all of the same class and threshold."""
+        """The scores of successive frames, or of successive rows (`dim` 1), as one; all of the same class and
+        threshold.
+        """
         if len(parts) == 1:
             return parts[0]
         values = torch.cat([part.values_nhw for part in parts], dim)
@@ -219,7 +222,9 @@ class Postprocessor:
     def _draw(
         self, kind: Kind, style: RenderStyle | None, inputs: dict[str, Any]
     ) -> list[npt.NDArray[np.uint8]]:
-        """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`, on the host."""
+        """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`, on the
+        host.
+        """
         key = (
             (kind, style.style, style.outline_px, any(style.background)) if style else (kind, None, 0, False)
         )
@@ -308,7 +313,8 @@ def _score_inputs(
     """What every graph takes: scores, the patch in model pixels, its size in source pixels.
 
     The patch of class maps is moved by half of the least distance that the middle of a source pixel can have
-    from the border of two model pixels: one on a border goes to the pixel behind it, however sums are rounded.
+    from the border of two model pixels: one on a border goes to the pixel behind it, however sums are
+    rounded.
     """
     scales = [resized / side for resized, side in zip(geometry.resized_hw, geometry.source_hw, strict=True)]
     nudge = 0.25 if scores.kind == "all" else 0.0

@@ -1,4 +1,6 @@
-"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no protocol, files or terminal."""
+"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no protocol, files or
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ class ServerInfo(TypedDict):
 
 
 class Client:
-    """A connection to one server; every call raises an error of `pipelines.protocol.errors`, and ends in time.
+    """A connection to one server; every call raises an error of `pipelines.protocol.errors`, and ends in
+    time.
 
     Args:
         url: `grpc://host:8001`, `http://host:8000`, or `grpcs://` and `https://` with TLS.
@@ -144,8 +147,8 @@ class Client:
     ) -> Generator[AnswerT, None, None]:
         """The answers of a form, from the stream of its task.
 
-        They are asked for as they are taken, a few at a time. A caller that keeps away for 30 s loses the rest,
-        with Cancelled: the server has given the stream up.
+        They are asked for as they are taken, a few at a time. A caller that keeps away for 30 s loses the
+        rest, with Cancelled: the server has given the stream up.
         """
         return self._answers(kind, Pulls(self._transport, self._call(kind, media, options, stream=True)))
 
@@ -188,7 +191,9 @@ class Client:
         return info
 
     def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
-        """The request for a medium; the time that asking for the server's limits takes is part of the call's."""
+        """The request for a medium; the time that asking for the server's limits takes is part of the
+        call's.
+        """
         for name in ("base64", *STREAM_OPTIONS):
             if name in options:
                 raise InvalidOptions(

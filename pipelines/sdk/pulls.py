@@ -1,4 +1,5 @@
-"""A stream from the client's side: pull by pull, no faster than its caller, and over one break of the connection.
+"""A stream from the client's side: pull by pull, no faster than its caller, and over one break of the
+connection.
 
 A pull asks for the answers of about PULL_S at the caller's pace, so that little is made in vain if the caller
 leaves, and a slow caller is back before the server gives the session up. Knows no protocol, media or tasks.
@@ -18,7 +19,8 @@ from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.transport import Call, Transport, broken_off
 
-# The first pull says nothing of the pace yet, and its answers must not take the caller 30 s, with which sessions end.
+# The first pull says nothing of the pace yet, and its answers must not take the caller 30 s, with which
+# sessions end.
 FIRST_CREDITS, MOST_CREDITS = 2, 32
 PULL_S = 2.0
 LEAVE_S = 5.0
@@ -46,7 +48,8 @@ class Pulls:
         """The rows of all pulls; closing the generator ends the stream on the server too.
 
         Raises:
-            ModelUnavailable: the connection broke in the first pull, or in a later one twice with no answer between.
+            ModelUnavailable: the connection broke in the first pull, or in a later one twice with no answer
+                between.
             TrividError: whatever else the transport raises.
         """
         credits = FIRST_CREDITS
@@ -62,7 +65,9 @@ class Pulls:
             self._leave()
 
     def _pull(self, credits: int) -> Generator[Row, None, None]:
-        """The rows of one pull; where its connection breaks, those that did not come are asked for again, once."""
+        """The rows of one pull; where its connection breaks, those that did not come are asked for again,
+        once.
+        """
         parameters: dict[str, Scalar] = {"credits": credits}
         while True:
             before = self._last_seq
@@ -105,8 +110,8 @@ class Pulls:
     def _leave(self) -> None:
         """Tell the server that the rest is not wanted, and let it end what it is at.
 
-        Triton keeps a request in flight for ever if its client leaves at the wrong moment. The token, if there is
-        none yet, comes with the answer behind the first.
+        Triton keeps a request in flight for ever if its client leaves at the wrong moment. The token, if
+        there is none yet, comes with the answer behind the first.
         """
         if sys.is_finalizing():  # no thread starts any more, and a call would wait for ever
             return

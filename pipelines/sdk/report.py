@@ -1,4 +1,6 @@
-"""What a whole medium shows, in one line: counted from its answers as they come. Knows no connection, no files."""
+"""What a whole medium shows, in one line: counted from its answers as they come. Knows no connection, no
+files.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ Line = dict[str, Any]
 
 
 def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator[str]:
-    """A JSON object for each frame or clip, and where there is a mean over the medium, one for that at its end.
+    """A JSON object for each frame or clip, and where there is a mean over the medium, one for that at its
+    end.
 
     A medium of no frames has no mean. `with_mask` adds run lengths (the option `mask=rle`).
     """

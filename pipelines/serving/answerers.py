@@ -137,7 +137,9 @@ class ModelStage:
         yield {**row, "error": text_column("")}
 
     def _column(self, facts: OutputFacts) -> Column:
-        """An output as the first pass has shown it, with the words of the task's own table where it has any."""
+        """An output as the first pass has shown it, with the words of the task's own table where it has
+        any.
+        """
         known = self._known.get(facts.name)
         varying = known.dims if known else tuple(f"n{place}" for place in range(len(facts.dims)))
         dims = tuple(name if size is None else size for name, size in zip(varying, facts.dims, strict=True))

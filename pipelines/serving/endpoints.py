@@ -147,8 +147,10 @@ class Endpoint:
     def refusal(self, size_bytes: int) -> TooLarge:
         """The error for an answer that has no room in /dev/shm."""
         return TooLarge(
-            f"the answer has {size_bytes >> 20} MiB or more, the server's limit is {self.max_answer_bytes >> 20}",
-            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or stream",
+            f"the answer has {size_bytes >> 20} MiB or more, the server's limit is "
+            f"{self.max_answer_bytes >> 20}",
+            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or "
+            "stream",
         )
 
     def _to_base64(self, row: Row) -> Row:
@@ -265,7 +267,8 @@ class Stream:
                 tensors = to_tensors(self.endpoint.outputs, [row])
                 yield [{name: value[0] for name, value in tensors.items()}]
         finally:
-            # Whoever leaves may do so while a thread is at a step, and a generator that runs cannot be closed.
+            # Whoever leaves may do so while a thread is at a step, and a generator that runs cannot be
+            # closed.
             step.add_done_callback(lambda _step: rows.close())
 
 

@@ -1,10 +1,10 @@
-"""Requests from Triton's stubs to the callables, and answers back: small ones within PyTriton's messages, large ones in
-files that the messages name.
+"""Requests from Triton's stubs to the callables, and answers back: small ones within PyTriton's messages,
+large ones in files that the messages name.
 
-PyTriton would lay each tensor into shared memory that another process hands out, one for every endpoint: two questions
-to it for each tensor, and /dev/shm never shrinks. Runs on both sides, and a stub gets a copy of this file: Python's
-standard library alone. Both sides are one server's own processes, and their socket and files lie in its folder, which
-nobody else may enter; so pickles are safe between them.
+PyTriton would lay each tensor into shared memory that another process hands out, one for every endpoint: two
+questions to it for each tensor, and /dev/shm never shrinks. Runs on both sides, and a stub gets a copy of
+this file: Python's standard library alone. Both sides are one server's own processes, and their socket and
+files lie in its folder, which nobody else may enter; so pickles are safe between them.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _nbytes(tensor: Any) -> int:
 
 
 def _to_file(value: object) -> bytes:
-    # The server's folder. Python's own choice is another where that was full once, and nobody would clean up there.
+    # The server's folder. Python's own choice is another where that was full once, and nobody would clean up
+    # there.
     descriptor, path = tempfile.mkstemp(prefix="message-", dir=os.environ.get("TMPDIR"))
     try:
         with open(descriptor, "wb") as file:

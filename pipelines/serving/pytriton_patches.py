@@ -2,9 +2,9 @@
 
 Some faults strike where no code of ours runs, so they cannot be caught: one client's option that is not UTF-8
 fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
-moment before that one listens, or find it slower than a second, which fails the start; an answer that cannot be read
-leaves its stub waiting for ever. And tensors go within messages (`messages`), not through PyTriton's store. Imports no
-PyTriton.
+moment before that one listens, or find it slower than a second, which fails the start; an answer that cannot
+be read leaves its stub waiting for ever. And tensors go within messages (`messages`), not through PyTriton's
+store. Imports no PyTriton.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ from .messages import Messages
 
 
 def mend_stub_files(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files (name, ending in `/model.py` and so on → text) with all mends made, and `messages.py` beside them.
+    """The files (name, ending in `/model.py` and so on → text) with all mends made, and `messages.py` beside
+    them.
 
     Raises:
         InternalError: a file is not the one that the mends were made for.

@@ -1,10 +1,13 @@
-"""Streams that are pulled: a request takes some answers, and a token lets the next one go on where it stopped.
+"""Streams that are pulled: a request takes some answers, and a token lets the next one go on where it
+stopped.
 
-PyTriton neither holds a stream back nor says that its client has left, so nothing is made that was not asked for.
-Owns tokens, credits, the numbers of answers, and expiry. Knows rows of columns; no media, models or transport.
+PyTriton neither holds a stream back nor says that its client has left, so nothing is made that was not asked
+for. Owns tokens, credits, the numbers of answers, and expiry. Knows rows of columns; no media, models or
+transport.
 
-What a paused stream costs: its encoded medium, its decoder, the frames of two chunks (those of the last answer, and
-of the next, which the model has had), and the answers of its last pull, PULL_BYTES and one answer at most. No thread.
+What a paused stream costs: its encoded medium, its decoder, the frames of two chunks (those of the last
+answer, and of the next, which the model has had), and the answers of its last pull, PULL_BYTES and one answer
+at most. No thread.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from pipelines.protocol.options import Options
 from pipelines.telemetry.counters import Telemetry
 
 SESSION_S = 30.0
-# A pull pauses behind the answer that passes it, however many credits are left: Triton may have to hold it all.
+# A pull pauses behind the answer that passes it, however many credits are left: Triton may have to hold it
+# all.
 PULL_BYTES = 32 << 20
 # What all ended streams together keep, for clients whose connection broke before the last answers came.
 ENDED_BYTES = 64 << 20
@@ -36,7 +40,8 @@ class _Stream:
 
     Attributes:
         owner: the endpoint that it belongs to.
-        puller: the request that takes its answers now; a newer one that takes over leaves the older with nothing.
+        puller: the request that takes its answers now; a newer one that takes over leaves the older with
+            nothing.
         step: held by whoever runs `rows`, since a generator cannot be run, or closed, by two threads at once.
         said: the answers of the last pull, the last of them number `seq` - 1.
         given: number of the next answer to give.
@@ -58,7 +63,8 @@ class _Stream:
     kept_bytes: int = 0
 
     def rewind(self, last_seq: int) -> None:
-        """Forget what the client has; the next answer is the one after `last_seq`, or (-1) the next one not given.
+        """Forget what the client has; the next answer is the one after `last_seq`, or (-1) the next one not
+        given.
 
         Raises:
             InvalidOptions: that answer is not there any more, or not yet.
@@ -99,7 +105,8 @@ class Sessions:
     ) -> None:
         self._telemetry = telemetry
         self._most, self._expire_s, self._pull_bytes, self._clock = most, expire_s, pull_bytes, clock
-        # Guards the table, and who pulls; it may be taken with a stream's `step` held, never the other way round.
+        # Guards the table, and who pulls; it may be taken with a stream's `step` held, never the other way
+        # round.
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         telemetry.gauge("streams", "open", lambda: self._count(paused=False))
@@ -110,8 +117,8 @@ class Sessions:
     ) -> Generator[Row, None, None]:
         """The next answers of the stream that `options.session` names, else of a new one, which is `rows`.
 
-        A row comes out with its number as `seq`, and as `session` the token if the stream pauses behind it. The
-        stream ends with a row that is `final`.
+        A row comes out with its number as `seq`, and as `session` the token if the stream pauses behind it.
+        The stream ends with a row that is `final`.
 
         Raises:
             Overloaded: too many streams are open.
@@ -213,7 +220,9 @@ class Sessions:
             return stream.said[stream.given - 1 - stream.seq]
 
     def _finish(self, stream: _Stream) -> None:
-        """Free the stream's decoder; what it said is kept if a client may ask again, the oldest such given up."""
+        """Free the stream's decoder; what it said is kept if a client may ask again, the oldest such given
+        up.
+        """
         stream.rows.close()
         stream.kept_bytes = sum(map(_nbytes, stream.said))
         self._telemetry.count("streams", "finished")
@@ -245,7 +254,9 @@ class Sessions:
             self._close(stream, "cancelled_total")
 
     def _close(self, stream: _Stream, outcome: str) -> None:
-        """Give the decoder of a stream back that is out of the table, as soon as the step that it is at is over."""
+        """Give the decoder of a stream back that is out of the table, as soon as the step that it is at is
+        over.
+        """
         with stream.step:
             if not stream.ended:
                 stream.ended = True

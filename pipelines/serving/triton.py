@@ -29,11 +29,12 @@ from pipelines.settings.flags import Settings
 log = logging.getLogger("trivid")
 
 UNARY_INSTANCES = 2
-# By default glibc's bounds grow with what is freed, and Triton and its stubs would keep the memory of a large upload.
+# By default glibc's bounds grow with what is freed, and Triton and its stubs would keep the memory of a large
+# upload.
 CHILDREN_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 
-# Triton reads JSON on its thread's stack, about twice its length, and base64 makes a medium a third longer: with the usual
-# 8 MiB an upload of 4 killed it.
+# Triton reads JSON on its thread's stack, about twice its length, and base64 makes a medium a third longer:
+# with the usual 8 MiB an upload of 4 killed it.
 STACK_PER_MEDIA_BYTE = 4
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
@@ -74,8 +75,9 @@ def make_triton(
 
 
 def _allow_stack(size_bytes: int) -> None:
-    """Let threads of this process's children have so much stack. It is no memory until it is used, but where the
-    system promises no more memory than it has, that would be too much."""
+    """Let threads of this process's children have so much stack. It is no memory until it is used, but where
+    the system promises no more memory than it has, that would be too much.
+    """
     if OVERCOMMIT.exists() and OVERCOMMIT.read_text().strip() == "2":
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
@@ -85,8 +87,9 @@ def _allow_stack(size_bytes: int) -> None:
 
 
 def start(triton: Triton) -> None:
-    """Start Triton. What goes wrong is logged: a connection that breaks while PyTriton waits need not mean anything, so
-    ask which endpoints are ready."""
+    """Start Triton. What goes wrong is logged: a connection that breaks while PyTriton waits need not mean
+    anything, so ask which endpoints are ready.
+    """
     try:
         triton.run()
     except (
@@ -110,14 +113,15 @@ def _bind(triton: Triton, endpoint: Endpoint, settings: Settings, *, busy: bool)
         triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
         return
     instances = UNARY_INSTANCES if busy else 1
-    # Calls end with their slowest row, so a call takes no more requests than there are workers; where the wait is
-    # bounded all calls together do, for none of it is to be behind Triton's queue.
+    # Calls end with their slowest row, so a call takes no more requests than there are workers; where the
+    # wait is bounded all calls together do, for none of it is to be behind Triton's queue.
     wait_ms = settings.max_wait_ms if busy else 0
     rows = settings.workers
     if wait_ms:
         instances = min(instances, rows)
         rows = math.ceil(rows / instances)
-    # No max_queue_delay: with a time limit, this version of Triton may go on without dispatching (its issue 8870).
+    # No max_queue_delay: with a time limit, this version of Triton may go on without dispatching (its issue
+    # 8870).
     batcher = DynamicBatcher(
         preferred_batch_size=[min(endpoint.batch, rows)],
         default_queue_policy=QueuePolicy(

@@ -1,6 +1,8 @@
-"""The settings file: TOML with a `[server]` table and a `[[model]]` table for each model. stdlib only, but for tomli.
+"""The settings file: TOML with a `[server]` table and a `[[model]]` table for each model. stdlib only, but
+for tomli.
 
-Every key is checked against what there is, every value against its type: a typing error must not go unnoticed.
+Every key is checked against what there is, every value against its type: a typing error must not go
+    unnoticed.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it
   http_port = 8000
 
   [[model]]                             a table for each model; flags go before what is written here
-  source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256, precision,
-                                        engine as their flags; max_batch, score_threshold, clip_length, clip_fps
+  source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256,
+                                        precision, engine as their flags; max_batch, score_threshold,
+                                        clip_length, clip_fps
   [model.preprocessing]                 what to do differently from what the model says of itself:
   resize_px = 256                       the shorter side, or [height, width]; 0: no resize
   crop_px = 224                         one number or [height, width]
   mean = [0.485, 0.456, 0.406]          and std, of values in 0..1
   interpolation = "bilinear"            or nearest, bicubic; and antialias = true, channels = "RGB" or "BGR",
-                                        fit = "stretch" or "letterbox", pad_value, max_px, tile_px, tile_overlap_px
+                                        fit = "stretch" or "letterbox", pad_value, max_px, tile_px,
+                                        tile_overlap_px
 """
 # Fields of a [[model]] table that are in its sub-table `preprocessing`.
 PREPROCESSING = (

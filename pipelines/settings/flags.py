@@ -26,7 +26,9 @@ MODEL_FLAGS = {
     "arch": "the torchvision name of the network whose state dict the source is",
     "sha256": "of the file that the weights are read from",
     "precision": f"what the model computes in: {', '.join(get_args(Precision))} (default: fp32)",
-    "engine": f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)",
+    "engine": (
+        f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)"
+    ),
 }
 CHOICES = {"precision": get_args(Precision), "engine": get_args(Engine)}
 OF_ONE_MODEL = ("labels", "model_proc", "arch", "sha256")
@@ -64,7 +66,9 @@ class Settings:
 
 
 def parse_args(argv: Sequence[str], manual: str) -> Settings:
-    """The settings of a command line; wrong ones end the process with exit code 2. `manual` heads `--help`."""
+    """The settings of a command line; wrong ones end the process with exit code 2. `manual` heads
+    `--help`.
+    """
     parser = argparse.ArgumentParser(
         description=manual,
         epilog=EPILOG,
@@ -136,7 +140,8 @@ def _models(args: argparse.Namespace, found: SettingsFile) -> tuple[ModelSetting
     for model in models:
         if model.task and seen.setdefault(model.task, model.source) != model.source:
             raise WrongSettings(
-                f"two models of task {model.task}: {seen[model.task]} and {model.source}; a server has one of each"
+                f"two models of task {model.task}: {seen[model.task]} and {model.source}; a server has one "
+                "of each"
             )
     for name in flags:
         models = _with_flag(models, name, getattr(args, name))

@@ -1,4 +1,5 @@
-"""What a user chooses of a model: its source and the options that go with it. Strings and numbers, stdlib only.
+"""What a user chooses of a model: its source and the options that go with it. Strings and numbers, stdlib
+only.
 
 Read from the command line or a settings file before anything heavy is imported; `pipelines.zoo.resolve` makes
 a `ModelSpec` of it. Knows no torch, no file, and not whether such a model exists.
@@ -16,7 +17,8 @@ class ModelSettings:
     """One model to serve: the source, and what is said differently from what the source says of itself.
 
     Attributes:
-        source: a torchvision name or import path, a file, `package.module:function`, `torch.hub:REPO[:REF]:ENTRY`.
+        source: a torchvision name or import path, a file, `package.module:function`,
+            `torch.hub:REPO[:REF]:ENTRY`.
         task: needed where the source does not tell.
         weights: of a torchvision name: "" or `DEFAULT`, a name of its enum, a state dict, or `random`.
         arch: the torchvision name whose state dict the source is.

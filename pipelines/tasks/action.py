@@ -1,7 +1,8 @@
-"""Action recognition: clips of frames, taken at the rate that the model was trained for, → the likeliest classes.
+"""Action recognition: clips of frames, taken at the rate that the model was trained for, → the likeliest
+classes.
 
-Clips slide over the medium's frames: `clip_length` frames each, `clip_stride` from one to the next. A frame is
-prepared once, however many clips it is in. Rows of the answer are clips.
+Clips slide over the medium's frames: `clip_length` frames each, `clip_stride` from one to the next. A frame
+is prepared once, however many clips it is in. Rows of the answer are clips.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.job import Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 
-# A model's clips may be longer than those that it was trained with by this factor, and faster: what frames cost in
-# memory and time grows with both.
+# A model's clips may be longer than those that it was trained with by this factor, and faster: what frames
+# cost in memory and time grows with both.
 LONGEST = 8
 FASTEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The frames of a clip: numbers and times of its first and last, and the last one's place in its chunk."""
+    """The frames of a clip: numbers and times of its first and last, and the last one's place in its
+    chunk.
+    """
 
     first_index: int
     first_pts_s: float
@@ -194,7 +197,9 @@ class Action:
     def _pictures(
         self, frames: FrameBatch | None, spans: Sequence[Span], ranks: Ranks, *, final: bool
     ) -> tuple[list[bytes], bytes]:
-        """Of each clip its last frame; of a film all frames, under what the last clip to end there has said."""
+        """Of each clip its last frame; of a film all frames, under what the last clip to end there has
+        said.
+        """
         if not self._writer.wanted:
             return [], b""
         shown = [] if frames is None else list(to_numpy(frames.pixels_nhwc))

@@ -1,4 +1,6 @@
-"""What a detector found in one frame: read from its output, brought to the source, joined over tiles. Draws nothing."""
+"""What a detector found in one frame: read from its output, brought to the source, joined over tiles. Draws
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from pipelines.protocol.answers import Floats, Ints
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")
 # Boxes of two tiles that share this much, and the class, are of one object.
 SAME_OBJECT_IOU = 0.5
-# The best of a frame that are answered. Torchvision's detectors give 100 to 300; a network may give any number, and
-# masks and captions take time for each.
+# The best of a frame that are answered. Torchvision's detectors give 100 to 300; a network may give any
+# number, and masks and captions take time for each.
 MAX_OBJECTS = 1000
 
 
@@ -34,7 +36,8 @@ class Found:
         class_id_d: int64 `(D,)`.
         keypoint_dp3: float32 `(D, P, 3)` of x, y, visible; of most models P is 0.
         keypoint_score_dp: float32 `(D, P)`; where the model gives none: whether they are visible.
-        mask_d1mm: float32 `(D, 1, m, m)`, how probable it is that a part of the region is the object's; or None.
+        mask_d1mm: float32 `(D, 1, m, m)`, how probable it is that a part of the region is the object's; or
+            None.
     """
 
     box_d4: Floats
@@ -134,8 +137,8 @@ def to_source(found: Found, view: View) -> Found:
 def join_views(parts: Sequence[Found]) -> Found:
     """What was found in several views of one frame, in its pixels, best first, each object once.
 
-    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays, and of those MAX_OBJECTS at
-    most. With one view, all do.
+    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays, and of those MAX_OBJECTS
+    at most. With one view, all do.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,7 +1,7 @@
 """Detection: boxes, and of some models masks and keypoints, in source pixels; pictures of them.
 
-What counts is scored above `score_threshold`, else above what the model's spec says, else above 0.5. Large frames
-that the model looks at in tiles give each object once.
+What counts is scored above `score_threshold`, else above what the model's spec says, else above 0.5. Large
+frames that the model looks at in tiles give each object once.
 """
 
 from __future__ import annotations

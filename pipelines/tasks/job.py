@@ -1,7 +1,8 @@
 """What a task is: a job for each medium, its options and its answer. Knows no model and no transport.
 
-A job is asked in the order of the medium's chunks: for the model's inputs of a chunk, then, once the model has
-given its outputs, for the answer. Between both lies the batcher, on whose thread `read` leaves what is needed.
+A job is asked in the order of the medium's chunks: for the model's inputs of a chunk, then, once the model
+has given its outputs, for the answer. Between both lies the batcher, on whose thread `read` leaves what is
+needed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Job(Protocol):
         ...
 
     def read(self, output: Output) -> Any:
-        """What the answer needs of a batch's outputs; runs on the batcher's thread and must not keep the rest."""
+        """What the answer needs of a batch's outputs; runs on the batcher's thread and must not keep the
+        rest.
+        """
         ...
 
     def answer(
@@ -56,7 +59,9 @@ class Job(Protocol):
         *,
         final: bool,
     ) -> Answer:
-        """The answer to a chunk from what `read` left of its batches; to the rest, without frames and views."""
+        """The answer to a chunk from what `read` left of its batches; to the rest, without frames and
+        views.
+        """
         ...
 
     def empty(self) -> Answer:

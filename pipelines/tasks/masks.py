@@ -1,4 +1,6 @@
-"""What each object covers of its frame: its mask's pixels, or its box's; and the bytes of a mask. Draws nothing."""
+"""What each object covers of its frame: its mask's pixels, or its box's; and the bytes of a mask. Draws
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from pipelines.tasks.boxes import Found
 
 # As torchvision's references have it: a pixel more probably the object's than not.
 INSIDE = 0.5
-# A mask is enlarged whole to its region up to so many times the frame's pixels; of larger ones, only what shows is.
+# A mask is enlarged whole to its region up to so many times the frame's pixels; of larger ones, only what
+# shows is.
 WHOLE_REGION = 4
 # Beyond it a float32 tells no pixels apart and an int64 in time overflows.
 FAR_PX = 1e9
@@ -28,7 +31,9 @@ ClassMap = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastedMask:
-    """One object's mask: how probable a pixel is the object's, float32 0..1, in a window of the frame; else 0."""
+    """One object's mask: how probable a pixel is the object's, float32 0..1, in a window of the frame; else
+    0.
+    """
 
     probability_hw: Floats
     rows: slice
@@ -60,9 +65,9 @@ class PastedMask:
 def object_masks(found: Found, frame_hw: tuple[int, int]) -> Iterator[PastedMask]:
     """The masks of a frame's objects, one after the other, since all at once would be gigabytes.
 
-    They are those of torchvision's `paste_masks_in_image`, which pastes each into a whole frame; here its parts
-    paste into what the frame has of the box. Those whose box is far larger than the frame are enlarged to what shows
-    alone, and equal torchvision's but for rounding.
+    They are those of torchvision's `paste_masks_in_image`, which pastes each into a whole frame; here its
+    parts paste into what the frame has of the box. Those whose box is far larger than the frame are enlarged
+    to what shows alone, and equal torchvision's but for rounding.
     """
     from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 
@@ -85,7 +90,8 @@ def object_masks(found: Found, frame_hw: tuple[int, int]) -> Iterator[PastedMask
 
 
 def _bilinear(cells: int, size_px: int, start: int, stop: int) -> Tensor:
-    """How much of each cell is in pixels `start` to `stop` of a side of `cells` that is enlarged to `size_px`.
+    """How much of each cell is in pixels `start` to `stop` of a side of `cells` that is enlarged to
+    `size_px`.
 
     float32 `(stop - start, cells)`, as `F.interpolate(mode="bilinear", align_corners=False)` weighs them.
     """

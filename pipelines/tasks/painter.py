@@ -1,4 +1,6 @@
-"""Pictures of what a detector found: boxes, masks and keypoints on frames. Knows no model and no file format."""
+"""Pictures of what a detector found: boxes, masks and keypoints on frames. Knows no model and no file
+format.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Painter:
         return self.style.visible and (self.style.style != "overlay" or found.mask_d1mm is not None)
 
     def numbers(self, class_ids: Ints) -> npt.NDArray[np.uint8]:
-        """Numbers of colours for classes: their own, as far as there are so many, and none is the background's."""
+        """Numbers of colours for classes: their own, as far as there are so many, and none is the
+        background's.
+        """
         return ((class_ids - 1) % (min(len(self.colours_k3), MOST_COLOURS) - 1) + 1).astype(np.uint8)
 
     def __call__(
@@ -67,8 +71,8 @@ class Painter:
         """The pictures, uint8 `(N, H, W, 3)`.
 
         Args:
-            covered_nhw: uint8 `(N, H, W)`, numbers of the colours of what covers each pixel, 0 for nothing; needed
-                where this `covers` anything.
+            covered_nhw: uint8 `(N, H, W)`, numbers of the colours of what covers each pixel, 0 for nothing;
+                needed where this `covers` anything.
         """
         pixels: PixelArray = frames.pixels_nhwc
         if covered_nhw is not None:

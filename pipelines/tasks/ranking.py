@@ -1,4 +1,6 @@
-"""Probabilities of classes → the likeliest ones by name, and their mean over a medium. numpy and torch only."""
+"""Probabilities of classes → the likeliest ones by name, and their mean over a medium. numpy and torch
+only.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Segmentation: logits (N, K, h, w) → class maps, pixel counts, masks and pictures of the source's size.
 
-Without a class the winner of all K classes counts, and of several named ones, where one of them wins. With one
-class (`class_name`, `class_id`), the pixels count where its probability is above `score_threshold`.
+Without a class the winner of all K classes counts, and of several named ones, where one of them wins. With
+one class (`class_name`, `class_id`), the pixels count where its probability is above `score_threshold`.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class Segmentation(FrameJob):
 def winners(logits_nkhw: Tensor) -> tuple[Tensor, Tensor]:
     """The class of the highest score, uint8 `(n, h, w)`, of equal ones the first; and that score.
 
-    `max` over planes looks for places element by element; what is done instead takes half its time on a CPU. With the
-    channels last `max` is the faster one.
+    `max` over planes looks for places element by element; what is done instead takes half its time on a CPU.
+    With the channels last `max` is the faster one.
     """
     if not logits_nkhw.is_contiguous():
         best_nhw, places = logits_nkhw.max(dim=1)

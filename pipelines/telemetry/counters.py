@@ -1,4 +1,6 @@
-"""What the server counted since its start (frames, errors, decoders, seconds of each stage), and what it holds now."""
+"""What the server counted since its start (frames, errors, decoders, seconds of each stage), and what it
+holds now.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where models come from: `resolve` makes a `ModelSpec` of what a user chose. Each form of source has its module.
+"""Where models come from: `resolve` makes a `ModelSpec` of what a user chose. Each form of source has its
+module.
 
 Nothing heavy is imported before `resolve` is called: settings are read first.
 """
@@ -97,7 +98,7 @@ def _file_draft(choice: ModelSettings, path: Path, allow_code: bool) -> Draft:
     if not choice.arch:
         raise ModelUnavailable(
             f"{path} is no saved model that can be read without running code from it",
-            hint="of a state dict say whose it is: --arch resnet50; save a whole model with torch.export.save, "
-            "torch.jit.save or torch.onnx.export",
+            hint="of a state dict say whose it is: --arch resnet50; save a whole model with "
+            "torch.export.save, torch.jit.save or torch.onnx.export",
         )
     return state_draft(choice.arch, path, sha256=choice.sha256)

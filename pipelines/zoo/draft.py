@@ -1,4 +1,6 @@
-"""What a source says of its model, and over it what the user chose: together a `ModelSpec`. Knows no formats."""
+"""What a source says of its model, and over it what the user chose: together a `ModelSpec`. Knows no
+formats.
+"""
 
 from __future__ import annotations
 
@@ -212,8 +214,8 @@ def _plain(draft: Draft, choice: ModelSettings) -> Preprocessing:
     """
     if choice.resize_px is None and draft.input_px is None:
         raise ModelUnavailable(
-            f"{draft.name} does not say how it wants its pixels: resize_px is missing (mean and std too, unless "
-            "they are 0 and 1)",
+            f"{draft.name} does not say how it wants its pixels: resize_px is missing (mean and std too, "
+            "unless they are 0 and 1)",
             hint="give resize_px, crop_px, mean and std in a settings file (resize_px = 0: as they are), "
             "or a --model-proc file",
         )

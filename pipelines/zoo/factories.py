@@ -1,6 +1,8 @@
-"""Models that come as Python code: factories of one's own, and entries of torch.hub. Only for code that is trusted.
+"""Models that come as Python code: factories of one's own, and entries of torch.hub. Only for code that is
+trusted.
 
-Nothing here is a barrier: what is named runs with all rights of the server, so `resolve` asks for `--allow-code`.
+Nothing here is a barrier: what is named runs with all rights of the server, so `resolve` asks for
+    `--allow-code`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from pipelines.zoo.draft import Draft, draft_of
 def factory_draft(source: str) -> Draft:
     """`package.module:function`, importable from the current directory too; called without arguments.
 
-    A function that gives a `ModelSpec` says all of its model. One that gives an `nn.Module` is called once more when
-    the model is loaded, so that nothing heavy stays in between.
+    A function that gives a `ModelSpec` says all of its model. One that gives an `nn.Module` is called once
+    more when the model is loaded, so that nothing heavy stays in between.
 
     Raises:
         ModelUnavailable: there is no such function, it fails, or it gives something else.

@@ -1,7 +1,8 @@
 """DL Streamer's model-proc files: how pixels are prepared and answers are read, as JSON. Knows no network.
 
-https://dlstreamer.github.io/dev_guide/model_proc_file.html, schema 2.2.0. Pixels are 0..255 unless `range` scales them;
-then `mean` and `std` follow. The file does not say the network's input size, to which it resizes or crops.
+https://dlstreamer.github.io/dev_guide/model_proc_file.html, schema 2.2.0. Pixels are 0..255 unless `range`
+scales them; then `mean` and `std` follow. The file does not say the network's input size, to which it resizes
+or crops.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class ModelProc:
     score_threshold: float = -1.0
 
     def preprocessing(self, input_px: tuple[int, int], name: str) -> Preprocessing:
-        """The facts for a network `name` whose input is `input_px` (height, width). Raises ModelUnavailable."""
+        """The facts for a network `name` whose input is `input_px` (height, width). Raises
+        ModelUnavailable.
+        """
         height_px, width_px = (size - 2 * pad for size, pad in zip(input_px, self.padding_px, strict=True))
         if min(height_px, width_px) < 1:
             raise ModelUnavailable(
@@ -105,8 +108,8 @@ def read_model_proc(path: Path) -> ModelProc:
     """Read a model-proc file.
 
     Raises:
-        ModelUnavailable: it cannot be read, or a field is unknown, wrong, or of a kind that is not supported; the
-            message names file, field, value and what is allowed.
+        ModelUnavailable: it cannot be read, or a field is unknown, wrong, or of a kind that is not supported;
+            the message names file, field, value and what is allowed.
     """
     try:
         whole = json.loads(read_text(path, "model-proc"))
@@ -215,7 +218,9 @@ def _input(node: _Node) -> dict[str, object]:
 
 
 def _colours(params: dict[str, _Node]) -> dict[str, object]:
-    """y = (x · (high − low) + low − mean) / std of x in 0..1 is (x − (mean − low) / (high − low)) / (std / …)."""
+    """y = (x · (high − low) + low − mean) / std of x in 0..1 is (x − (mean − low) / (high − low)) / (std /
+    …).
+    """
     channels = params["color_space"].one_of(("RGB", "BGR")) if "color_space" in params else "BGR"
     low, high = params["range"].numbers(2) if "range" in params else (0.0, BYTE_MAX)
     if high <= low:

@@ -12,7 +12,8 @@ from pipelines.protocol.errors import ModelUnavailable
 LARGEST_TEXT = 16 << 20
 LONGEST_NAME = 1000
 MOST_NAMES = 100_000
-# Characters that would break lines of a log, move a terminal's cursor or turn the direction of text around it.
+# Characters that would break lines of a log, move a terminal's cursor or turn the direction of text around
+# it.
 UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 

@@ -1,1 +1,3 @@
-"""The bench: stages, ceiling, throughput and latency, peers, scenarios. Start it with `python -m scripts.bench`."""
+"""The bench: stages, ceiling, throughput and latency, peers, scenarios. Start it with `python -m
+scripts.bench`.
+"""

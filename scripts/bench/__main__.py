@@ -1,13 +1,15 @@
-"""How fast the server is, beside what the machine could do and what others do. The source of every figure given.
+"""How fast the server is, beside what the machine could do and what others do. The source of every figure
+given.
 
-    python -m scripts.bench                              the usual job: 4 clients, H.264 720p, top-5 of each frame
+    python -m scripts.bench              the usual job: 4 clients, H.264 720p, top-5 of each frame
     python -m scripts.bench --peers                      the same through other servers, in turns, and ratios
     python -m scripts.bench --task detection --clients 1 4 16 64 --medium short --json out/detection.json
     python -m scripts.bench --medium image --clients 1 --no-stream
     python -m scripts.bench -- --max-frames 600          flags of server.py's own come last
 
-Rates of stages are measured alone, with all cores busy; the ceiling follows from them (on a CPU, where stages share
-the cores: 1 / sum of 1 / rate; on a GPU: the slowest). Clients run on the same machine and use its cores as well.
+Rates of stages are measured alone, with all cores busy; the ceiling follows from them (on a CPU, where stages
+share the cores: 1 / sum of 1 / rate; on a GPU: the slowest). Clients run on the same machine and use its
+cores as well.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--weights",
         default="",
         metavar="FILE",
-        help=f"its state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as reduced "
-        "precisions need (default: random ones; the same for all servers)",
+        help=f"its state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
+        "reduced precisions need (default: random ones; the same for all servers)",
     )
     kinds = ", ".join(FRAMES)
     add("--medium", default="clip", help=f"a file, or one of {kinds} (default: %(default)s)")
@@ -103,8 +105,9 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
 
 
 def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """Stages, the server under each number of clients, its boundary, and the stages once more, for the machine's pace
-    may have changed meanwhile: ratios are to the mean of both."""
+    """Stages, the server under each number of clients, its boundary, and the stages once more, for the
+    machine's pace may have changed meanwhile: ratios are to the mean of both.
+    """
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
     report.say_stages(record)

@@ -1,7 +1,8 @@
-"""Other servers for the same job: started, warmed up, and measured in turns with ours. Their code: scripts/bench/peers.
+"""Other servers for the same job: started, warmed up, and measured in turns with ours. Their code:
+scripts/bench/peers.
 
-While one is measured the others are held still (SIGSTOP), so that they use no time; in turns, so that a machine that
-is busy for a while slows them all.
+While one is measured the others are held still (SIGSTOP), so that they use no time; in turns, so that a
+machine that is busy for a while slows them all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The arithmetic of the bench: rates, ceilings, percentiles, shares. Numbers in, numbers out; measures nothing.
+"""The arithmetic of the bench: rates, ceilings, percentiles, shares. Numbers in, numbers out; measures
+nothing.
 
 Times are seconds of one clock that all processes share (`time.monotonic`).
 """
@@ -112,8 +113,9 @@ def figures(replies: Sequence[Reply], window: Window, frames: int) -> Figures:
 
 
 def frames_within(reply: Reply, window: Window, frames: int) -> float:
-    """Frames of one request that were worked on within a window: each answer's share of the medium, spread evenly
-    from the answer before (of the first: from the request's start) to when it came."""
+    """Frames of one request that were worked on within a window: each answer's share of the medium, spread
+    evenly from the answer before (of the first: from the request's start) to when it came.
+    """
     rows = sum(reply.rows)
     if not rows:
         return 0.0
@@ -161,7 +163,9 @@ def ceiling(rates: Mapping[str, float], *, shared: bool) -> float:
 
 
 def fallen(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> dict[str, float]:
-    """Ratios that are lower than before by more than the tolerance, or are gone: name → share of what it was."""
+    """Ratios that are lower than before by more than the tolerance, or are gone: name → share of what
+    it was.
+    """
     lost = {}
     for name, old in before.items():
         new = now.get(name, math.nan)

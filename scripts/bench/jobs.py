@@ -1,7 +1,8 @@
-"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server and no clock.
+"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server and no
+clock.
 
-Weights are random but seeded, written to a file once, so that every server of a run computes the same; nothing is
-downloaded. `as_json` and `from_json` carry a job into the processes that measure it.
+Weights are random but seeded, written to a file once, so that every server of a run computes the same;
+nothing is downloaded. `as_json` and `from_json` carry a job into the processes that measure it.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool
     """The seeded random weights that `--weights random` gives a torchvision model, as a file.
 
     Args:
-        tamed: as those that `python -m scripts.parity` compares, which rounding moves no more than trained ones.
+        tamed: as those that `python -m scripts.parity` compares, which rounding moves no more than trained
+            ones.
     """
     from safetensors.torch import save_file
 

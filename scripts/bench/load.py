@@ -1,5 +1,6 @@
-"""Clients of a server, in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on stdin, asks as
-it says, and prints a `Report`. Knows how each kind of server wants to be asked, and nothing of what it answers.
+"""Clients of a server, in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on
+stdin, asks as it says, and prints a `Report`. Knows how each kind of server wants to be asked, and nothing of
+what it answers.
 
 It uses the machine that it measures, as clients on it would; the report says how much.
 """
@@ -38,8 +39,8 @@ class Load:
     """What to send, and how.
 
     Attributes:
-        kind: of server: the project's own, asked by its client, or over a connection that stays open with as little
-            work as can be; the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
+        kind: of server: the project's own, asked by its client, or over a connection that stays open with as
+            little work as can be; the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
             file and answers with a JSON list of rows.
         url: `grpc://host:port` or `http://host:port`.
         clients: that each wait for an answer before they send again.
@@ -68,8 +69,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What clients saw. `start_s`: when they began; `end_s`: when the first of them sent no more; `cpu_s`: what
-    they used between; `waited_s`: of an open loop, by how much the last request was sent too late."""
+    """What clients saw. `start_s`: when they began; `end_s`: when the first of them sent no more; `cpu_s`:
+    what they used between; `waited_s`: of an open loop, by how much the last request was sent too late.
+    """
 
     replies: tuple[Reply, ...]
     start_s: float

@@ -1,6 +1,7 @@
 """A pipeline taken apart: each stage as a pass over a medium that can be run by itself. Measures nothing.
 
-A pass yields after each piece how many of the medium's frames that was. All is built from the server's own parts.
+A pass yields after each piece how many of the medium's frames that was. All is built from the server's own
+parts.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ HELD_FRAMES = 64
 # Clip models need whole clips, of which few come of these.
 HELD_FRAMES_CLIPS = 240
 DECODED_FRAMES = 240
-# The model called from as many threads as there are cores, each computing alone, with batches and one by one: the fastest
-# way counts as the model's rate.
+# The model called from as many threads as there are cores, each computing alone, with batches and one by one:
+# the fastest way counts as the model's rate.
 MODEL_APART = ("model, side by side", "model, one by one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What the stages are given: chunks, and of each the model's outputs; `frames` of the medium. Of a video on a
-    CPU also the codec's frames, in groups as long, for there they are prepared one by one."""
+    """What the stages are given: chunks, and of each the model's outputs; `frames` of the medium. Of a video
+    on a CPU also the codec's frames, in groups as long, for there they are prepared one by one.
+    """
 
     chunks: Sequence[FrameBatch]
     outputs: Sequence[Sequence[Output]]
@@ -152,7 +154,9 @@ class Bench:
         return Wanted(prepare=self.pipeline.preprocessing, keep_pixels=False)
 
     def _decoded(self) -> Iterator[Any]:
-        """What decoding alone gives: on a CPU, frames of a video as the codec has them; else chunks of RGB."""
+        """What decoding alone gives: on a CPU, frames of a video as the codec has them; else chunks of
+        RGB.
+        """
         return self._groups() if self._reads_frames else self._chunks()
 
     @property

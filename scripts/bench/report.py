@@ -1,4 +1,6 @@
-"""What a run says: lines for people, a record as JSON, a plot, and whether ratios have fallen since another record."""
+"""What a run says: lines for people, a record as JSON, a plot, and whether ratios have fallen since another
+record.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +102,9 @@ def _output(*command: str) -> str:
 
 
 def ratios(record: Record) -> dict[str, float]:
-    """Shares of the ceiling, what many clients get of what the first number of them gets, and of a picture the
-    latency that may be (1.15 x its stages alone + 3 ms) over the one that is."""
+    """Shares of the ceiling, what many clients get of what the first number of them gets, and of a picture
+    the latency that may be (1.15 x its stages alone + 3 ms) over the one that is.
+    """
     found = {}
     for point in record.points:
         rate = point.figures.frames_per_s
@@ -119,7 +122,8 @@ def say_head(record: Record) -> None:
     machine, job = record.machine, record.job
     print(f"machine    {machine['cores']} cores, {machine['cpu']}{machine['gpu'] and ', ' + machine['gpu']}")
     print(
-        f"           {', '.join(f'{name} {version}' for name, version in machine['versions'].items())}, {machine['commit']}"
+        f"           {', '.join(f'{name} {version}' for name, version in machine['versions'].items())}, "
+        f"{machine['commit']}"
     )
     if machine["load_before"] > 0.5:
         print(
@@ -158,7 +162,8 @@ def say_point(point: Point, top: float, name: str = "") -> None:
         f"{name or point.clients:>13}{figures.frames_per_s:10.1f}{figures.frames_per_s / top:9.2f}"
         f"{latency['p50']:9.1f}{latency['p95']:9.1f}{latency['p99']:9.1f}{figures.first_answer_ms['p50']:11.1f}"
         f"{point.server_cpu_ms:9.2f}{point.client_cpu_ms:8.2f}"
-        f"{usage.peak_rss_bytes / MIB:8.0f}{usage.peak_main_rss_bytes / MIB:7.0f}{usage.peak_gpu_bytes / MIB:7.0f}{shm:>14}"
+        f"{usage.peak_rss_bytes / MIB:8.0f}{usage.peak_main_rss_bytes / MIB:7.0f}"
+        f"{usage.peak_gpu_bytes / MIB:7.0f}{shm:>14}"
     )
     if point.batch_sizes:
         sizes = sorted(point.batch_sizes.items(), key=lambda item: int(item[0]))

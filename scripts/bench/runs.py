@@ -122,8 +122,9 @@ def load_of(job: Job, urls: Mapping[Protocol, str], clients: int, seconds: float
 
 
 def window_of(report: Report, seconds: float) -> Window:
-    """All but the warm-up, until clients began to leave; many with long media are at their first request for longer
-    than the run was to last."""
+    """All but the warm-up, until clients began to leave; many with long media are at their first request for
+    longer than the run was to last.
+    """
     end_s = max(report.start_s + seconds, report.end_s)
     return Window(start_s=report.start_s + WARM_UP * (end_s - report.start_s), end_s=end_s)
 
@@ -171,7 +172,9 @@ def counters(url: str, task: str) -> dict[str, float]:
 
 
 def measure_boundary(process: Process, url: str, job: Job) -> dict[str, Crossing]:
-    """The cost of Triton and PyTriton alone: of a bare call, and of one that brings the medium and is refused."""
+    """The cost of Triton and PyTriton alone: of a bare call, and of one that brings the medium and is
+    refused.
+    """
     media = job.media
     with Client(url) as client:
 

@@ -1,7 +1,8 @@
-"""What a plain load does not show: fairness, overload, slow readers, leaks, long films, crowds, first requests.
+"""What a plain load does not show: fairness, overload, slow readers, leaks, long films, crowds, first
+requests.
 
-Each scenario starts a server of its own and returns its numbers by name. Bars are not judged here; a name says what
-its number should be where there is one.
+Each scenario starts a server of its own and returns its numbers by name. Bars are not judged here; a name
+says what its number should be where there is one.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ def slow_reader(rig: Rig) -> Numbers:
 
 
 def soak(rig: Rig) -> Numbers:
-    """A thousand requests of all kinds: pictures and clips, in one answer and streamed, both protocols, refused ones."""
+    """A thousand requests of all kinds: pictures and clips, in one answer and streamed, both protocols,
+    refused ones.
+    """
     shm, rss = [], []
     failed = 0
     with rig.served() as served:
@@ -181,8 +184,9 @@ def soak(rig: Rig) -> Numbers:
 
 
 def steady(rig: Rig) -> Numbers:
-    """What a frame costs behind the 10 000th of one stream and near the first of another, in turns, for machines change
-    their pace from minute to minute."""
+    """What a frame costs behind the 10 000th of one stream and near the first of another, in turns, for
+    machines change their pace from minute to minute.
+    """
     medium = make_medium("film", rig.folder)
     kind = ANSWERS[rig.job.task]
     cpu_s, wall_s = {"early": 0.0, "late": 0.0}, {"early": 0.0, "late": 0.0}
@@ -243,7 +247,9 @@ def many(rig: Rig) -> Numbers:
 
 
 def first(rig: Rig) -> Numbers:
-    """The first request of each kind after the server has said that it is ready, over the median of those behind it."""
+    """The first request of each kind after the server has said that it is ready, over the median of those
+    behind it.
+    """
     numbers: Numbers = {}
     with rig.served() as served:
         for kind, stream in (("image", False), ("image", True), ("short", False), ("short", True)):

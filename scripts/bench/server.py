@@ -103,7 +103,9 @@ class Process:
         return sum(sizes), sizes[0]
 
     def pss_bytes(self) -> int:
-        """Of all its processes, pages that they share once (proportional set sizes); takes some milliseconds a GB."""
+        """Of all its processes, pages that they share once (proportional set sizes); takes some milliseconds
+        a GB.
+        """
         texts = [_read(Path(f"/proc/{pid}/smaps_rollup")) for pid in self.pids]
         lines = [line for text in texts for line in text.splitlines() if line.startswith("Pss:")]
         return sum(int(line.split()[1]) * 1024 for line in lines)
@@ -175,7 +177,8 @@ class Meter:
     """Watches a server for a while; `usage` is complete after the `with` block.
 
     Args:
-        shared_once: whether memory that processes share counts once in their sum, which costs the machine more.
+        shared_once: whether memory that processes share counts once in their sum, which costs the machine
+            more.
     """
 
     def __init__(self, process: Process, *, shared_once: bool = False) -> None:

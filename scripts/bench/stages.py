@@ -1,8 +1,8 @@
 """Each stage alone, with the whole machine to itself: how many frames a second, and what a frame costs.
 
 By the server's own settings, in a process of its own: `python -m scripts.bench.stages SECONDS` reads a `Job`
-as JSON on stdin and prints what it measured. Rates are of the medium's frames, so that those of all stages compare
-where a model looks at some frames only, or at clips of them.
+as JSON on stdin and prints what it measured. Rates are of the medium's frames, so that those of all stages
+compare where a model looks at some frames only, or at clips of them.
 """
 
 from __future__ import annotations

@@ -124,7 +124,9 @@ def print_table(runs: Sequence[Run]) -> None:
 
 
 def leftovers(before: set[Path]) -> list[Path]:
-    """Files in /dev/shm and the temp folder that were not there before; unknown while another Triton runs here."""
+    """Files in /dev/shm and the temp folder that were not there before; unknown while another Triton runs
+    here.
+    """
     names = (path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists())
     return [] if "tritonserver" in names else sorted(watched_files() - before)
 

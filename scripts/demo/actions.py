@@ -1,7 +1,7 @@
 """Draws clips in which one shape does one thing at a time, with the action of every frame. Knows no model.
 
-Each action has a shape of its own, which comes and goes with it. Neither class nor colour tells the action, nor
-does the background, which drifts as it likes; only that no circle rotates, since none would be seen to.
+Each action has a shape of its own, which comes and goes with it. Neither class nor colour tells the action,
+nor does the background, which drifts as it likes; only that no circle rotates, since none would be seen to.
 """
 
 from __future__ import annotations
@@ -136,6 +136,8 @@ def _any_colour(rng: np.random.Generator) -> Floats:
 
 
 def clip_action(actions: npt.NDArray[np.int64]) -> int:
-    """The action of a clip from those of its frames: the most frequent, -1 unless `CLEAR_SHARE` of them show it."""
+    """The action of a clip from those of its frames: the most frequent, -1 unless `CLEAR_SHARE` of them show
+    it.
+    """
     counts = np.bincount(actions)
     return int(counts.argmax()) if counts.max() >= CLEAR_SHARE * len(actions) else -1

@@ -1,4 +1,6 @@
-"""What the demo models are trained and judged on: drawn, encoded, decoded again, resized as the models want it."""
+"""What the demo models are trained and judged on: drawn, encoded, decoded again, resized as the models want
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ class FrameData:
     Attributes:
         pixels: uint8 `(N, 3, h, w)`.
         class_ids, owners: uint8 `(N, h, w)`, as in `Truth`.
-        boxes: float32 `(N, MOST_BOXES, 4)` in pixels of the model's size; `wanted` bool `(N, MOST_BOXES)` tells
-            those that a detector must find.
+        boxes: float32 `(N, MOST_BOXES, 4)` in pixels of the model's size; `wanted` bool `(N, MOST_BOXES)`
+            tells those that a detector must find.
         box_class: int64 `(N, MOST_BOXES)`.
         dominant: int64 `(N,)`, as in `Truth`.
     """
@@ -49,7 +51,9 @@ class FrameData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionData:
-    """Runs of frames at a model's size and rate: `pixels` uint8 `(N, F, 3, h, w)`, `actions` int64 `(N, F)`."""
+    """Runs of frames at a model's size and rate: `pixels` uint8 `(N, F, 3, h, w)`, `actions` int64 `(N,
+    F)`.
+    """
 
     pixels: Tensor
     actions: Tensor
@@ -166,6 +170,8 @@ def clip_windows(frame_count: int, facts: DemoFacts) -> list[range]:
 
 
 def action_batch(runs: ActionData, rows: Tensor, begins: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """From each chosen run, `count` frames from `begins` on: uint8 `(B, count, 3, h, w)`, int64 `(B, count)`."""
+    """From each chosen run, `count` frames from `begins` on: uint8 `(B, count, 3, h, w)`, int64 `(B,
+    count)`.
+    """
     frames = begins[:, None] + torch.arange(count)
     return runs.pixels[rows[:, None], frames], runs.actions[rows[:, None], frames]

@@ -32,7 +32,9 @@ class TrueBoxes:
 
 
 def accuracy(found: Integers, truth: Integers) -> float:
-    """The share of right class ids among those whose truth is not -1, which stands for undecided; both `(N,)`."""
+    """The share of right class ids among those whose truth is not -1, which stands for undecided; both
+    `(N,)`.
+    """
     decided = truth >= 0
     if not decided.any():
         raise ValueError(f"none of {len(truth)} truths is decided")
@@ -77,7 +79,8 @@ def mean_average_precision(
 def average_precision(
     found: Sequence[FoundBoxes], truth: Sequence[TrueBoxes], label: int, iou: float = 0.5
 ) -> float:
-    """Area under the interpolated precision-recall curve of one label over all frames, as PASCAL VOC 2010 and on.
+    """Area under the interpolated precision-recall curve of one label over all frames, as PASCAL VOC 2010 and
+    on.
 
     In falling order of score, a box takes the free truth box of its frame that it overlaps most, by `iou` at
     least; one that takes none is a false positive, unless it overlaps an ignored truth box by as much.

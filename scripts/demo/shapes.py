@@ -32,7 +32,8 @@ AREA = {
 }
 # Less of a shape than this is no fair demand on a detector.
 LEAST_SHARE, LEAST_PX = 0.35, 150
-# The leading class must have more than this many times the pixels of the next, or the frame has no dominant class.
+# The leading class must have more than this many times the pixels of the next, or the frame has no dominant
+# class.
 CLEAR_LEAD = 1.25
 # Each class has its own family of hues (degrees: middle, width), so that a tiny model learns them in minutes;
 # the segmenter then goes by colour first: with hues swapped between the classes it finds next to nothing.
@@ -50,8 +51,8 @@ class Truth:
         owners: uint8 `(H, W)`, the same by shape: 0, or 1 + its row in `boxes`.
         boxes: float32 `(D, 4)`, x0 y0 x1 y1 in pixels around the visible pixels of each shape that has any.
         box_class: uint8 `(D,)`.
-        box_ignored: bool `(D,)`, shapes of which less than `LEAST_SHARE` of their area or less than `LEAST_PX`
-            pixels are visible: a detector is not asked for them, and not blamed for finding them.
+        box_ignored: bool `(D,)`, shapes of which less than `LEAST_SHARE` of their area or less than
+            `LEAST_PX` pixels are visible: a detector is not asked for them, and not blamed for finding them.
     """
 
     class_ids: Pixels
@@ -195,7 +196,9 @@ def _local(columns: Floats, rows: Floats, x: float, y: float, angle: float) -> t
 
 
 def distance(class_id: int, x: Floats, y: Floats, radius: float) -> Floats:
-    """Signed distance in pixels from the nearest edge line, negative inside, for a shape around the origin."""
+    """Signed distance in pixels from the nearest edge line, negative inside, for a shape around the
+    origin.
+    """
     if class_id == CIRCLE:
         return np.asarray(np.hypot(x, y) - np.float32(radius))
     if class_id == SQUARE:

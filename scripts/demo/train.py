@@ -1,12 +1,13 @@
-"""Makes the embedded demo models: draws clips of shapes, encodes them, and trains on what a decoder gives back.
+"""Makes the embedded demo models: draws clips of shapes, encodes them, and trains on what a decoder gives
+back.
 
-    python -m scripts.demo.train                     train all, write the weights to assets/, print how good they are
+    python -m scripts.demo.train     train all, write the weights to assets/, print how good they are
     python -m scripts.demo.train --task detection    only this one
     python -m scripts.demo.train --evaluate-only     how good the weights in assets/ are, on fresh clips
     python -m scripts.demo.train --draw clip.mp4 --seed 7 [--seconds 5] [--truth clip.npz] [--task action]
 
-Same machine, versions and threads, same weights: everything is seeded. Those in assets/ were made with one thread,
-the segmenter with two. All four take about twenty minutes on one core.
+Same machine, versions and threads, same weights: everything is seeded. Those in assets/ were made with one
+thread, the segmenter with two. All four take about twenty minutes on one core.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ def make_weights(task: DemoTask) -> None:
 def truth_arrays(truths: list[Truth]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """What is true of a clip's N frames, as it is written.
 
-    `masks` uint8 `(N, H, W)`: 0 background, then the classes. `class_id` int8 `(N,)`: the dominant class, 0 for
-    the circle, -1 where none leads clearly. One row per visible shape: `boxes` float32 `(D, 4)`, x0 y0 x1 y1 in
-    source pixels, `box_class` uint8 `(D,)`, 1 for the circle, `box_frame` int32 `(D,)`, `box_ignored` bool `(D,)`.
+    `masks` uint8 `(N, H, W)`: 0 background, then the classes. `class_id` int8 `(N,)`: the dominant class, 0
+    for the circle, -1 where none leads clearly. One row per visible shape: `boxes` float32 `(D, 4)`, x0 y0 x1
+    y1 in source pixels, `box_class` uint8 `(D,)`, 1 for the circle, `box_frame` int32 `(D,)`, `box_ignored`
+    bool `(D,)`.
     """
     counts = [len(truth.boxes) for truth in truths]
     return {

@@ -1,11 +1,11 @@
 """Exports models to ONNX and proves the files against torch with ONNX Runtime and OpenCV's DNN module.
 
-    python -m scripts.export resnet50 r3d_18 --output out/onnx [--weights DEFAULT] [--opset 18] [--report onnx.md]
-    python -m scripts.export --all-tutorial --weights random --output out/onnx --report-only
+    python -m scripts.export resnet50 r3d_18 --output out/onnx [--weights DEFAULT] [--opset 18] [--report
+    onnx.md] python -m scripts.export --all-tutorial --weights random --output out/onnx --report-only
 
-MODEL is a torchvision name; weights of your own come with `--weights FILE`. A file that is written says how its
-pixels are prepared, so `server.py --model out/onnx/resnet50.onnx` is enough.
-Exits with 1 if any model misses the bar that the report states.
+MODEL is a torchvision name; weights of your own come with `--weights FILE`. A file that is written says how
+its pixels are prepared, so `server.py --model out/onnx/resnet50.onnx` is enough. Exits with 1 if any model
+misses the bar that the report states.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def export_model(
 
     Args:
         opset: of ONNX's operators; None: the exporter's own.
-        ways: what to try; empty: the current exporter and TorchScript's, each with a free batch, then a fixed one.
+        ways: what to try; empty: the current exporter and TorchScript's, each with a free batch, then a fixed
+            one.
 
     Raises:
         ModelUnavailable: no way leads to a file that agrees.
@@ -134,7 +135,9 @@ def _ways(spec: ModelSpec) -> list[Way]:
 
 
 def _with_fixed_size(spec: ModelSpec) -> ModelSpec:
-    """Frames are fitted into one size: bars of the mean colour take the place of those that torchvision adds."""
+    """Frames are fitted into one size: bars of the mean colour take the place of those that torchvision
+    adds.
+    """
     short = spec.preprocessing.resize_px
     if not isinstance(short, int):
         return spec
@@ -162,7 +165,9 @@ def _reason(error: Exception) -> str:
 
 
 def examine(name: str, args: argparse.Namespace) -> Row:
-    """Export one model and check it in every way: its row of the report. Deletes the file with --report-only."""
+    """Export one model and check it in every way: its row of the report. Deletes the file with
+    --report-only.
+    """
     from pipelines.settings.model import ModelSettings
     from pipelines.zoo import resolve
 

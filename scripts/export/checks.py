@@ -1,4 +1,6 @@
-"""Compares what readers of an exported file make of it with what torch gives. Knows no exporter, and no OpenCV."""
+"""Compares what readers of an exported file make of it with what torch gives. Knows no exporter, and no
+OpenCV.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ FREE_SIZES_PX = ((256, 320), (192, 256))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Model pixels `(N, 3, …)` and what torch makes of them: `(N, K, …)`, or a mapping for each of N pictures."""
+    """Model pixels `(N, 3, …)` and what torch makes of them: `(N, K, …)`, or a mapping for each of N
+    pictures.
+    """
 
     pixels: Tensor
     answer: Any
@@ -37,7 +41,8 @@ class Agreement:
     """The worst of some comparisons.
 
     Attributes:
-        max_delta: the largest difference of logits; of detections: of scores, and of boxes as a share of a side.
+        max_delta: the largest difference of logits; of detections: of scores, and of boxes as a share of a
+            side.
         relative: the same as a share of the largest logit.
         top1: share of pictures, pixels or boxes with the same best class.
     """

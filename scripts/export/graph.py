@@ -68,8 +68,8 @@ def first_output(given: Any) -> Tensor:
 def spell_out(network: nn.Module) -> None:
     """Replace what OpenCV 4.11 reads wrongly by the same in simpler operators, in `network` itself.
 
-    It takes every HardSigmoid that goes into a Mul for a HardSwish, whatever the other factor is (so the gates of
-    MobileNetV3), and averages over three axes at once wrongly (so the ends of video networks).
+    It takes every HardSigmoid that goes into a Mul for a HardSwish, whatever the other factor is (so the
+    gates of MobileNetV3), and averages over three axes at once wrongly (so the ends of video networks).
     """
     for name, child in list(network.named_children()):
         if isinstance(child, nn.Hardsigmoid):
@@ -113,7 +113,9 @@ def _free_output(name: str, way: Way) -> Mapping[int, str]:
 
 
 def describe(path: Path, facts: Mapping[str, str]) -> int:
-    """Put `facts` into the metadata of a file, take out what exporters tell of this machine; return the opset."""
+    """Put `facts` into the metadata of a file, take out what exporters tell of this machine; return the
+    opset.
+    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)

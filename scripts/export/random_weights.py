@@ -1,7 +1,9 @@
-"""Makes networks of random weights round off as trained ones do, so that comparing their answers says something.
+"""Makes networks of random weights round off as trained ones do, so that comparing their answers says
+something.
 
-Untrained networks with batch norms are chaotic: each layer enlarges the rounding of the one before (Yang et al.,
-A Mean Field Theory of Batch Normalization, 2019), after a hundred layers beyond what any two runtimes share.
+Untrained networks with batch norms are chaotic: each layer enlarges the rounding of the one before (Yang et
+al., A Mean Field Theory of Batch Normalization, 2019), after a hundred layers beyond what any two runtimes
+share.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from torchvision import models
 from pipelines.models.spec import ModelSpec
 from pipelines.zoo.vision.random_weights import calibrate
 
-# Of a residual branch beside what it is added to; training starts from 0 (Goyal et al., 2017, 5.1) and ends near it.
+# Of a residual branch beside what it is added to; training starts from 0 (Goyal et al., 2017, 5.1) and ends
+# near it.
 BRANCH = 0.2
 BLOCKS = ("BasicBlock", "Bottleneck", "InvertedResidual", "MBConv")
 
 
 def tempered(spec: ModelSpec) -> ModelSpec:
-    """The spec of a torchvision network of random weights, its residual branches made small; detectors as they are."""
+    """The spec of a torchvision network of random weights, its residual branches made small; detectors as
+    they are.
+    """
     if spec.task == "detection":
         return spec
 

@@ -90,22 +90,30 @@ def _markdown(rows: Sequence[Row], command: str, versions: Mapping[str, str]) ->
 
 RANDOM_NOTE = (
     "",
-    "Random weights: batch norms are calibrated, and the branches of residual networks are as small as training",
+    "Random weights: batch norms are calibrated, and the branches of residual networks are as small as "
+    "training",
     "leaves them, since untrained ones enlarge any rounding from layer to layer.",
 )
 
 
 def _explained() -> list[str]:
     return [
-        "Every file holds what a server needs to prepare its pixels (metadata `trivid`), so it is served without",
-        "options. It was compared with torch in fp32 on seeded pictures: batches of 1 and 3, a second frame size",
-        "where any is taken. max |Δ| is that of the logits; of detections that of scores, and of boxes as a share of",
-        "the frame's side. Relative is max |Δ| over the largest logit. Good: both at most 1e-3 with ONNX Runtime, the",
+        "Every file holds what a server needs to prepare its pixels (metadata `trivid`), so it is served "
+        "without",
+        "options. It was compared with torch in fp32 on seeded pictures: batches of 1 and 3, a second "
+        "frame size",
+        "where any is taken. max |Δ| is that of the logits; of detections that of scores, and of boxes as "
+        "a share of",
+        "the frame's side. Relative is max |Δ| over the largest logit. Good: both at most 1e-3 with ONNX "
+        "Runtime, the",
         "same best class (of pixels 99.99 %, of boxes 99 % matched), and for the sixteen models of OpenCV's",
-        "tutorial the same with its DNN module. Where that module does not read another model, a note says why.",
+        "tutorial the same with its DNN module. Where that module does not read another model, a note says "
+        "why.",
         "",
-        "Limits: detectors take one picture at a time, of one size, into which frames are fitted with bars: how many",
-        "boxes there are depends on the pixels, which a batch cannot express. Clips keep the length and the size",
+        "Limits: detectors take one picture at a time, of one size, into which frames are fitted with "
+        "bars: how many",
+        "boxes there are depends on the pixels, which a batch cannot express. Clips keep the length and "
+        "the size",
         "that they were exported with. Only the main output is exported, no auxiliary heads.",
     ]
 

@@ -1,4 +1,5 @@
-"""Is what is served equal to torchvision? Pixels and answers of many models, side by side with torchvision by hand.
+"""Is what is served equal to torchvision? Pixels and answers of many models, side by side with torchvision by
+hand.
 
     python -m scripts.parity                             all models, about a quarter of an hour on one core
     python -m scripts.parity --quick                     a small model a task, under a minute
@@ -44,10 +45,11 @@ PICTURES = (
     "alpha",
 )
 HEAVY = ("sintel_h264_720p.mp4", "portrait 359x641", "grey", "10 bits")
-# Not the test patterns, nor a film that begins with a still title: where a picture is flat, neighbouring anchors are
-# equally good, and which of them an R-CNN proposes is decided by rounding.
+# Not the test patterns, nor a film that begins with a still title: where a picture is flat, neighbouring
+# anchors are equally good, and which of them an R-CNN proposes is decided by rounding.
 LIVELY = (*PICTURES, "sintel_h264_720p.mp4", "dog_h264_464p.mp4", "10 bits", "portrait video", "turned video")
-# One video of many clips, one with few frames, turned, upright, of ten bits, and one slower than the model wants.
+# One video of many clips, one with few frames, turned, upright, of ten bits, and one slower than the model
+# wants.
 CLIPS = ("nasa_h264_two_streams.mp4", "dog_h264_464p.mp4", "turned video", "10 bits")
 # Rates that torchvision's video weights were trained with, and one above those of most videos.
 RATES = (7.5, 15.0, 30.0)
@@ -109,7 +111,9 @@ def run_plan(plan: Plan, *, quick: bool = False) -> tuple[Row, Row]:
 
 
 def clip_rows() -> Iterator[Row]:
-    """Which frames make clips, at each rate: the server's, and `VideoClips._resample_video_idx` of torchvision's."""
+    """Which frames make clips, at each rate: the server's, and `VideoClips._resample_video_idx` of
+    torchvision's.
+    """
     for material in materials():
         if material.kind != "video" or material.missing:
             continue

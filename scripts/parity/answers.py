@@ -1,7 +1,7 @@
 """Served pixels and answers against torchvision's by hand on the same decoded frames. Knows all four tasks.
 
-By hand: `transform(frame)`, one Pillow picture (for clips and boxes: uint8 tensor) at a time, into the network as torchvision builds it, in
-batches of one.
+By hand: `transform(frame)`, one Pillow picture (for clips and boxes: uint8 tensor) at a time, into the
+network as torchvision builds it, in batches of one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def pictures(batch: FrameBatch) -> list[Image.Image]:
 
 
 def transformed(subject: Subject, frames: Sequence[Any]) -> Tensor:
-    """What torchvision's network itself would see of frames, `(N, 3, h, w)`: of a detector its own transform too."""
+    """What torchvision's network itself would see of frames, `(N, 3, h, w)`: of a detector its own transform
+    too.
+    """
     if subject.task == "action":
         clip: Tensor = subject.transform(torch.stack(list(frames)))
         return clip.transpose(0, 1)
@@ -127,7 +129,9 @@ def by_class(
 
 
 def compare_maps(subject: Subject, media: Sequence[Material], select: Options) -> Row:
-    """Class maps of the source's size; torchvision's winners are enlarged to it by the nearest pixel, ours are so too."""
+    """Class maps of the source's size; torchvision's winners are enlarged to it by the nearest pixel, ours
+    are so too.
+    """
     worst, same, total, frames, classes = 1.0, 0, 0, 0, []
     for material in media:
         answer = served(subject, material, SegmentationAnswer, replace(select, mask="raw"))
@@ -186,7 +190,9 @@ def threshold(frames: Sequence[Boxes]) -> float:
 
 
 def boxes_by_hand(subject: Subject, frame_chw: Tensor) -> Boxes:
-    """torchvision's own answer, which is in source pixels, without boxes that have no area, as the server has none."""
+    """torchvision's own answer, which is in source pixels, without boxes that have no area, as the server has
+    none.
+    """
     found = subject.network([subject.transform(frame_chw)])[0]
     solid = (found["boxes"][:, :2] < found["boxes"][:, 2:]).all(dim=1)
     found = {name: value[solid] for name, value in found.items()}
@@ -214,7 +220,9 @@ def served_boxes(answer: DetectionAnswer, number: int) -> Boxes:
 
 
 def compare_clips(subject: Subject, media: Sequence[Material], select: Options) -> Row:
-    """Clips as torchvision's `VideoClips` cuts them; and logits where both networks are fed the same pixels."""
+    """Clips as torchvision's `VideoClips` cuts them; and logits where both networks are fed the same
+    pixels.
+    """
     from scripts.parity.clips import clips_by_hand
 
     winners, frames, wrong, equal = Winners(), 0, 0, 0.0

@@ -126,7 +126,9 @@ class Winners:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Boxes:
-    """Objects of one frame, best first; masks are bool `(D, H, W)`, keypoints `(D, P, 2)`, in source pixels."""
+    """Objects of one frame, best first; masks are bool `(D, H, W)`, keypoints `(D, P, 2)`, in source
+    pixels.
+    """
 
     box_d4: Tensor
     score_d: Tensor
@@ -140,7 +142,9 @@ class Boxes:
 
 @dataclass(slots=True, eq=False)
 class Matches:
-    """Boxes of both sides in pairs: torchvision's best first, each with that of its class which overlaps it most."""
+    """Boxes of both sides in pairs: torchvision's best first, each with that of its class which overlaps it
+    most.
+    """
 
     threshold: float
     counted: int = 0
@@ -153,7 +157,9 @@ class Matches:
     keypoint: list[float] = field(default_factory=list)
 
     def add(self, ours: Boxes, theirs: Boxes) -> None:
-        """One frame's boxes. Those of `theirs` above the threshold count; nearer to it than the margin, either way."""
+        """One frame's boxes. Those of `theirs` above the threshold count; nearer to it than the margin,
+        either way.
+        """
         from torchvision.ops import box_iou
 
         self.frames += 1

@@ -1,7 +1,7 @@
 """A model twice: as it is served, and as torchvision builds it, with the same weights. Knows no media.
 
-Weights are `random`, seeded. Such networks amplify rounding far more than trained ones, and the heads of dense ones
-answer the same everywhere, so `tame` brings them nearer to trained ones, for both sides alike.
+Weights are `random`, seeded. Such networks amplify rounding far more than trained ones, and the heads of
+dense ones answer the same everywhere, so `tame` brings them nearer to trained ones, for both sides alike.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ EXAMPLE_PX = 256
 EXAMPLES = 4
 # Weight of the last norm of each residual branch; 1 is torchvision's, 0 its `zero_init_residual`.
 RESIDUAL_WEIGHT = 0.15
-# The same of EfficientNets, which have more of them: with 0.15, torchvision's own answer to a test pattern moves by
-# 0.02 if one pixel in a thousand changes by one level.
+# The same of EfficientNets, which have more of them: with 0.15, torchvision's own answer to a test pattern
+# moves by 0.02 if one pixel in a thousand changes by one level.
 MBCONV_WEIGHT = 0.05
 # Heads by the end of their names: how far their outputs shall spread, and around what.
 HEADS: dict[str, tuple[float, float]] = {
@@ -111,7 +111,9 @@ def served_pipeline(spec: ModelSpec) -> Pipeline:
 
 
 def tame(network: nn.Module, spec: ModelSpec) -> None:
-    """Weaken residual branches, take batch-norm statistics of drawn pictures, spread the heads of dense networks."""
+    """Weaken residual branches, take batch-norm statistics of drawn pictures, spread the heads of dense
+    networks.
+    """
     branches = weaken_branches(network)
     if not branches and spec.task == "classification":
         return
@@ -159,7 +161,9 @@ def weaken_branches(network: nn.Module) -> int:
 
 
 def example_pixels(spec: ModelSpec) -> Tensor:
-    """Drawn pictures `(4, 3, h, w)` of falling contrast, or a clip of each, normalized as the model has them."""
+    """Drawn pictures `(4, 3, h, w)` of falling contrast, or a clip of each, normalized as the model has
+    them.
+    """
     facts = spec.preprocessing
     height, width = facts.fixed_hw or (EXAMPLE_PX, EXAMPLE_PX)
     levels = torch.from_numpy(natural(height, width, EXAMPLES)).permute(0, 3, 1, 2) / 255
@@ -199,7 +203,9 @@ def _spreading(spread: float, centre: float) -> Callable[[nn.Module, Any, Tensor
 
 
 def _rescale(layer: Any, output: Tensor, spread: float, centres: Tensor) -> Tensor:
-    """Change a layer so that its outputs `(N, K, …)` have this spread around these centres; what it gives then."""
+    """Change a layer so that its outputs `(N, K, …)` have this spread around these centres; what it gives
+    then.
+    """
     shape = (1, -1, *[1] * (output.ndim - 2))
     means = output.mean([axis for axis in range(output.ndim) if axis != 1])
     scale = spread / (output - means.view(shape)).std().clamp_min(1e-9)
@@ -212,7 +218,9 @@ def _rescale(layer: Any, output: Tensor, spread: float, centres: Tensor) -> Tens
 
 
 def spread_logits(network: nn.Module, logits: Tensor, spread: float, bias_spread: float) -> None:
-    """Spread the logits `(N, K, …)` by the layers that give them, the last or a sum of them, around random means."""
+    """Spread the logits `(N, K, …)` by the layers that give them, the last or a sum of them, around random
+    means.
+    """
     classes = logits.shape[1]
     means = logits.mean([axis for axis in range(logits.ndim) if axis != 1])
     scale = spread / (logits - means.view(1, -1, *[1] * (logits.ndim - 2))).std()

@@ -1,9 +1,11 @@
-"""Write docs/codecs.md: which codecs and pixel formats are decoded, found by encoding and decoding each of them.
+"""Write docs/codecs.md: which codecs and pixel formats are decoded, found by encoding and decoding each of
+them.
 
 python -m scripts.reference.codecs            write the file
 python -m scripts.reference.codecs --check    exit 1 if the file is not what would be written
 
-NVDEC's column is what its route decides by the medium alone; whether a GPU has a decoder for it is asked there.
+NVDEC's column is what its route decides by the medium alone; whether a GPU has a decoder for it is asked
+there.
 """
 
 from __future__ import annotations
@@ -133,17 +135,18 @@ def document() -> str:
             gpu[row.title, layout] = NO_ENCODER if media is None else on_gpu(media)
     intro = (
         "# Codecs\n\n"
-        "Made by `python -m scripts.reference.codecs`, which encodes a clip of each kind and decodes it as the server does; the\n"
-        "tests compare this file with a new run. `cpu` means that all frames come, with the colours that were\n"
-        f'encoded. "{NO_ENCODER}" means that the FFmpeg of PyAV {av.__version__} cannot write such a clip, so that\n'
-        "nothing is said of it here. What cannot be decoded is an error of a stated code, never another picture."
+        "Made by `python -m scripts.reference.codecs`, which encodes a clip of each kind and decodes it\n"
+        "as the server does; the tests compare this file with a new run. `cpu` means that all frames come,\n"
+        f'with the colours that were encoded. "{NO_ENCODER}" means that PyAV {av.__version__} cannot write\n'
+        "such a clip, so that nothing is said of it here. What cannot be decoded is an error of a stated\n"
+        "code, never another picture."
     )
     without = table("Without a GPU, and with `decoder=cpu`", cpu)
     route = table("With a GPU", gpu)
     note = (
-        "A medium goes to NVDEC only where its frames and colours are those of the CPU decoder: MP4 or Matroska,\n"
-        "BT.601 or untagged, upright, whole. Whether the GPU at hand has a decoder for it is asked of the driver;\n"
-        "each answer says in `decoder` and `decoder_reason` what was used."
+        "A medium goes to NVDEC only where its frames and colours are those of the CPU decoder: MP4 or\n"
+        "Matroska, BT.601 or untagged, upright, whole. Whether the GPU at hand has a decoder for it is\n"
+        "asked of the driver; each answer says in `decoder` and `decoder_reason` what was used."
     )
     return f"{intro}\n\n{without}\n\n{route}\n\n{note}\n"
 

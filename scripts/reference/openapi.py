@@ -95,7 +95,9 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Trivid",
             "version": "0.1.0",
-            "description": f"KServe v2 endpoints of a video and image inference server. Error codes: {codes}.",
+            "description": (
+                f"KServe v2 endpoints of a video and image inference server. Error codes: {codes}."
+            ),
         },
         "paths": paths,
     }

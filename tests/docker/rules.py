@@ -1,4 +1,6 @@
-"""The rules for docker/Dockerfile and the form of docker/compose.yaml. Knows no project file by name but uv.lock."""
+"""The rules for docker/Dockerfile and the form of docker/compose.yaml. Knows no project file by name but
+uv.lock.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def closed(required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
     }
 
 
-# The part of the Compose specification that the file uses: a misspelt key, which Compose may skip, fails here.
+# The part of the Compose specification that the file uses: a misspelt key, which Compose may skip, fails
+# here.
 DEVICE = closed(("driver", "capabilities"), driver=TEXT, count={"enum": ["all"]}, capabilities=TEXTS)
 SERVICE_SCHEMA = closed(
     ("image", "read_only", "cap_drop", "security_opt", "restart", "tmpfs", "volumes", "healthcheck"),

@@ -1,4 +1,6 @@
-"""The container files: the Dockerfile's rules, the compose file's form and facts, the front's settings and words."""
+"""The container files: the Dockerfile's rules, the compose file's form and facts, the front's settings and
+words.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The front lets through inference, metadata and health, and nothing else; what it refuses, it refuses in form."""
+"""The front lets through inference, metadata and health, and nothing else; what it refuses, it refuses in
+form.
+"""
 
 from __future__ import annotations
 

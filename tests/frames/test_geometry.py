@@ -1,4 +1,6 @@
-"""How model pixels lie on source pixels: torchvision's sizes, for any size; coordinates there and back; tiles."""
+"""How model pixels lie on source pixels: torchvision's sizes, for any size; coordinates there and back;
+tiles.
+"""
 
 from __future__ import annotations
 

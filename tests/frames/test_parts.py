@@ -1,4 +1,6 @@
-"""Only the part of a frame that the model sees is converted and resized: the pixels are those of the whole frame."""
+"""Only the part of a frame that the model sees is converted and resized: the pixels are those of the whole
+frame.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The CPU's way to the model's pixels: those of torchvision and Pillow, whatever the form, the size and the strides."""
+"""The CPU's way to the model's pixels: those of torchvision and Pillow, whatever the form, the size and the
+strides.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Engines of models: which of them `auto` takes, what it leaves out, and by how many threads they are called."""
+"""Engines of models: which of them `auto` takes, what it leaves out, and by how many threads they are
+called.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ QUIET = [0] * QUIET_LOOKS
 
 
 def looks(*held: int) -> list[int]:
-    """At which looks idleness begins, when requests hold so many bytes between each two; below 0 they still do."""
+    """At which looks idleness begins, when requests hold so many bytes between each two; below 0 they still
+    do.
+    """
     admission = Admission(1 << 40, Telemetry())
     idleness, begun = Idleness(admission), []
     for look, size in enumerate(held):

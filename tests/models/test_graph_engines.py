@@ -202,7 +202,8 @@ def processor_can() -> list[str]:
 def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
     """Not even where the package that tells is installed."""
     (tmp_path / "openvino_telemetry.py").write_text("raise SystemExit('told')")
-    code = "import threading; from pipelines.models.openvino_runtime import core; core(); print(threading.active_count())"
+    code = "import threading; from pipelines.models.openvino_runtime import core; core(); "
+    code += "print(threading.active_count())"
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False

@@ -1,4 +1,6 @@
-"""python -m scripts.export: the files it writes answer like torch in ONNX Runtime and in OpenCV, and say how they are fed."""
+"""python -m scripts.export: the files it writes answer like torch in ONNX Runtime and in OpenCV, and say how
+they are fed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def seeded() -> Iterator[None]:
 
 
 class Gated(nn.Module):
-    """A classifier with what OpenCV needs to be spelt out: gates by Hardsigmoid without a bias before them."""
+    """A classifier with what OpenCV needs to be spelt out: gates by Hardsigmoid without a bias before
+    them.
+    """
 
     def __init__(self) -> None:
         super().__init__()

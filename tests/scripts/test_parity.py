@@ -1,7 +1,8 @@
-"""Our pixels against the transform that torchvision's weights bring along, by its PIL path and its tensor path.
+"""Our pixels against the transform that torchvision's weights bring along, by its PIL path and its tensor
+path.
 
-The bound is that of a level a pixel on average, and of eight levels of 255 for 999 of 1000; what is wrong by a
-flag or half a pixel is farther off, which is tested too.
+The bound is that of a level a pixel on average, and of eight levels of 255 for 999 of 1000; what is wrong by
+a flag or half a pixel is farther off, which is tested too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whole answers against torchvision by hand, a small model a task, by the functions of python -m scripts.parity.
+"""Whole answers against torchvision by hand, a small model a task, by the functions of python -m
+scripts.parity.
 
 The comparison is tested too: whatever is wrong by a flag, a pixel or a frame must be seen by it.
 """

@@ -1,4 +1,6 @@
-"""Stream endpoints as PyTriton runs them: errors, clients that leave, and a decoder that an expired session frees."""
+"""Stream endpoints as PyTriton runs them: errors, clients that leave, and a decoder that an expired session
+frees.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,9 @@ def test_a_wrong_pull_costs_the_session_nothing(wrong: Request) -> None:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_who_leaves_while_a_thread_is_at_a_step(known: bool) -> None:
-    """The step ends, then the generator is closed: its decoder is free, unless a token may bring the client back."""
+    """The step ends, then the generator is closed: its decoder is free, unless a token may bring the client
+    back.
+    """
     served = Served(free=2)
 
     async def leave(request: Request, pool: ThreadPoolExecutor) -> None:

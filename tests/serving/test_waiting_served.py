@@ -1,4 +1,6 @@
-"""A server whose requests may wait for a moment only: who waits longer is told so, and nobody else notices."""
+"""A server whose requests may wait for a moment only: who waits longer is told so, and nobody else
+notices.
+"""
 
 from __future__ import annotations
 

@@ -226,7 +226,8 @@ def test_help_tells_of_every_flag_and_of_the_file(capsys: pytest.CaptureFixture[
 
 
 def test_settings_are_read_without_torch() -> None:
-    code = "import sys, pipelines.settings.flags; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    code = "import sys, pipelines.settings.flags; "
+    code += "print([name for name in ('torch', 'numpy') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

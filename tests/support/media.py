@@ -38,7 +38,9 @@ BITEXACT = {"fflags": "+bitexact"}
 
 
 def picture(number: int = 0, width: int = 64, height: int = 48) -> Picture:
-    """One picture `(height, width, 3)`: a colour ramp, a red square that moves with `number`, its number on top."""
+    """One picture `(height, width, 3)`: a colour ramp, a red square that moves with `number`, its number on
+    top.
+    """
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[..., 0] = 64 + 96 * columns // width

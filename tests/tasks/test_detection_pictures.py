@@ -1,4 +1,6 @@
-"""Masks of detections against torchvision's, and pictures of boxes and masks: overlays, extracts, redaction, films."""
+"""Masks of detections against torchvision's, and pictures of boxes and masks: overlays, extracts, redaction,
+films.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The embedded demo models: their weights, their clips with the exact truth, and the scripts that make them."""
+"""The embedded demo models: their weights, their clips with the exact truth, and the scripts that make
+them.
+"""
 
 from __future__ import annotations
 

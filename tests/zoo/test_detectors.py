@@ -1,4 +1,6 @@
-"""Adapted detectors of torchvision against the originals, with random weights: the same boxes, masks, keypoints."""
+"""Adapted detectors of torchvision against the originals, with random weights: the same boxes, masks,
+keypoints.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +205,9 @@ def test_masks_and_keypoints_stay_in_model_pixels() -> None:
 
 @pytest.mark.parametrize("family", ["maskrcnn", "keypointrcnn"])
 def test_the_task_answers_as_the_original(family: str) -> None:
-    """The whole way back: what the task makes of an adapted detector's answers is what the original answers."""
+    """The whole way back: what the task makes of an adapted detector's answers is what the original
+    answers.
+    """
     found = run(family)
     facts = Preprocessing(resize_px=100, max_px=160)
     model = ModelSpec(

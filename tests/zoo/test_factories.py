@@ -1,4 +1,6 @@
-"""Models that are Python code: factories and torch.hub, only with leave, and what goes wrong in them is named."""
+"""Models that are Python code: factories and torch.hub, only with leave, and what goes wrong in them is
+named.
+"""
 
 from __future__ import annotations
 

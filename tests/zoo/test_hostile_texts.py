@@ -1,4 +1,6 @@
-"""Texts made to do harm: expressions that would take long, files that never end or fill the memory, no numbers."""
+"""Texts made to do harm: expressions that would take long, files that never end or fill the memory, no
+numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where models come from: torchvision's names, weights, labels and preprocessing, and what options change in them."""
+"""Where models come from: torchvision's names, weights, labels and preprocessing, and what options change in
+them.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ class DemoFacts:
     Attributes:
         resize_px: the shorter side after resizing.
         mean, std: per RGB channel, of values in 0..1.
-        clip_frames, clip_rate_hz: frames in a clip and frames per second of media time; zero for single frames.
+        clip_frames, clip_rate_hz: frames in a clip and frames per second of media time; zero for single
+            frames.
     """
 
     labels: tuple[str, ...]
@@ -64,7 +65,8 @@ def build_demo(task: DemoTask) -> nn.Module:
 class DemoSegmenter(nn.Module):
     """A small pyramid network: features at 1/4 to 1/32 of the input, added up again from coarse to fine.
 
-    The last features, at 1/4, give four logits each (a pixel shuffle to 1/2): nothing wide runs at a fine scale.
+    The last features, at 1/4, give four logits each (a pixel shuffle to 1/2): nothing wide runs at a fine
+    scale.
     """
 
     def __init__(self, classes: int) -> None:
@@ -117,9 +119,11 @@ class DemoClassifier(nn.Module):
 
 
 class DemoDetector(nn.Module):
-    """A one-stage detector without anchors: each cell, 1/8 of the input, scores the classes and places one box.
+    """A one-stage detector without anchors: each cell, 1/8 of the input, scores the classes and places one
+    box.
 
-    As FCOS (Tian et al. 2019); a score is trained towards the IoU of its box (quality focal loss, Li et al. 2020).
+    As FCOS (Tian et al. 2019); a score is trained towards the IoU of its box (quality focal loss, Li et al.
+    2020).
     """
 
     STRIDE_PX = 8
@@ -135,7 +139,8 @@ class DemoDetector(nn.Module):
         nn.init.constant_(self.scores.bias, -4.0)  # type: ignore[arg-type]
 
     def forward(self, pixels_nchw: Tensor) -> list[dict[str, Tensor]]:
-        """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → per frame what torchvision's detectors give.
+        """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → per frame what torchvision's detectors
+        give.
 
         `boxes` float32 `(D, 4)`, x0 y0 x1 y1 in input pixels within the frame; `labels` int64 `(D,)`, from 1;
         `scores` float32 `(D,)`, falling, at least `SCORE_FLOOR`; after NMS, at most `MAX_BOXES`.
@@ -154,7 +159,9 @@ class DemoDetector(nn.Module):
         ]
 
     def maps(self, pixels_nchw: Tensor) -> tuple[Tensor, Tensor]:
-        """Score logits `(N, K - 1, h / 8, w / 8)` and boxes x0 y0 x1 y1 `(N, 4, h / 8, w / 8)` in input pixels."""
+        """Score logits `(N, K - 1, h / 8, w / 8)` and boxes x0 y0 x1 y1 `(N, 4, h / 8, w / 8)` in input
+        pixels.
+        """
         features = self.tower(self.pyramid(self.entry(self.pyramid.stem(pixels_nchw))))
         # In units of two cells; the clamp keeps an untrained network finite.
         sides = self.sides(features).clamp(-4, 4).exp() * (2 * self.STRIDE_PX)
@@ -209,7 +216,9 @@ class DemoActionNet(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Features `(N, widths[0], h, w)` → the same shape, having seen coarser scales; and the stem before it."""
+    """Features `(N, widths[0], h, w)` → the same shape, having seen coarser scales; and the stem before
+    it.
+    """
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()

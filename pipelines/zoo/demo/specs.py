@@ -20,8 +20,8 @@ MAX_BATCH = 16
 def demo_specs() -> dict[TaskName, ModelSpec]:
     """The demo models, made by python -m scripts.demo.train: toys for trying the server out.
 
-    They know drawn circles, squares, triangles and stars, each in its own family of colours; colour is what they
-    mostly go by, so they say nothing of other pictures.
+    They know drawn circles, squares, triangles and stars, each in its own family of colours; colour is what
+    they mostly go by, so they say nothing of other pictures.
     """
     return {task: _spec(task) for task in TASKS if demo_weights(task).is_file()}
 
@@ -38,7 +38,8 @@ def _spec(task: DemoTask) -> ModelSpec:
         name=f"demo_{task}",
         task=task,
         build=partial(_build, task),
-        source=f"demo model, {demo_weights(task).name}: drawn shapes in colours of their own, for trying the server out",
+        source=f"demo model, {demo_weights(task).name}: drawn shapes in colours of their own, for trying "
+        "the server out",
         labels=facts.labels,
         preprocessing=Preprocessing(resize_px=facts.resize_px, mean=facts.mean, std=facts.std),
         max_batch=MAX_BATCH,

@@ -1,10 +1,11 @@
 """What is in a saved model's archive, looked through before anything of it is loaded. Knows no network.
 
-With PyTorch 2.10 `torch.export.load` is no reader of data alone. It falls back to the plain unpickler for pickles
-that `weights_only` refuses, evaluates expressions of sizes (by sympy) and guards as Python, calls any function below
-`torch` that a graph names, and starts native code that lies in the archive (AOTInductor). TorchScript is compiled
-for an interpreter of its own and unpickled in C++, so no Python runs, but its language has operators that write files.
-What is checked must be what is loaded: archives that two readers could read in two ways are refused.
+With PyTorch 2.10 `torch.export.load` is no reader of data alone. It falls back to the plain unpickler for
+pickles that `weights_only` refuses, evaluates expressions of sizes (by sympy) and guards as Python, calls any
+function below `torch` that a graph names, and starts native code that lies in the archive (AOTInductor).
+TorchScript is compiled for an interpreter of its own and unpickled in C++, so no Python runs, but its
+language has operators that write files. What is checked must be what is loaded: archives that two readers
+could read in two ways are refused.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ LARGEST_TEXT = 64 << 20
 DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError)
 # The end of an archive: its list's place and size, in an older record and, before it, in one of 64 bits.
 END, END64, LOCATOR = "<4s4xHHIIH", "<4sQ2H2I4Q", "<4sIQI"
-# Operators that reach beyond a computation, as TorchScript and torch.export name them: of files, and of others.
+# Operators that reach beyond a computation, as TorchScript and torch.export name them: of files, and of
+# others.
 FILE_OPERATORS = re.compile(r"\b(save|from_file|rpc_\w+)\b")
 OPERATORS = re.compile(
     r"torch\.ops\.(aten|prims|prim|torchvision)\.\w+(\.\w+)?"
@@ -54,11 +56,13 @@ OPERATORS = re.compile(
     r"|torch\.sym_[a-z]+|math\.(trunc|ceil|floor|sqrt)"
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-# In TorchScript `ops` and `torch` are all that operators are reached by. Other forms than these, such as another
-# name for them or `getattr` with a text of escapes, would hide which operator it is. Members may have their names.
+# In TorchScript `ops` and `torch` are all that operators are reached by. Other forms than these, such as
+# another name for them or `getattr` with a text of escapes, would hide which operator it is. Members may have
+# their names.
 ROOTS = re.compile(r"(?<![.\w])(ops|torch)(?!\w)", re.ASCII)
 NAMED = re.compile(
-    r"ops\.(aten|prims|prim|torchvision)\.[a-zA-Z_]\w*|torch\.(?!ops\b|autograd\b)[a-zA-Z_]\w*|(ops|torch) : ",
+    r"ops\.(aten|prims|prim|torchvision)\.[a-zA-Z_]\w*"
+    r"|torch\.(?!ops\b|autograd\b)[a-zA-Z_]\w*|(ops|torch) : ",
     re.ASCII,
 )
 # TorchScript is written with strings of this form and without comments, so that it is clear what is code.
@@ -89,7 +93,9 @@ def _listed(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def read_member(path: Path, member: str, most: int | None = LARGEST_TEXT) -> bytes:
-    """One file of an archive, of at most `most` bytes. Raises ModelUnavailable where it is damaged or larger."""
+    """One file of an archive, of at most `most` bytes. Raises ModelUnavailable where it is damaged or
+    larger.
+    """
     return next(_read(path, [member], most))
 
 
@@ -119,8 +125,8 @@ def read_json(path: Path, member: str) -> Any:
 def _checked_members(path: Path, allowed: re.Pattern[str]) -> list[str]:
     """The names in an archive that Python's reader and torch's are sure to read alike.
 
-    Torch finds names whatever their case, and takes the last of equal ones; it reads the list of members where the
-    archive's end says that it lies, Python where it ends. Torch compresses nothing but code.
+    Torch finds names whatever their case, and takes the last of equal ones; it reads the list of members
+    where the archive's end says that it lies, Python where it ends. Torch compresses nothing but code.
     """
     infos = _listed(path)
     roots = sorted({info.orig_filename.partition("/")[0] for info in infos})
@@ -146,7 +152,9 @@ def _checked_members(path: Path, allowed: re.Pattern[str]) -> list[str]:
 
 
 def check_sizes(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Raise ModelUnavailable where the members of an archive would fill much more memory than the file has bytes."""
+    """Raise ModelUnavailable where the members of an archive would fill much more memory than the file has
+    bytes.
+    """
     packed = sum(info.file_size for info in infos if info.compress_type)
     stored = sum(info.file_size for info in infos if not info.compress_type)
     if packed > LARGEST_TEXT or stored > path.stat().st_size:

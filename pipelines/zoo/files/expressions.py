@@ -1,7 +1,8 @@
-"""Expressions of sizes, as exported programs hold them: whether Python, evaluating one, would only compute. stdlib only.
+"""Expressions of sizes, as exported programs hold them: whether Python, evaluating one, would only compute.
+stdlib only.
 
-Torch evaluates them by sympy and as Python: what may stand in them is a list of its functions, of arithmetic and of
-the sizes of inputs, and numbers stay so small that no evaluation takes long.
+Torch evaluates them by sympy and as Python: what may stand in them is a list of its functions, of arithmetic
+and of the sizes of inputs, and numbers stay so small that no evaluation takes long.
 """
 
 from __future__ import annotations

@@ -46,12 +46,15 @@ def facts_to_json(spec: ModelSpec) -> str:
 
 
 def spec_from_facts(text: str, *, build: Callable[[], nn.Module], source: str, file: str | Path) -> ModelSpec:
-    """The spec that a model file holds; `build` and `source` as `ModelSpec` has them, `file` names it in errors.
+    """The spec that a model file holds; `build` and `source` as `ModelSpec` has them, `file` names it in
+    errors.
 
-    Fields that have a default in `ModelSpec`, `Preprocessing` or `Clip` may be missing, others may not be there.
+    Fields that have a default in `ModelSpec`, `Preprocessing` or `Clip` may be missing, others may not be
+    there.
 
     Raises:
-        ModelUnavailable: the text is no such JSON, of another version, or a field is missing, unknown or wrong.
+        ModelUnavailable: the text is no such JSON, of another version, or a field is missing, unknown or
+            wrong.
     """
     facts = _Facts(_parsed(text, file), file)
     version = facts.need("version", _whole)

@@ -1,4 +1,6 @@
-"""`.onnx` files run by ONNX Runtime, as networks like others. Knows no task: answers go by the outputs' names."""
+"""`.onnx` files run by ONNX Runtime, as networks like others. Knows no task: answers go by the outputs'
+names.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,8 @@ class OnnxNetwork(Foreign):
     and `scores` become a list of N mappings, best box first, as of a detector of torchvision.
 
     Raises:
-        ModelUnavailable: the file is missing or damaged, has not just one float input of rank 4 or 5 with three
-            channels, or has outputs that are no tensors.
+        ModelUnavailable: the file is missing or damaged, has not just one float input of rank 4 or 5 with
+            three channels, or has outputs that are no tensors.
     """
 
     engine: Engine = "onnxruntime"
@@ -95,7 +97,9 @@ class OnnxNetwork(Foreign):
         return {name: tensor[: len(pixels)] for name, tensor in joined.items()}
 
     def _parts(self, pixels: Tensor) -> Iterator[Tensor]:
-        """The batch in pieces of the size that the file takes, the last one filled up with its last element."""
+        """The batch in pieces of the size that the file takes, the last one filled up with its last
+        element.
+        """
         size = self._batch or len(pixels)
         for part in torch.split(pixels, size):
             yield padded(part, size)

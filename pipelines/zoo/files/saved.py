@@ -1,8 +1,9 @@
 """Whole models in a file: `.pt2` of torch.export, TorchScript, `.onnx`. Knows no options.
 
-Archives are looked through before they are loaded (`archive`), and while one is loaded torch is told to read no
-pickle without `weights_only`; `--allow-code` skips both. ONNX is data. This closes the ways that are known by which
-a model could do more than compute, and is no proof: take models from where you would take programs, and pin them.
+Archives are looked through before they are loaded (`archive`), and while one is loaded torch is told to read
+no pickle without `weights_only`; `--allow-code` skips both. ONNX is data. This closes the ways that are known
+by which a model could do more than compute, and is no proof: take models from where you would take programs,
+and pin them.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ def _weights_only() -> Iterator[None]:
 
 
 def _exported_dims(path: Path, names: list[str]) -> tuple[int | None, ...]:
-    """The dimensions `(N, …, h, w)` that an exported program takes, None where they are free or cannot be told."""
+    """The dimensions `(N, …, h, w)` that an exported program takes, None where they are free or cannot be
+    told.
+    """
     member = next((name for name in names if "/models/" in name), None)
     try:
         module = read_json(path, member or "models")["graph_module"]

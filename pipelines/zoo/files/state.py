@@ -26,8 +26,8 @@ TRAINING_HEADS = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
 def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
     """The tensors of a state dict on the CPU: `.safetensors`, or a pickle read with `weights_only`.
 
-    With `weights_only` torch's own unpickler knows tensors and plain containers alone and calls nothing else, so
-    a pickle that carries code is refused where it names it.
+    With `weights_only` torch's own unpickler knows tensors and plain containers alone and calls nothing else,
+    so a pickle that carries code is refused where it names it.
 
     Raises:
         ModelUnavailable: no such file, another one than pinned, damaged, carries code, or holds no tensors.
@@ -84,9 +84,9 @@ def _tensors(state: object, path: Path) -> dict[str, Tensor]:
 def class_count(expected: Mapping[str, Tensor], classes: int, state: Mapping[str, Tensor]) -> int:
     """How many classes `state` has, if it is of the network that with `classes` has the tensors `expected`.
 
-    Sizes along the first axis of the tensors that differ are multiples of the number of classes: of the logits
-    once, of boxes per class four times, of boxes at anchors as often as there are anchors. Where they do not
-    agree the answer is `classes`, and loading says what is wrong.
+    Sizes along the first axis of the tensors that differ are multiples of the number of classes: of the
+    logits once, of boxes per class four times, of boxes at anchors as often as there are anchors. Where they
+    do not agree the answer is `classes`, and loading says what is wrong.
     """
     counts = set()
     for name, tensor in expected.items():

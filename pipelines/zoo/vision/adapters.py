@@ -1,7 +1,8 @@
-"""torchvision's detectors as networks of prepared pixels, and how their pixels are prepared. Knows no weights.
+"""torchvision's detectors as networks of prepared pixels, and how their pixels are prepared. Knows no
+weights.
 
-A detector of torchvision resizes and normalizes its pictures itself, and brings its boxes back to their size; here
-both happen outside of the model. So the module that does this is replaced by one that does neither.
+A detector of torchvision resizes and normalizes its pictures itself, and brings its boxes back to their size;
+here both happen outside of the model. So the module that does this is replaced by one that does neither.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ CLASS_COUNTS = (
 class PreparedTransform(nn.Module):
     """Stands in for torchvision's `GeneralizedRCNNTransform`: pictures come resized and normalized.
 
-    Boxes and keypoints stay in model pixels, and masks within their boxes. The fields are the original's, so that
-    a detector says how its pixels are prepared before and after it was adapted.
+    Boxes and keypoints stay in model pixels, and masks within their boxes. The fields are the original's, so
+    that a detector says how its pixels are prepared before and after it was adapted.
     """
 
     def __init__(self, original: nn.Module) -> None:
@@ -103,9 +104,9 @@ class OneStageDetector(AdaptedDetector):
 def adapt_detector(network: nn.Module) -> nn.Module:
     """A detector of torchvision as a network that takes prepared pixels; `network` itself is changed.
 
-    Its forward takes float32 `(N, 3, h, w)`, resized and normalized as `detector_preprocessing` says, and gives N
-    dicts of `boxes` `(D, 4)` xyxy in these pixels, `labels`, `scores`, and of some models `masks` `(D, 1, m, m)`
-    of 0..1 within the boxes, `keypoints` `(D, P, 3)` and `keypoints_scores` `(D, P)`.
+    Its forward takes float32 `(N, 3, h, w)`, resized and normalized as `detector_preprocessing` says, and
+    gives N dicts of `boxes` `(D, 4)` xyxy in these pixels, `labels`, `scores`, and of some models `masks`
+    `(D, 1, m, m)` of 0..1 within the boxes, `keypoints` `(D, P, 3)` and `keypoints_scores` `(D, P)`.
 
     Raises:
         ModelUnavailable: the network is no detector of torchvision's kind.
@@ -148,7 +149,9 @@ def detector_preprocessing(network: nn.Module) -> Preprocessing:
 
 
 def detector_classes(network: nn.Module) -> int | None:
-    """How many classes a detector scores, the background included where it has one; None where it does not say."""
+    """How many classes a detector scores, the background included where it has one; None where it does not
+    say.
+    """
     inner = network.network if isinstance(network, AdaptedDetector) else network
     for path in CLASS_COUNTS:
         value: Any = inner
@@ -164,8 +167,8 @@ def _transform(network: nn.Module) -> tuple[nn.Module, str, nn.Module]:
     found = list(_transforms(network))
     if len(found) != 1:
         raise ModelUnavailable(
-            f"{type(network).__name__} has {len(found)} modules that prepare pictures as torchvision's detectors do, "
-            "not one",
+            f"{type(network).__name__} has {len(found)} modules that prepare pictures as torchvision's "
+            "detectors do, not one",
             hint="is it a detector? Others are given as code that takes prepared pixels",
         )
     return found[0]
@@ -180,7 +183,8 @@ def _transforms(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]
 
 
 class CoarseSegmenter(nn.Module):
-    """A segmentation network of torchvision's that can stop before its last step; see `pipelines.models.torch_runtime.Coarse`.
+    """A segmentation network of torchvision's that can stop before its last step; see
+    `pipelines.models.torch_runtime.Coarse`.
 
     Its forward gives what the network itself gives, without the output that only training uses.
     """

@@ -1,4 +1,5 @@
-"""The job on FastAPI, as one writes it in an afternoon: a route that takes a file, a thread a request, chunks.
+"""The job on FastAPI, as one writes it in an afternoon: a route that takes a file, a thread a request,
+chunks.
 
 Threads of torch, PyAV and the thread pool are left at their defaults.
 """

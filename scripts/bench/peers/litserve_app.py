@@ -1,7 +1,8 @@
-"""The job on LitServe, by its own idioms: decode_request, predict, encode_response, and a worker for each core.
+"""The job on LitServe, by its own idioms: decode_request, predict, encode_response, and a worker for each
+core.
 
-Each worker has one thread of torch and takes one request at a time: LitServe's batching, of whole videos here, was
-slower, for one worker then decodes for all. Annotations are not strings, since LitServe reads them.
+Each worker has one thread of torch and takes one request at a time: LitServe's batching, of whole videos
+here, was slower, for one worker then decodes for all. Annotations are not strings, since LitServe reads them.
 """
 
 import os

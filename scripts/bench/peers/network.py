@@ -1,4 +1,6 @@
-"""What all peers share: torchvision's model and its own transforms, PyAV's frames, answers as rows of JSON's types."""
+"""What all peers share: torchvision's model and its own transforms, PyAV's frames, answers as rows of JSON's
+types.
+"""
 
 from __future__ import annotations
 

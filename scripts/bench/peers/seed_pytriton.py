@@ -1,5 +1,5 @@
-"""The job in the shape of PyTriton's DALI example: raw bytes as UINT8 in, and in one callable, one after the other,
-the whole video decoded, prepared by DALI, and given to the model as one batch.
+"""The job in the shape of PyTriton's DALI example: raw bytes as UINT8 in, and in one callable, one after the
+other, the whole video decoded, prepared by DALI, and given to the model as one batch.
 
 The example decodes by NVDEC; DALI has no H.264 decoder for the CPU, so PyAV stands in for it there.
 """
