@@ -26,10 +26,11 @@ from scripts.bench import contenders, report
 from scripts.bench.contenders import Contender
 from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
 from scripts.bench.media import FRAMES, make_medium
+from scripts.bench.meter import measured
 from scripts.bench.report import Record
 from scripts.bench.runs import counters, load_of, measure_boundary, measure_point, measure_stages
 from scripts.bench.scenarios import SCENARIOS, Rig
-from scripts.bench.server import trivid
+from scripts.servers import start_server
 
 PEER_CLIENTS = 4
 TAMED = "tamed"
@@ -111,26 +112,26 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
     report.say_stages(record)
-    with trivid(job.server_flags(), folder) as (process, grpc_url, http_url):
-        urls: dict[Protocol, str] = {"grpc": grpc_url, "http": http_url}
+    with measured(start_server(folder, *job.server_flags())) as server:
+        urls: dict[Protocol, str] = {"grpc": server.grpc_url, "http": server.http_url}
         report.say_points_head()
         for clients in arguments.clients:
             load = load_of(job, urls, clients, arguments.duration)
-            point = measure_point(process, load, job.frames, lambda: counters(http_url, job.task))
+            point = measure_point(server, load, job.frames, lambda: counters(server.http_url, job.task))
             record.points.append(point)
             report.say_point(point, record.ceiling)
-        record.boundary = measure_boundary(process, urls[job.protocol], job)
+        record.boundary = measure_boundary(server, urls[job.protocol], job)
         report.say_boundary(record.boundary)
-        process.hold()
+        server.hold()
         again = measure_stages(job, arguments.stage_seconds)
-        process.go_on()
+        server.go_on()
         record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
         report.say_stages(record, "stage alone, mean of before and after")
         record.ratios = report.ratios(record)
         report.say_numbers("ratios", record.ratios)
         if arguments.peers:
             load = load_of(job, urls, arguments.peer_clients, arguments.duration)
-            run_peers(record, Contender(process=process, load=load), arguments, folder)
+            run_peers(record, Contender(server=server, load=load), arguments, folder)
 
 
 def run_scenarios(record: Record, arguments: argparse.Namespace, folder: Path) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from scripts.bench.figures import median
 from scripts.bench.jobs import DEMO, Job
 from scripts.bench.load import Kind, Load
+from scripts.bench.meter import measured
 from scripts.bench.runs import Point, measure_point, send
-from scripts.bench.server import Process, free_ports
+from scripts.servers import Server, free_ports, start
 
 OURS = "trivid"
 # Which tasks each does: the seed's design here for models that give logits of whole frames.
@@ -36,7 +37,7 @@ NEEDS = {"seed_pytriton": "pytriton", "fastapi_app": "fastapi", "litserve_app": 
 class Contender:
     """A server that runs, and how it is asked."""
 
-    process: Process
+    server: Server
     load: Load
 
 
@@ -56,8 +57,7 @@ def peers(job: Job, folder: Path) -> Iterator[dict[str, Contender]]:
     names = [name for name, tasks in TASKS.items() if job.task in tasks]
     with contextlib.ExitStack() as stack:
         started = {name: stack.enter_context(_started(name, job, folder)) for name in names}
-        for name, contender in started.items():
-            _wait_ready(name, contender)
+        for contender in started.values():
             send(dataclasses.replace(contender.load, clients=1, requests=1, seconds=0))
         yield started
 
@@ -67,20 +67,11 @@ def _started(name: str, job: Job, folder: Path) -> Iterator[Contender]:
     flags = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
     port = _triple_port()
     command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags, "--port", str(port)]
-    process = Process(command, folder / f"{name}.log")
+    server = start(command, folder / f"{name}.log", (port, port + 1, port + 2))
     kind: Kind = "pytriton" if name == "seed_pytriton" else "http"
-    url = f"grpc://127.0.0.1:{port + 1}" if kind == "pytriton" else f"http://127.0.0.1:{port}"
-    try:
-        yield Contender(process=process, load=Load(kind=kind, url=url, medium=job.medium, task=job.task))
-    finally:
-        process.stop()
-
-
-def _wait_ready(name: str, contender: Contender) -> None:
-    if contender.load.kind == "pytriton":
-        contender.process.wait_for("ready: ")
-    else:
-        contender.process.wait_http(f"{contender.load.url}/health")
+    url = server.grpc_url if kind == "pytriton" else server.http_url
+    with measured(server, "" if kind == "pytriton" else "/health"):
+        yield Contender(server=server, load=Load(kind=kind, url=url, medium=job.medium, task=job.task))
 
 
 def _triple_port() -> int:
@@ -104,14 +95,14 @@ def in_turns(
 ) -> dict[str, list[Point]]:
     """Each under the same load, one after the other, round after round, while all others are held still."""
     for contender in contenders.values():
-        contender.process.hold()
+        contender.server.hold()
     points: dict[str, list[Point]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            contender.process.go_on()
+            contender.server.go_on()
             load = dataclasses.replace(contender.load, clients=clients, seconds=seconds)
-            point = measure_point(contender.process, load, job.frames)
-            contender.process.hold()
+            point = measure_point(contender.server, load, job.frames)
+            contender.server.hold()
             points[name].append(point)
             say(name, point)
     return points

@@ -19,7 +19,8 @@ from scripts import ROOT
 from scripts.bench.figures import Figures, Stage, Window, figures, median
 from scripts.bench.jobs import Job, Protocol
 from scripts.bench.load import Load, Report
-from scripts.bench.server import Meter, Process, Usage
+from scripts.bench.meter import Meter, Usage, cpu_s
+from scripts.servers import Server
 
 # The first part of a run counts for nothing: queues fill, and clients have started together.
 WARM_UP = 0.2
@@ -130,11 +131,11 @@ def window_of(report: Report, seconds: float) -> Window:
 
 
 def measure_point(
-    process: Process, load: Load, frames: int, count: Callable[[], Mapping[str, float]] = dict
+    server: Server, load: Load, frames: int, count: Callable[[], Mapping[str, float]] = dict
 ) -> Point:
     """A server under load. `count` gives what it has counted so far (`counters`)."""
     before = count()
-    with Meter(process) as meter:
+    with Meter(server) as meter:
         report = send(load)
     grown = {name: value - before.get(name, 0) for name, value in count().items()}
     assert meter.usage is not None
@@ -171,7 +172,7 @@ def counters(url: str, task: str) -> dict[str, float]:
     }
 
 
-def measure_boundary(process: Process, url: str, job: Job) -> dict[str, Crossing]:
+def measure_boundary(server: Server, url: str, job: Job) -> dict[str, Crossing]:
     """The cost of Triton and PyTriton alone: of a bare call, and of one that brings the medium and is
     refused.
     """
@@ -182,18 +183,18 @@ def measure_boundary(process: Process, url: str, job: Job) -> dict[str, Crossing
             with contextlib.suppress(InvalidOptions):
                 client.ask(ANSWERS[job.task], media, {"stride": 0})
 
-        return {"bare": _crossing(process, client.info), "with the medium": _crossing(process, refused)}
+        return {"bare": _crossing(server, client.info), "with the medium": _crossing(server, refused)}
 
 
-def _crossing(process: Process, call: Callable[[], object]) -> Crossing:
+def _crossing(server: Server, call: Callable[[], object]) -> Crossing:
     times = []
-    own_s, server_s = time.process_time(), process.cpu_s()
+    own_s, server_s = time.process_time(), cpu_s(server)
     for _ in range(BOUNDARY_CALLS):
         start_s = time.perf_counter()
         call()
         times.append(1000 * (time.perf_counter() - start_s))
     return Crossing(
         latency_ms=median(times),
-        server_cpu_ms=1000 * (process.cpu_s() - server_s) / BOUNDARY_CALLS,
+        server_cpu_ms=1000 * (cpu_s(server) - server_s) / BOUNDARY_CALLS,
         client_cpu_ms=1000 * (time.process_time() - own_s) / BOUNDARY_CALLS,
     )

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
+from scripts.bench import meter as meters
 from scripts.bench.figures import figures, median, percentile
 from scripts.bench.jobs import Job, Protocol
 from scripts.bench.load import Load, Report
 from scripts.bench.media import make_medium
+from scripts.bench.meter import Meter, measured, rss_bytes, shm_bytes
 from scripts.bench.runs import Sending, load_of, measure_point, send, window_of
-from scripts.bench.server import Meter, Process, trivid
+from scripts.servers import Server, start_server
 
 Numbers = dict[str, float]
 MIB = 1 << 20
@@ -55,15 +57,15 @@ class Rig:
     @contextmanager
     def served(self) -> Iterator[Served]:
         flags = [*self.job.server_flags(), "--max-media-mb", str(FILM_MEDIA_MB)]
-        with trivid(flags, self.folder) as (process, grpc_url, http_url):
-            yield Served(process=process, urls={"grpc": grpc_url, "http": http_url})
+        with measured(start_server(self.folder, *flags)) as server:
+            yield Served(server=server, urls={"grpc": server.grpc_url, "http": server.http_url})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """The running server."""
 
-    process: Process
+    server: Server
     urls: Mapping[Protocol, str]
 
 
@@ -127,12 +129,12 @@ def slow_reader(rig: Rig) -> Numbers:
     """The job's clients alone, then beside one who takes an answer a second of an hour of film."""
     with rig.served() as served:
         load = load_of(rig.job, served.urls, 4, rig.seconds)
-        alone = measure_point(served.process, load, rig.job.frames).figures.frames_per_s
+        alone = measure_point(served.server, load, rig.job.frames).figures.frames_per_s
         film = rig.load(served, "hour", stream=True)
         reader = Sending(dataclasses.replace(film, seconds=0, requests=1, pause_s=1.0))
         time.sleep(SETTLE_S)
-        beside = measure_point(served.process, load, rig.job.frames).figures.frames_per_s
-        with Meter(served.process) as meter:
+        beside = measure_point(served.server, load, rig.job.frames).figures.frames_per_s
+        with Meter(served.server) as meter:
             time.sleep(rig.seconds)
         reader.kill()
     sizes = [size / MIB for _, size in meter.samples]
@@ -170,8 +172,8 @@ def soak(rig: Rig) -> Numbers:
             for load, sending in sent:
                 replies = sending.report().replies
                 failed += sum(bool(one.error) for one in replies if "stride" not in load.options)
-            shm.append(served.process.shm_bytes() / MIB)
-            rss.append(served.process.rss_bytes()[0] / MIB)
+            shm.append(shm_bytes(served.server) / MIB)
+            rss.append(rss_bytes(served.server)[0] / MIB)
     return {
         "requests": ROUNDS * PER_ROUND,
         "failed (0)": failed,
@@ -204,9 +206,9 @@ def steady(rig: Rig) -> Numbers:
             for name, (answers, start) in streams.items():
                 # What was asked for ahead is done by then.
                 time.sleep(SETTLE_S)
-                began_s, used_s = time.monotonic(), served.process.cpu_s()
+                began_s, used_s = time.monotonic(), meters.cpu_s(served.server)
                 _read_to(answers, start + turn * PER_TURN)
-                cpu_s[name] += served.process.cpu_s() - used_s
+                cpu_s[name] += meters.cpu_s(served.server) - used_s
                 wall_s[name] += time.monotonic() - began_s
     frames = TURNS * PER_TURN / 1000
     return {
@@ -231,7 +233,7 @@ def many(rig: Rig) -> Numbers:
 
         def rate(clients: int) -> float:
             load = load_of(rig.job, served.urls, clients, rig.seconds)
-            return measure_point(served.process, load, rig.job.frames).figures.frames_per_s
+            return measure_point(served.server, load, rig.job.frames).figures.frames_per_s
 
         few, crowd = [rate(BUSY)], []
         for _ in range(TURNS):
@@ -271,7 +273,7 @@ def film(rig: Rig) -> Numbers:
             load = dataclasses.replace(
                 rig.load(served, kind, stream=True), seconds=0, requests=1, pause_s=pause_s
             )
-            with Meter(served.process, shared_once=True) as meter:
+            with Meter(served.server, shared_once=True) as meter:
                 sending = Sending(load)
                 if pause_s:
                     time.sleep(4 * rig.seconds)

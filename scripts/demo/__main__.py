@@ -7,26 +7,24 @@ out/demo/TASK/, the last line says whether all is well, and the exit code too.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
 from scripts import ROOT
 from scripts.demo.judging import MEASURES, Truth, read_truth
+from scripts.servers import start_server
 
 CLIPS = {task: ROOT / "assets" / ("demo_action.mp4" if task == "action" else "demo.mp4") for task in ANSWERS}
 OUT = ROOT / "out" / "demo"
-STOP_S = 40.0
 # What a user would type to see something: every 15th frame in pictures, and the whole clip as a film.
 PICTURES = ["--dump-images", "--originals", "--overlay", "jpeg"]
 
@@ -42,38 +40,6 @@ class Run:
     seconds: float
     first_s: float
     quality: float
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-@contextmanager
-def running_server(ports: Sequence[int], log: Path) -> Iterator[None]:
-    """server.py --demo as a process of its own; stopped as a supervisor would, by SIGTERM."""
-    names = ("--http-port", "--grpc-port", "--metrics-port")
-    flags = [text for name, port in zip(names, ports, strict=True) for text in (name, str(port))]
-    command = [sys.executable, str(ROOT / "server.py"), "--demo", *flags]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        with Client(f"http://127.0.0.1:{ports[0]}", timeout_s=60) as client:
-            while not client.ready():
-                if process.poll() is not None:
-                    sys.exit(f"error: the server ended with {process.returncode}:\n{log.read_text()}")
-                time.sleep(0.2)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
 
 
 def send(task: str, way: str, url: str, truth: Truth) -> Run:
@@ -124,10 +90,8 @@ def print_table(runs: Sequence[Run]) -> None:
 
 
 def leftovers(before: set[Path]) -> list[Path]:
-    """Files in /dev/shm and the temp folder that were not there before; unknown while another Triton runs
-    here.
-    """
-    names = (path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists())
+    """New files in /dev/shm and the temp folder; none are named while another Triton runs here."""
+    names = (process.info["name"] for process in psutil.process_iter(["name"]))
     return [] if "tritonserver" in names else sorted(watched_files() - before)
 
 
@@ -143,16 +107,15 @@ def watched_files() -> set[Path]:
 def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     before = watched_files()
-    ports = free_ports(3)
-    http_url, grpc_url = f"http://127.0.0.1:{ports[0]}", f"grpc://127.0.0.1:{ports[1]}"
-    ways = {"gRPC": grpc_url, "HTTP": http_url, "gRPC stream": grpc_url, "HTTP stream": http_url}
     truths = {task: read_truth(clip.with_name(f"{clip.stem}_truth.npz")) for task, clip in CLIPS.items()}
     print(
         "starting server.py --demo (small models that know drawn shapes, to try the server out) ...",
         flush=True,
     )
     runs = []
-    with running_server(ports, OUT / "server.log"):
+    with start_server(OUT, "--demo") as server:
+        grpc_url, http_url = server.grpc_url, server.http_url
+        ways = {"gRPC": grpc_url, "HTTP": http_url, "gRPC stream": grpc_url, "HTTP stream": http_url}
         for task in CLIPS:
             runs += [send(task, way, url, truths[task]) for way, url in ways.items()]
             write_pictures(task, grpc_url)
