@@ -1,4 +1,4 @@
-"""The server: settings → checks → models → endpoints → serve.
+"""The server: settings → checks → models → doors → serve.
 
     python server.py --demo            the embedded demo models, nothing to download
     python server.py                   torchvision's fcn_resnet101, downloaded on first use
@@ -14,25 +14,52 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.machine import memory, preflight, watchdog
 from pipelines.protocol.errors import TrividError
 from pipelines.settings.flags import Settings, parse_args
 
 if TYPE_CHECKING:
-    pass
-from pipelines.serving.service import STOP_S, Service
+    from pipelines.assembly import EngineRoom
 
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
 # `timeout` and others send a signal to a process and to its group: within this time they are one.
 ONE_SIGNAL_S = 0.1
+WATCH_PERIOD_S = 1.0
+# Asked to stop, the server is gone after STOP_S; requests in flight have DRAIN_S to end.
+STOP_S = 30
+DRAIN_S = STOP_S - 4
+FOLDER_PREFIX = "trivid-"
 log = logging.getLogger("trivid")
+
+
+class Door(Protocol):
+    """A way in for requests; all doors of the server share its engine room."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as the log tells it."""
+
+    def start(self) -> None:
+        """Open, and return once requests are answered. Raises ModelUnavailable."""
+
+    def watch(self) -> str:
+        """Once a second: do what is due; what is wrong so that the server cannot go on, or nothing."""
+
+    def stop(self) -> None:
+        """Accept no more, and finish what is in flight."""
+
+    def clear(self) -> None:
+        """Remove what it leaves outside the server's folder; its processes are gone."""
 
 
 def check_machine(settings: Settings) -> list[preflight.Finding]:
@@ -46,14 +73,23 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
     return findings
 
 
-def serve(service: Service) -> int:
-    """Start, tell where, wait for a signal or a death, stop within STOP_S. A second signal stops at once."""
+def own_folder() -> Path:
+    """The process's temp folder, since Triton, its stubs and PyTriton leave files there when killed."""
+    watchdog.remove_orphans(Path(tempfile.gettempdir()), FOLDER_PREFIX)
+    folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
+    return Path(folder)
+
+
+def stop_on_signals(kill: Callable[[], None]) -> threading.Event:
+    """What the first SIGTERM or SIGINT sets; a second one kills and ends the process at once."""
     stop, asked_s = threading.Event(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
         nonlocal asked_s
         if stop.is_set() and time.monotonic() - asked_s > ONE_SIGNAL_S:
-            service.kill()
+            kill()
             os._exit(128 + number)
         if not stop.is_set():
             asked_s = time.monotonic()
@@ -61,22 +97,65 @@ def serve(service: Service) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    service.start()
-    settings = service.settings
-    log.info(
-        "ready: http://%s:%d grpc://%s:%d",
-        settings.host,
-        settings.http_port,
-        settings.host,
-        settings.grpc_port,
-    )
-    if fault := service.watch(stop):
-        log.error("%s: the server cannot go on and ends; start it again", fault)
-        service.kill()
-        os._exit(EXIT_DEAD)
-    log.info("stopping: finishing what is in flight, within %d s", STOP_S)
-    watchdog.end_after(STOP_S - 1, service.kill)
-    service.stop()
+    return stop
+
+
+def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str:
+    """Block until asked to stop (answers "") or until something is dead (answers what)."""
+    from pipelines.assembly import give_back
+
+    idleness = memory.Idleness(room.admission)
+    while not stop.wait(WATCH_PERIOD_S):
+        if idleness.begins():
+            give_back(room.device)
+        for look in (room.fault, *(door.watch for door in doors)):
+            if fault := look():
+                return fault
+    return ""
+
+
+def serve(settings: Settings, room: EngineRoom) -> int:
+    """Open the doors, tell where, wait for a signal or a death, stop within STOP_S."""
+    folder = own_folder()
+    doors: list[Door] = []
+
+    def kill() -> None:
+        """End what is left of the children at once, and remove what they left behind."""
+        watchdog.kill_all(watchdog.children(os.getpid()))
+        for door in doors:
+            door.clear()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    stop = stop_on_signals(kill)
+    try:
+        from pipelines.serving.door import TritonDoor
+
+        doors.append(TritonDoor(room, settings, folder, drain_s=DRAIN_S))
+        for door in doors:
+            door.start()
+        log.info("ready: %s", " ".join(door.address for door in doors))
+        if fault := watch(room, doors, stop):
+            log.error("%s: the server cannot go on and ends; start it again", fault)
+            kill()
+            os._exit(EXIT_DEAD)
+        log.info("stopping: finishing what is in flight, within %d s", STOP_S)
+        watchdog.end_after(STOP_S - 1, kill)
+        for door in doors:
+            door.stop()
+        return 0
+    finally:
+        kill()
+
+
+def print_models() -> int:
+    """Print torchvision's models by name."""
+    from pipelines.zoo.vision.models import list_models
+
+    try:
+        print("\n".join(list_models()), flush=True)
+    except BrokenPipeError:
+        # Whoever reads the first lines only, as `head` does, closes the pipe; what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -85,21 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
     if settings.list_models:
-        from pipelines.zoo.vision.models import list_models
-
-        try:
-            print("\n".join(list_models()), flush=True)
-        except BrokenPipeError:
-            # Whoever reads the first lines only, as `head` does, closes the pipe; what is left goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return print_models()
     findings = check_machine(settings)
     problems = [finding.problem for finding in findings if finding.problem]
     if settings.check:
         for finding in findings:
-            print(
-                f"{'wrong' if finding.problem else 'ok':6}{finding.name}: {finding.problem or finding.detail}"
-            )
+            verdict = "wrong" if finding.problem else "ok"
+            print(f"{verdict:6}{finding.name}: {finding.problem or finding.detail}")
         return EXIT_SETTINGS if problems else 0
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -109,14 +180,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is loaded: threads that spin between two batches take the cores from decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from pipelines.assembly import build_pipelines, check_example
+        from pipelines.assembly import check_example, make_engine_room
 
-        pipelines = build_pipelines(settings)
-        for pipeline in pipelines.values():
+        room = make_engine_room(settings)
+        for pipeline in room.pipelines.values():
             check_example(pipeline)
             if settings.dry_run:
                 print(f"ok: {pipeline.spec.name} answered {pipeline.spec.task} on {pipeline.device}")
-        return 0 if settings.dry_run else serve(Service(settings, pipelines))
+        return 0 if settings.dry_run else serve(settings, room)
     except TrividError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MODEL

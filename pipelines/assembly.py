@@ -1,17 +1,21 @@
-"""Settings → pipelines: loads the models and puts batcher, stages and task together. Knows no transport."""
+"""Settings → engine room: loads the models, puts batcher, stages and task together. Knows no transport."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from pipelines.batching.batcher import Batcher
 from pipelines.frames.batch import HOST_COPIES
+from pipelines.frames.dali import release_unused
 from pipelines.frames.preprocess import Preprocessor
 from pipelines.loading.load import load_model
 from pipelines.machine.admission import Admission, default_budget_bytes
+from pipelines.machine.memory import trim_malloc
 from pipelines.machine.threads import Threads, cores
 from pipelines.media.medium import Limits
 from pipelines.models.spec import ModelSpec, TaskName
@@ -26,16 +30,90 @@ from pipelines.telemetry.counters import Telemetry
 from pipelines.zoo import resolve
 from pipelines.zoo.demo.specs import demo_specs
 
+VERSION = "0.1.0"
 log = logging.getLogger("trivid")
 
 
-def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
-    """Load the models and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRoom:
+    """What all doors of a server share, so that frames of all of them meet in one batch and one budget.
+
+    Attributes:
+        pipelines: the served models by task, the default one first; the only table of them.
+    """
+
+    device: str
+    limits: Limits
+    telemetry: Telemetry
+    admission: Admission
+    pipelines: dict[TaskName, Pipeline] = field(default_factory=dict)
+
+    def fault(self) -> str:
+        """What is wrong so that the server cannot go on, or nothing."""
+        for pipeline in self.pipelines.values():
+            if not pipeline.batcher.alive:
+                return f"the batcher of {pipeline.spec.name} died"
+        return ""
+
+    def status(self) -> dict[str, object]:
+        """What the server says of itself: version, device, limits, models and counters; for JSON."""
+        return {
+            "version": VERSION,
+            "device": self.device,
+            "max_media_bytes": self.limits.max_media_bytes,
+            "max_frames": self.limits.max_frames,
+            "models": {task: _describe(pipeline) for task, pipeline in self.pipelines.items()},
+            **self.telemetry.snapshot(),
+        }
+
+
+def _describe(pipeline: Pipeline) -> dict[str, object]:
+    spec, sizes = pipeline.spec, pipeline.batcher.batch_sizes
+    return {
+        "name": spec.name,
+        "source": spec.source,
+        "licence": spec.licence,
+        "labels": list(spec.labels),
+        "precision": spec.precision,
+        "engine": spec.engine,
+        "clip": None if spec.clip is None else dataclasses.asdict(spec.clip),
+        "batch_sizes": {str(size): count for size, count in sorted(sizes.items())},
+    }
+
+
+def make_engine_room(settings: Settings) -> EngineRoom:
+    """Load the models, and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
+    telemetry = Telemetry()
+    room = EngineRoom(
+        device=_usable_device(settings.device),
+        limits=Limits(
+            max_media_bytes=settings.max_media_bytes,
+            max_frames=settings.max_frames,
+            chunk_frames=settings.chunk_frames,
+        ),
+        telemetry=telemetry,
+        admission=Admission(settings.max_memory_mb << 20, telemetry),
+    )
+    for spec in _specs(settings).values():
+        room.pipelines[spec.task] = make_pipeline(
+            spec,
+            room.device,
+            limits=room.limits,
+            workers=settings.workers,
+            telemetry=telemetry,
+            admission=room.admission,
+        )
+    return room
+
+
+def _usable_device(wanted: str) -> str:
+    usable = torch.cuda.is_available()
+    if wanted == "cuda" and not usable:
         raise ModelUnavailable("no CUDA device is usable", hint="check nvidia-smi, or use --device cpu")
+    return ("cuda" if usable else "cpu") if wanted == "auto" else wanted
+
+
+def _specs(settings: Settings) -> dict[TaskName, ModelSpec]:
     specs = demo_specs() if settings.demo else {}
     for choice in settings.models:
         spec = resolve(choice, allow_code=settings.allow_code)
@@ -44,19 +122,7 @@ def build_pipelines(settings: Settings) -> dict[TaskName, Pipeline]:
                 f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model a task"
             )
         specs[spec.task] = spec
-    limits = Limits(
-        max_media_bytes=settings.max_media_bytes,
-        max_frames=settings.max_frames,
-        chunk_frames=settings.chunk_frames,
-    )
-    telemetry = Telemetry()
-    admission = Admission(settings.max_memory_mb << 20, telemetry)
-    return {
-        task: make_pipeline(
-            spec, device, limits=limits, workers=settings.workers, telemetry=telemetry, admission=admission
-        )
-        for task, spec in specs.items()
-    }
+    return specs
 
 
 def make_pipeline(
@@ -94,6 +160,19 @@ def make_pipeline(
     pipeline = Pipeline(batcher, StagePool(make_stages, workers), limits, telemetry, admission)
     pipeline.warm_up()
     return pipeline
+
+
+def give_back(device: str) -> None:
+    """Give all freed memory back to the system, on a GPU to its other processes. Takes up to a second."""
+    trim_malloc()
+    if device == "cpu":
+        return
+    try:
+        torch.cuda.empty_cache()
+        release_unused()
+    except RuntimeError as error:
+        # A GPU that fails is told of by the requests that need it.
+        log.warning("the GPU's memory was not given back: %s", error)
 
 
 def example_clip() -> bytes:

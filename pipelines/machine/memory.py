@@ -1,15 +1,18 @@
-"""This process's memory: what malloc keeps for the next chunk of frames."""
+"""This process's memory: what malloc keeps for the next chunk of frames, and when that may go back."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
+
+from pipelines.machine.admission import Admission
 
 # As malloc.h numbers them.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BLOCK_BYTES = 32 << 20
 KEPT_TOP_BYTES = 128 << 20
-log = logging.getLogger("trivid")
+# Below this, what requests leave behind is worth more to the next ones than to the system.
+MUCH_BYTES = 128 << 20
+QUIET_LOOKS = 5
 
 
 def tune_malloc() -> None:
@@ -17,11 +20,32 @@ def tune_malloc() -> None:
 
     By default each chunk would be mapped anew, page by page, and each thread would keep an arena of its own.
     """
-    malloc = libc()
+    malloc = _libc()
     malloc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
     malloc.mallopt(M_TRIM_THRESHOLD, KEPT_TOP_BYTES)
     malloc.mallopt(M_ARENA_MAX, 2)
 
 
-def libc() -> ctypes.CDLL:
+def trim_malloc() -> None:
+    """Give all freed memory back to the system; takes up to a second."""
+    _libc().malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL:
     return ctypes.CDLL("libc.so.6")
+
+
+class Idleness:
+    """Sees when requests that held much have all ended, and none came for a while; asked every second."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._quiet_looks = 0
+
+    def begins(self) -> bool:
+        """Whether it has been quiet for long enough at this look, for the first time since much was held."""
+        self._quiet_looks = 0 if self._admission.held_bytes else self._quiet_looks + 1
+        if self._quiet_looks < QUIET_LOOKS or self._admission.most_bytes < MUCH_BYTES:
+            return False
+        self._admission.most_bytes = 0
+        return True

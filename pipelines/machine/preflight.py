@@ -28,9 +28,7 @@ MAX_ANSWER_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check's outcome; `problem` is empty where all is well, else it says what is wrong and what to
-    do.
-    """
+    """One check's outcome; `problem` says what is wrong and what to do, and is empty where all is well."""
 
     name: str
     detail: str = ""

@@ -1,12 +1,13 @@
 """How many threads each stage gets: the one place where it is decided. Knows no stage.
 
-A model's batch takes all cores. Media are prepared by as many workers as there are cores, each by one thread;
-their decoders have several, for a stream that is alone would leave cores idle else while the model waits for
-it. Many streams lose nothing by that (docs/performance.md).
+A model's batch takes all cores. There are as many workers as cores, and each prepares media with one thread.
+Decoders have several threads: a single stream would otherwise leave cores idle while the model waits for it.
+Many streams lose nothing by that (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -20,9 +21,7 @@ QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Threads of a model's batch, of one medium's decoder, of one worker's resizing and drawing, and
-    workers.
-    """
+    """How many workers, and threads of a batch, of a medium's decoder, of a worker's resizing and drawing."""
 
     model: int
     decode: int
@@ -35,8 +34,9 @@ class Threads:
         return cls(model=cores, decode=min(MOST_DECODING, cores), worker=1, workers=max(2, cores))
 
 
+@functools.cache
 def cores() -> int:
-    """Cores that this process may use: those that it is bound to, or fewer by its control group's quota."""
+    """Cores that this process is bound to, or fewer by its control group's quota, as of the first call."""
     bound = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA_FILE.read_text().split()
@@ -49,7 +49,6 @@ def use_threads(count: int) -> None:
     """How many threads torch has for what this thread asks of it."""
     import torch
 
-    # A thread's first question, or operation, takes over what was set last by any of them: later that would
-    # undo this.
+    # A thread's first question, or operation, takes over what any thread set last: later it would undo this.
     torch.get_num_threads()
     torch.set_num_threads(count)

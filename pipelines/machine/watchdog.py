@@ -1,65 +1,54 @@
-"""Notices when the server behind this process no longer answers. Linux only; stdlib only.
+"""Child processes: which there are, whether they live, their end, and what a killed owner left behind.
 
-Triton never restarts a stub that died, and goes on calling its model ready. The watchdog keeps the process
-ids of Triton's children and looks whether all are still alive; the server adds a canary request of its own.
+Triton never restarts a stub that died, and goes on calling its model ready: so a door watches its processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-PROC = Path("/proc")
+import psutil
+
 ELSEWHERE = "elsewhere"
 
 log = logging.getLogger("trivid")
 
 
-def children(pid: int) -> dict[int, str]:
-    """All descendants of a process that are alive: process id → command name."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for entry in PROC.iterdir():
-        if entry.name.isdigit() and (found := _stat(int(entry.name))):
-            parent, name, state = found
-            if state != "Z":
-                parents.setdefault(parent, []).append((int(entry.name), name))
-    below: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        for child, name in parents.get(waiting.pop(), []):
-            below[child] = name
-            waiting.append(child)
+def children(pid: int) -> dict[psutil.Process, str]:
+    """All descendants of a process that are alive, and their names."""
+    below: dict[psutil.Process, str] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if _is_alive(child):
+                    below[child] = child.name()
     return below
 
 
-def _stat(pid: int) -> tuple[int, str, str] | None:
-    """Parent, command name and state of a process, or None once it is gone."""
+def lost(expected: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of the expected processes that are gone or dead; another one with the same id does not count."""
+    return [process for process in expected if not _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
-    # The name stands in brackets and may hold blanks and brackets itself.
-    name = text[text.index("(") + 1 : text.rindex(")")]
-    state, parent = text[text.rindex(")") + 2 :].split()[:2]
-    return int(parent), name, state
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
-def stub_folders(pids: Iterable[int]) -> list[Path]:
-    """Folders from which Triton's Python stubs run; a stub that is killed leaves its own behind."""
-    folders = []
-    for pid in pids:
-        try:
-            words = (PROC / str(pid) / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        folders += [Path(word).parent.parent for word in words if word.endswith("/1/model.py")]
-    return folders
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL, without complaint about those already gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def remember(folder: Path, elsewhere: Iterable[Path]) -> None:
@@ -68,12 +57,10 @@ def remember(folder: Path, elsewhere: Iterable[Path]) -> None:
 
 
 def remove_orphans(parent: Path, prefix: str) -> None:
-    """Remove folders named `<prefix><process id>-…` whose process is gone: it was killed before it could. And
-    those that it had noted.
-    """
+    """Remove folders named `<prefix><process id>-…`, and those noted in them, whose process was killed."""
     for folder in parent.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and not (PROC / owner).exists():
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             noted = folder / ELSEWHERE
             # Nobody but its owner and we may write there, or the list would be anybody's.
             if noted.is_file() and folder.stat().st_uid == os.getuid():
@@ -82,25 +69,11 @@ def remove_orphans(parent: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def lost(expected: Iterable[int]) -> list[int]:
-    """Those of the expected processes that are gone or dead."""
-    return [pid for pid in expected if (found := _stat(pid)) is None or found[2] == "Z"]
-
-
-def kill_all(pids: Iterable[int]) -> None:
-    """SIGKILL, without complaint about those already gone."""
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
 def end_after(seconds: float, kill: Callable[[], None]) -> None:
-    """End this process with exit code 0 once the time is over, whatever it then waits for: a promise to
-    supervisors.
+    """End this process with exit code 0 once the time is over, whatever it then waits for.
 
-    PyTriton waits for Triton twice, then for every answer in the making, and Python for the threads of pools.
+    Supervisors rely on it: PyTriton waits for Triton twice, then for every answer in the making, and Python
+    for the threads of pools.
     """
 
     def end() -> None:

@@ -33,11 +33,12 @@ class EndToEnd:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options):
             parts.append(part)
             size += part.nbytes
-            check_size(size, self._max_answer_bytes, part.frame_index[-1] if len(part) else 0)
+            check_size(size, self._max_answer_bytes, part.frame_index)
         yield self._pipeline.task.answer.concatenate(parts).to_columns()
 
     def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
+            check_size(part.nbytes, self._max_answer_bytes, part.frame_index)
             yield part.to_columns()
 
 
@@ -61,7 +62,7 @@ class Example:
             originals.append(to_numpy(frames.pixels_nhwc))
             segmented.append(np.frombuffer(b"".join(answer.overlay), np.uint8).reshape(originals[-1].shape))
             size += 2 * answer.nbytes
-            check_size(size, self._max_answer_bytes, answer.frame_index[-1])
+            check_size(size, self._max_answer_bytes, answer.frame_index)
         yield {
             "original": np.concatenate(originals),
             "segmented": np.concatenate(segmented),
@@ -69,11 +70,12 @@ class Example:
         }
 
 
-def check_size(size_bytes: int, limit_bytes: int, frame_index: int) -> None:
-    """Raise TooLarge as soon as an answer that is being gathered passes the limit."""
+def check_size(size_bytes: int, limit_bytes: int, frame_index: Tensor) -> None:
+    """Raise TooLarge as soon as an answer that is made, or gathered up to these frames, passes the limit."""
     if size_bytes > limit_bytes:
+        last = int(frame_index.max(initial=0))
         raise TooLarge(
-            f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {frame_index}",
+            f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {last}",
             hint="use the stream endpoint, max_frames or stride, or jpeg, mp4 or rle instead of raw",
         )
 
@@ -90,6 +92,7 @@ class PreprocessStage:
         numbers: list[Tensor] = []
         times: list[Tensor] = []
         pixels: list[Tensor] = []
+        size = 0
         with open_media(
             bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
         ) as medium:
@@ -97,8 +100,8 @@ class PreprocessStage:
                 pixels.append(pipeline.prepare_by_dali(frames).cpu().numpy())
                 numbers.append(frames.frame_index)
                 times.append(frames.pts_s)
-                size = sum(part.nbytes for part in pixels)
-                check_size(size, self._max_answer_bytes, frames.frame_index[-1])
+                size += pixels[-1].nbytes
+                check_size(size, self._max_answer_bytes, frames.frame_index)
         if not numbers:
             raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
         yield {
@@ -113,12 +116,10 @@ class PreprocessStage:
         }
 
     def _pipeline(self, task: str) -> Pipeline:
-        if not task:
-            return next(iter(self._pipelines.values()))
-        found = next((pipeline for name, pipeline in self._pipelines.items() if name == task), None)
-        if found is None:
-            raise InvalidOptions(f"task={task!r} is not served", hint=f"one of: {', '.join(self._pipelines)}")
-        return found
+        for name, pipeline in self._pipelines.items():
+            if task in ("", name):
+                return pipeline
+        raise InvalidOptions(f"task={task!r} is not served", hint=f"one of: {', '.join(self._pipelines)}")
 
 
 class ModelStage:
@@ -137,9 +138,7 @@ class ModelStage:
         yield {**row, "error": text_column("")}
 
     def _column(self, facts: OutputFacts) -> Column:
-        """An output as the first pass has shown it, with the words of the task's own table where it has
-        any.
-        """
+        """An output as the first pass has shown it, in the words of the task's own table if there are any."""
         known = self._known.get(facts.name)
         varying = known.dims if known else tuple(f"n{place}" for place in range(len(facts.dims)))
         dims = tuple(name if size is None else size for name, size in zip(varying, facts.dims, strict=True))

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipelines.assembly import EngineRoom
 from pipelines.models.spec import TaskName
-from pipelines.pipeline import Pipeline
 from pipelines.protocol.answers import answer_columns
-from pipelines.protocol.columns import COMMON_COLUMNS, STREAM_COLUMNS, Column, Row
+from pipelines.protocol.columns import COMMON_COLUMNS, STREAM_COLUMNS, Column, Row, text_column
 from pipelines.protocol.options import STREAM_OPTIONS, Options, Scalar
-from pipelines.serving.answerers import (
-    EndToEnd,
-    Example,
-    ModelStage,
-    PostprocessStage,
-    PreprocessStage,
-)
+from pipelines.sdk.client import STATUS, STATUS_COLUMNS
+from pipelines.serving.answerers import EndToEnd, Example, ModelStage, PostprocessStage, PreprocessStage
 from pipelines.serving.endpoints import Endpoint
 from pipelines.serving.sessions import Sessions
 from pipelines.tasks import TASKS
 from pipelines.tasks.job import SELECTION, Task
+from pipelines.telemetry.counters import Telemetry
 
 ERROR = COMMON_COLUMNS[-1]
 
@@ -115,28 +112,26 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
 Answering = Callable[[Row, Options], Iterator[Row]]
 
 
-def model_endpoints(
-    pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int, sessions: Sessions
-) -> list[Endpoint]:
-    """Those of ENDPOINT_TABLE that the served models can answer."""
-    answers: dict[str, Answering] = {"dali_preprocess": PreprocessStage(pipelines, max_answer_bytes).answer}
+def model_endpoints(room: EngineRoom, max_answer_bytes: int, sessions: Sessions) -> list[Endpoint]:
+    """Those of ENDPOINT_TABLE that the room's models can answer."""
+    pre = PreprocessStage(room.pipelines, max_answer_bytes)
+    answers: dict[str, Answering] = {"dali_preprocess": pre.answer}
     outputs: dict[str, tuple[Column, ...]] = {}
-    for name, pipeline in pipelines.items():
+    for name, pipeline in room.pipelines.items():
         whole, bare = EndToEnd(pipeline, max_answer_bytes), ModelStage(pipeline)
         answers |= {name: whole.unary, f"{name}_stream": whole.stream, f"torch_{name}": bare.answer}
         outputs[f"torch_{name}"] = (*bare.outputs, ERROR)
-    if "segmentation" in pipelines:
-        pipeline = pipelines["segmentation"]
+    if "segmentation" in room.pipelines:
+        pipeline = room.pipelines["segmentation"]
         answers["dali_postprocess"] = PostprocessStage(pipeline).answer
         answers["ResNet101"] = Example(pipeline, max_answer_bytes).answer
-    telemetry = next(iter(pipelines.values())).telemetry
     return [
         Endpoint(
             name=name,
             inputs=facts.inputs,
             outputs=outputs.get(name, facts.outputs),
             answer=answers[name],
-            telemetry=telemetry,
+            telemetry=room.telemetry,
             max_answer_bytes=max_answer_bytes,
             allowed=facts.allowed,
             preset=facts.preset,
@@ -145,3 +140,19 @@ def model_endpoints(
         for name, facts in ENDPOINT_TABLE.items()
         if name in answers
     ]
+
+
+def status_endpoint(describe: Callable[[], Mapping[str, object]], telemetry: Telemetry) -> Endpoint:
+    """`status`: what serves here, its limits and its counters, as JSON."""
+
+    def answer(_inputs: Row, _options: Options) -> Iterator[Row]:
+        yield {"status": text_column(json.dumps(describe()))}
+
+    return Endpoint(
+        name=STATUS,
+        inputs=(Column(name="query", dtype=object, dims=(1,), help="any text"),),
+        outputs=STATUS_COLUMNS,
+        answer=answer,
+        telemetry=telemetry,
+        max_answer_bytes=1 << 20,
+    )

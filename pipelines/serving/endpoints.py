@@ -12,13 +12,12 @@ import base64
 import binascii
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -59,11 +58,10 @@ class Endpoint:
     """One model of Triton's: its tensors, its options, and what answers one row.
 
     Attributes:
-        answer: the inputs of one row and its options → one row of columns,
-            or the rows of a stream.
+        answer: the inputs of one row and its options → one row of columns, or the rows of a stream.
         sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
-        max_answer_bytes: an answer over this is refused, for it has to fit into /dev/shm.
+        max_answer_bytes: the room of a call's answers in /dev/shm.
         batch: most requests of one call.
     """
 
@@ -104,20 +102,15 @@ class Endpoint:
         inputs = {column.name: self._input(request, column, index) for column in self.inputs}
         if options.base64:
             inputs = {name: _from_base64(value) for name, value in inputs.items()}
-        rows = self._checked(inputs, options)
+        rows = self._guarded(self.answer(inputs, options))
         if self.sessions is not None:
             if options.session and any(map(nbytes, inputs.values())):
                 raise InvalidOptions("a medium is sent with a session", hint="leave it empty")
             # An error of the medium ends the stream, one of a pull does not.
-            rows = self.sessions.pull(self.name, self._guarded(rows), options)
+            rows = self.sessions.pull(self.name, rows, options)
         with contextlib.closing(rows):
             for row in rows:
                 yield self._to_base64(row) if options.base64 else row
-
-    def _checked(self, inputs: Row, options: Options) -> Generator[Row, None, None]:
-        for row in self.answer(inputs, options):
-            self._check_size(row)
-            yield row
 
     def _options(self, parameters: Mapping[str, Scalar]) -> Options:
         """Options from parameters; those from HTTP headers carry a prefix and dashes."""
@@ -139,20 +132,6 @@ class Endpoint:
             )
         return value
 
-    def _check_size(self, row: Row) -> None:
-        size = sum(map(nbytes, row.values()))
-        if size > self.max_answer_bytes:
-            raise self.refusal(size)
-
-    def refusal(self, size_bytes: int) -> TooLarge:
-        """The error for an answer that has no room in /dev/shm."""
-        return TooLarge(
-            f"the answer has {size_bytes >> 20} MiB or more, the server's limit is "
-            f"{self.max_answer_bytes >> 20}",
-            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or "
-            "stream",
-        )
-
     def _to_base64(self, row: Row) -> Row:
         binary = {column.name for column in self.outputs if column.binary}
         return {name: _base64(value) if name in binary else value for name, value in row.items()}
@@ -165,6 +144,20 @@ class Endpoint:
             )
         self.telemetry.count("errors", error.code)
         return {"error": text_column(error.to_json()), "final": np.array([1], np.uint8)}
+
+
+def _no_room(size_bytes: int, limit_bytes: int) -> TrividError:
+    """The error for answers that have no room in /dev/shm: at all, or only beside those of other requests."""
+    if size_bytes > limit_bytes:
+        return TooLarge(
+            f"the answer has {size_bytes >> 20} MiB or more, the server's limit is {limit_bytes >> 20}",
+            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or "
+            "stream",
+        )
+    return Overloaded(
+        f"no room for an answer of {size_bytes >> 20} MiB beside those of other requests",
+        hint="try again in a moment",
+    )
 
 
 def _with_time_left(options: Options, arrived_s: float) -> Options:
@@ -225,24 +218,16 @@ class Unary:
         return self._stack([[next(rows) for _ in range(count)] for count in counts])
 
     def _stack(self, answers: list[list[Row]]) -> Rows:
-        """Rows of each request → tensors, as long as all of them, padding included, have room in /dev/shm."""
+        """Rows of each request → tensors; all of them, padding included, have to fit into /dev/shm."""
         outputs, limit = self.endpoint.outputs, self.endpoint.max_answer_bytes
         stacked: Rows = []
         room = limit
         for rows in answers:
             size = stacked_bytes(outputs, rows)
-            if size > room:
-                error = (
-                    self.endpoint.refusal(size)
-                    if size > limit
-                    else Overloaded(
-                        f"no room for an answer of {size >> 20} MiB beside those of other requests",
-                        hint="try again in a moment",
-                    )
-                )
-                stacked.append(to_tensors(outputs, [self.endpoint.error_row(error) for _ in rows]))
-                continue
-            room -= size
+            if size <= room:
+                room -= size
+            else:
+                rows = [self.endpoint.error_row(_no_room(size, limit)) for _ in rows]
             stacked.append(to_tensors(outputs, rows))
         return stacked
 
@@ -267,28 +252,5 @@ class Stream:
                 tensors = to_tensors(self.endpoint.outputs, [row])
                 yield [{name: value[0] for name, value in tensors.items()}]
         finally:
-            # Whoever leaves may do so while a thread is at a step, and a generator that runs cannot be
-            # closed.
+            # A client may leave while a thread is at a step, and a generator that runs cannot be closed.
             step.add_done_callback(lambda _step: rows.close())
-
-
-def status_endpoint(describe: Callable[[], Mapping[str, Any]], telemetry: Telemetry) -> Endpoint:
-    """`status`: what serves here, its limits and its counters, as JSON."""
-
-    def answer(_inputs: Row, _options: Options) -> Iterator[Row]:
-        yield {"status": text_column(json.dumps({**describe(), **telemetry.snapshot()}))}
-
-    error = Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON")
-    status = Column(
-        name="status", dtype=object, dims=(1,), help="JSON: version, device, models, limits, counters"
-    )
-    query = Column(name="query", dtype=object, dims=(1,), help="any text")
-    return Endpoint(
-        name="status",
-        inputs=(query,),
-        outputs=(status, error),
-        answer=answer,
-        telemetry=telemetry,
-        max_answer_bytes=1 << 20,
-        preset={},
-    )

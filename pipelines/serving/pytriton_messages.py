@@ -1,5 +1,4 @@
-"""Requests from Triton's stubs to the callables, and answers back: small ones within PyTriton's messages,
-large ones in files that the messages name.
+"""Requests from Triton's stubs to the callables, and answers back: within PyTriton's messages, or in files.
 
 PyTriton would lay each tensor into shared memory that another process hands out, one for every endpoint: two
 questions to it for each tensor, and /dev/shm never shrinks. Runs on both sides, and a stub gets a copy of
@@ -100,8 +99,7 @@ def _nbytes(tensor: Any) -> int:
 
 
 def _to_file(value: object) -> bytes:
-    # The server's folder. Python's own choice is another where that was full once, and nobody would clean up
-    # there.
+    # The server's folder. If it was once full, Python would choose another, which nobody would clean up.
     descriptor, path = tempfile.mkstemp(prefix="message-", dir=os.environ.get("TMPDIR"))
     try:
         with open(descriptor, "wb") as file:

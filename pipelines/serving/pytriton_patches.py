@@ -111,8 +111,7 @@ from .messages import Messages
 
 
 def mend_stub_files(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files (name, ending in `/model.py` and so on → text) with all mends made, and `messages.py` beside
-    them.
+    """The files (a path that ends in `/model.py` and so on → text), mended, and `messages.py` beside them.
 
     Raises:
         InternalError: a file is not the one that the mends were made for.

@@ -1,13 +1,10 @@
-"""Streams that are pulled: a request takes some answers, and a token lets the next one go on where it
-stopped.
+"""Streams that are pulled: a request takes some answers, and with a token the next one goes on from there.
 
-PyTriton neither holds a stream back nor says that its client has left, so nothing is made that was not asked
-for. Owns tokens, credits, the numbers of answers, and expiry. Knows rows of columns; no media, models or
-transport.
+PyTriton neither holds a stream back nor says that its client has left. So only what was asked for is made.
+Owns tokens, credits, the numbers of answers, and expiry. Knows rows; no media, models or transport.
 
-What a paused stream costs: its encoded medium, its decoder, the frames of two chunks (those of the last
-answer, and of the next, which the model has had), and the answers of its last pull, PULL_BYTES and one answer
-at most. No thread.
+A paused stream costs no thread. It costs its encoded medium, its decoder, the frames of two chunks (those of
+the last answer, and of the next), and the answers of its last pull: at most PULL_BYTES and one answer.
 """
 
 from __future__ import annotations
@@ -27,8 +24,7 @@ from pipelines.protocol.options import Options
 from pipelines.telemetry.counters import Telemetry
 
 SESSION_S = 30.0
-# A pull pauses behind the answer that passes it, however many credits are left: Triton may have to hold it
-# all.
+# A pull pauses after the answer that passes it, whatever credits are left: Triton may have to hold all.
 PULL_BYTES = 32 << 20
 # What all ended streams together keep, for clients whose connection broke before the last answers came.
 ENDED_BYTES = 64 << 20
@@ -36,7 +32,7 @@ ENDED_BYTES = 64 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Stream:
-    """One stream between its first answer and its last, and for a while behind that.
+    """One stream from its first answer to its last, and for a while after that.
 
     Attributes:
         owner: the endpoint that it belongs to.
@@ -63,8 +59,7 @@ class _Stream:
     kept_bytes: int = 0
 
     def rewind(self, last_seq: int) -> None:
-        """Forget what the client has; the next answer is the one after `last_seq`, or (-1) the next one not
-        given.
+        """Forget what the client has; next is the answer after `last_seq`, or (-1) the first one not given.
 
         Raises:
             InvalidOptions: that answer is not there any more, or not yet.
@@ -90,7 +85,7 @@ class Sessions:
     Args:
         most: streams open at once, running or paused; a further one is Overloaded.
         expire_s: a stream that is paused for longer is closed by `expire`.
-        pull_bytes: a pull pauses behind the answer with which its answers reach this size.
+        pull_bytes: a pull pauses after the answer with which its answers reach this size.
         clock: seconds, from any start.
     """
 
@@ -105,8 +100,7 @@ class Sessions:
     ) -> None:
         self._telemetry = telemetry
         self._most, self._expire_s, self._pull_bytes, self._clock = most, expire_s, pull_bytes, clock
-        # Guards the table, and who pulls; it may be taken with a stream's `step` held, never the other way
-        # round.
+        # Guards the table, and who pulls. Taken with a stream's `step` held, but never the other way round.
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         telemetry.gauge("streams", "open", lambda: self._count(paused=False))
@@ -117,7 +111,7 @@ class Sessions:
     ) -> Generator[Row, None, None]:
         """The next answers of the stream that `options.session` names, else of a new one, which is `rows`.
 
-        A row comes out with its number as `seq`, and as `session` the token if the stream pauses behind it.
+        A row comes out with its number as `seq`, and as `session` the token if the stream pauses after it.
         The stream ends with a row that is `final`.
 
         Raises:
@@ -147,7 +141,7 @@ class Sessions:
             self._close(stream, "expired")
 
     def close(self) -> None:
-        """Close all streams; those that run now, behind the answer that they are at."""
+        """Close all streams; those that run now, after the answer that they are at."""
         with self._lock:
             streams = list(self._streams.values())
             self._streams.clear()
@@ -220,9 +214,7 @@ class Sessions:
             return stream.said[stream.given - 1 - stream.seq]
 
     def _finish(self, stream: _Stream) -> None:
-        """Free the stream's decoder; what it said is kept if a client may ask again, the oldest such given
-        up.
-        """
+        """Free the decoder; keep what it said if a client may ask again, and give up the oldest of such."""
         stream.rows.close()
         stream.kept_bytes = sum(map(_nbytes, stream.said))
         self._telemetry.count("streams", "finished")
@@ -254,9 +246,7 @@ class Sessions:
             self._close(stream, "cancelled_total")
 
     def _close(self, stream: _Stream, outcome: str) -> None:
-        """Give the decoder of a stream back that is out of the table, as soon as the step that it is at is
-        over.
-        """
+        """Free the decoder of a stream that is out of the table, as soon as its current step is over."""
         with stream.step:
             if not stream.ended:
                 stream.ended = True

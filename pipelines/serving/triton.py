@@ -29,13 +29,14 @@ from pipelines.settings.flags import Settings
 log = logging.getLogger("trivid")
 
 UNARY_INSTANCES = 2
-# By default glibc's bounds grow with what is freed, and Triton and its stubs would keep the memory of a large
-# upload.
+# By default glibc's bounds grow with what is freed: Triton and its stubs would keep a large upload's memory.
 CHILDREN_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 
 # Triton reads JSON on its thread's stack, about twice its length, and base64 makes a medium a third longer:
 # with the usual 8 MiB an upload of 4 killed it.
 STACK_PER_MEDIA_BYTE = 4
+# A connection that breaks while PyTriton waits for Triton, among others.
+FAULTS = (InferenceServerException, PyTritonClientTimeoutError, http.client.HTTPException, OSError)
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
@@ -75,8 +76,9 @@ def make_triton(
 
 
 def _allow_stack(size_bytes: int) -> None:
-    """Let threads of this process's children have so much stack. It is no memory until it is used, but where
-    the system promises no more memory than it has, that would be too much.
+    """Let threads of child processes have so much stack, which is no memory until it is used.
+
+    Where the system promises no more memory than it has, that would be too much.
     """
     if OVERCOMMIT.exists() and OVERCOMMIT.read_text().strip() == "2":
         return
@@ -87,17 +89,10 @@ def _allow_stack(size_bytes: int) -> None:
 
 
 def start(triton: Triton) -> None:
-    """Start Triton. What goes wrong is logged: a connection that breaks while PyTriton waits need not mean
-    anything, so ask which endpoints are ready.
-    """
+    """Start Triton; log what goes wrong, which need not mean anything: ask which endpoints are ready."""
     try:
         triton.run()
-    except (
-        InferenceServerException,
-        PyTritonClientTimeoutError,
-        http.client.HTTPException,
-        OSError,
-    ) as error:
+    except FAULTS as error:
         log.error("Triton did not start: %s", error or type(error).__name__)
 
 
@@ -120,8 +115,7 @@ def _bind(triton: Triton, endpoint: Endpoint, settings: Settings, *, busy: bool)
     if wait_ms:
         instances = min(instances, rows)
         rows = math.ceil(rows / instances)
-    # No max_queue_delay: with a time limit, this version of Triton may go on without dispatching (its issue
-    # 8870).
+    # No max_queue_delay: with a time limit, this Triton may go on without dispatching (its issue 8870).
     batcher = DynamicBatcher(
         preferred_batch_size=[min(endpoint.batch, rows)],
         default_queue_policy=QueuePolicy(

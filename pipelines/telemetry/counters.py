@@ -1,6 +1,4 @@
-"""What the server counted since its start (frames, errors, decoders, seconds of each stage), and what it
-holds now.
-"""
+"""What the server counted since its start (frames, errors, seconds of each stage), and what it holds now."""
 
 from __future__ import annotations
 

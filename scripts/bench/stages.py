@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from pipelines.assembly import build_pipelines
+from pipelines.assembly import make_engine_room
 from pipelines.machine import memory
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
@@ -110,7 +110,7 @@ def main() -> int:
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
     job = Job.from_json(sys.stdin.read())
     memory.tune_malloc()
-    pipeline = build_pipelines(job.settings())[job.task]
+    pipeline = make_engine_room(job.settings()).pipelines[job.task]
     measured = measure(Bench(pipeline, job), float(sys.argv[1]))
     print(json.dumps({name: dataclasses.asdict(stage) for name, stage in measured.items()}))
     sys.stdout.flush()

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
+from pipelines.assembly import give_back
 from pipelines.machine.admission import Admission
-from pipelines.serving.idleness import MUCH_BYTES, QUIET_LOOKS, Idleness, give_back
+from pipelines.machine.memory import MUCH_BYTES, QUIET_LOOKS, Idleness
 from pipelines.telemetry.counters import Telemetry
 from tests.conftest import ROOT
 
@@ -17,9 +18,7 @@ QUIET = [0] * QUIET_LOOKS
 
 
 def looks(*held: int) -> list[int]:
-    """At which looks idleness begins, when requests hold so many bytes between each two; below 0 they still
-    do.
-    """
+    """At which looks idleness begins, if requests hold so many bytes before each, and below 0 during it."""
     admission = Admission(1 << 40, Telemetry())
     idleness, begun = Idleness(admission), []
     for look, size in enumerate(held):
@@ -49,8 +48,7 @@ def test_idleness_begins_once_behind_much(held: list[int], expected: list[int]) 
 # Every second block stays, so that glibc can give nothing back by itself.
 KEEPING = """
 from pathlib import Path
-from pipelines.machine.memory import tune_malloc
-from pipelines.serving.idleness import give_back
+from pipelines.machine.memory import trim_malloc, tune_malloc
 
 def rss_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -61,7 +59,7 @@ for block in blocks:
     block[:] = bytes([1]) * len(block)
 del blocks[::2]
 before = rss_bytes()
-give_back("cpu")
+trim_malloc()
 print((before - rss_bytes()) >> 20)
 """
 

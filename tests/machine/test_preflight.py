@@ -84,13 +84,18 @@ def test_folders_of_dead_owners_are_removed(tmp_path: Path) -> None:
 def test_the_watchdog_sees_children_and_their_death() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        assert child.pid in watchdog.children(os.getpid())
-        assert watchdog.lost([child.pid]) == []
-        watchdog.kill_all([child.pid])
-        child.wait(timeout=10)
-        assert watchdog.lost([child.pid]) == [child.pid]
-        assert child.pid not in watchdog.children(os.getpid())
-        watchdog.kill_all([child.pid])
+        family = watchdog.children(os.getpid())
+        (seen,) = (process for process in family if process.pid == child.pid)
+        assert "python" in family[seen]
+        assert watchdog.lost([seen]) == []
+        watchdog.kill_all([seen])
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
+        for _ in range(2):
+            assert watchdog.lost([seen]) == [seen]
+            assert seen not in watchdog.children(os.getpid())
+            watchdog.kill_all([seen])
+            child.wait(timeout=10)
+        assert watchdog.children(child.pid) == {}
     finally:
         child.kill()
         child.communicate(timeout=10)

@@ -19,9 +19,7 @@ SECONDS = {"action": 12, "other": 3}
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Truth]]:
-    """Clips of a seed that neither trained nor tested the models, and their truth: one of actions, one of
-    shapes.
-    """
+    """Clips that the models were neither trained nor tested on, and their truth: of actions, and of shapes."""
     folder = tmp_path_factory.mktemp("drawing")
     drawn = {}
     for kind, seconds in SECONDS.items():

@@ -323,7 +323,8 @@ def test_every_endpoint_is_ready_and_nothing_else_is_served(server: Server) -> N
 def test_an_answer_that_cannot_be_read_fails_alone(server: Server, demo_media: bytes) -> None:
     """Large answers come in files; without a free file descriptor a stub cannot open them."""
     kind, family = resource.RLIMIT_NOFILE, watchdog.children(server.process.pid)
-    before = {pid: resource.prlimit(pid, kind) for pid, name in family.items() if "triton_py" in name}
+    stubs = [process.pid for process, name in family.items() if "triton_py" in name]
+    before = {pid: resource.prlimit(pid, kind) for pid in stubs}
     assert before
     with Client(server.grpc_url, timeout_s=20) as client:
         for pid, (_, hard) in before.items():

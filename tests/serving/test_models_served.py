@@ -1,6 +1,4 @@
-"""Real servers with models by name and from files: four tasks from one process, and files that need no
-options.
-"""
+"""Real servers with models by name and from files: four tasks in one process, files without options."""
 
 from __future__ import annotations
 
@@ -103,9 +101,7 @@ def test_random_weights_are_said_loudly(four: Server) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Model]]]:
-    """An ONNX file and a torch.export file that say themselves how to be fed, and the networks they were made
-    of.
-    """
+    """An ONNX and a torch.export file that say how to be fed, and the networks that they were made of."""
     folder = tmp_path_factory.mktemp("files")
     specs = {
         "classification": resolve(ModelSettings(source="squeezenet1_1", weights="random"), allow_code=False),

@@ -1,6 +1,4 @@
-"""Stream endpoints as PyTriton runs them: errors, clients that leave, and a decoder that an expired session
-frees.
-"""
+"""Stream endpoints as PyTriton runs them: errors, clients that leave, decoders of expired sessions."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 
-from pipelines.assembly import make_pipeline
+from pipelines.assembly import EngineRoom, make_pipeline
 from pipelines.media.medium import Limits, Medium
 from pipelines.protocol.columns import STREAM_COLUMNS, Column, Row, Tensor, text_column
 from pipelines.protocol.errors import UnsupportedMedia
@@ -132,9 +130,7 @@ def test_a_wrong_pull_costs_the_session_nothing(wrong: Request) -> None:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_who_leaves_while_a_thread_is_at_a_step(known: bool) -> None:
-    """The step ends, then the generator is closed: its decoder is free, unless a token may bring the client
-    back.
-    """
+    """The step ends, then the generator is closed, unless the client has a token to come back with."""
     served = Served(free=2)
 
     async def leave(request: Request, pool: ThreadPoolExecutor) -> None:
@@ -182,12 +178,16 @@ def live(kind: type) -> int:
 def test_an_expired_session_frees_its_decoder() -> None:
     now_s = [0.0]
     pipeline = make_pipeline(demo_specs()["classification"], "cpu", limits=Limits(chunk_frames=4))
-    sessions = Sessions(pipeline.telemetry, clock=lambda: now_s[0])
-    (endpoint,) = (
-        one
-        for one in model_endpoints({"classification": pipeline}, 1 << 20, sessions)
-        if one.name == "classification_stream"
+    room = EngineRoom(
+        device="cpu",
+        limits=pipeline.limits,
+        telemetry=pipeline.telemetry,
+        admission=pipeline.admission,
+        pipelines={"classification": pipeline},
     )
+    sessions = Sessions(room.telemetry, clock=lambda: now_s[0])
+    endpoints = model_endpoints(room, 1 << 20, sessions)
+    (endpoint,) = (one for one in endpoints if one.name == "classification_stream")
     before = live(InputContainer), live(Medium)
     film = media.clip(frames=100)
     (row,) = endpoint.rows(Request(film, credits=1), None, time.monotonic())

@@ -1,6 +1,4 @@
-"""A server whose requests may wait for a moment only: who waits longer is told so, and nobody else
-notices.
-"""
+"""A server where requests may wait only for a moment: who waits longer is told, nobody else notices."""
 
 from __future__ import annotations
 
