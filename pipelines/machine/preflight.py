@@ -67,18 +67,12 @@ def libpython_dirs() -> list[Path]:
     return list(dict.fromkeys(Path(place) for place in places if place and Path(place).is_dir()))
 
 
-def find_libpython(dirs: Sequence[Path] | None = None) -> Path | None:
-    """The interpreter's libpython3.x.so.1.0, or None."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    return next((folder / name for folder in dirs or libpython_dirs() if (folder / name).is_file()), None)
-
-
 def check_libpython(dirs: Sequence[Path] | None = None) -> Finding:
     """Triton's Python stubs load libpython; an interpreter built without it cannot serve."""
-    found = find_libpython(dirs)
-    if found:
-        return Finding(name="libpython", detail=str(found))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in dirs or libpython_dirs():
+        if (found := folder / f"libpython{version}.so.1.0").is_file():
+            return Finding(name="libpython", detail=str(found))
     return Finding(
         name="libpython",
         problem=f"libpython{version}.so.1.0 was not found for {sys.executable}: on Debian and Ubuntu "

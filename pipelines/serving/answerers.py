@@ -89,26 +89,24 @@ class PreprocessStage:
 
     def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
         pipeline = self._pipeline(options.task)
-        numbers: list[Tensor] = []
-        times: list[Tensor] = []
-        pixels: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         size = 0
         with open_media(
             bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
         ) as medium:
             for frames in medium.chunks():
-                pixels.append(pipeline.prepare_by_dali(frames).cpu().numpy())
-                numbers.append(frames.frame_index)
-                times.append(frames.pts_s)
-                size += pixels[-1].nbytes
+                pixels = pipeline.prepare_by_dali(frames).cpu().numpy()
+                parts.append((pixels, frames.frame_index, frames.pts_s))
+                size += pixels.nbytes
                 check_size(size, self._max_answer_bytes, frames.frame_index)
-        if not numbers:
+        if not parts:
             raise InvalidOptions("start_s, end_s, stride and max_frames select no frame")
+        pixels, numbers, times = map(np.concatenate, zip(*parts, strict=True))
         yield {
-            "pixels": np.concatenate(pixels),
-            "frame_index": np.concatenate(numbers),
-            "pts_s": np.concatenate(times),
-            "count": np.array([sum(map(len, numbers))], np.int64),
+            "pixels": pixels,
+            "frame_index": numbers,
+            "pts_s": times,
+            "count": np.array([len(numbers)], np.int64),
             "decoder": text_column(medium.decoder),
             "decoder_reason": text_column(medium.decoder_reason),
             "final": np.array([1], np.uint8),

@@ -128,15 +128,8 @@ class TritonDoor:
 
 def ask(own: Transport, endpoint: Endpoint, data: bytes) -> None:
     """Ask as a client would; an error row is an answer too. Raises the typed error of any other fault."""
-    own.infer(
-        Call(
-            model=endpoint.name,
-            input_name=endpoint.inputs[0].name,
-            data=data,
-            columns=endpoint.outputs,
-            timeout_s=ANSWER_S,
-        )
-    )
+    name, columns = endpoint.inputs[0].name, endpoint.outputs
+    own.infer(Call(model=endpoint.name, input_name=name, data=data, columns=columns, timeout_s=ANSWER_S))
 
 
 def canary_fault(own: Transport, status: Endpoint, answered_s: Callable[[], float]) -> str:

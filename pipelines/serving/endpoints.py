@@ -21,7 +21,16 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.protocol.columns import Column, Row, Tensor, nbytes, stacked_bytes, text_column, to_tensors
+from pipelines.protocol.columns import (
+    Column,
+    Row,
+    Tensor,
+    bytes_column,
+    nbytes,
+    stacked_bytes,
+    text_column,
+    to_tensors,
+)
 from pipelines.protocol.errors import (
     DeadlineExceeded,
     InternalError,
@@ -43,14 +52,12 @@ Rows = list[dict[str, Tensor]]
 
 
 class TritonRequest(Protocol):
-    """A request as PyTriton hands it over: input tensors by name, and the request's parameters."""
+    """A request as PyTriton hands it over: input tensors by name, and its parameters."""
 
     @property
     def parameters(self) -> Mapping[str, Scalar] | None: ...
 
     def __getitem__(self, name: str) -> Tensor: ...
-
-    def __contains__(self, name: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,6 @@ class Endpoint:
         sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
         max_answer_bytes: the room of a call's answers in /dev/shm.
-        batch: most requests of one call.
     """
 
     name: str
@@ -74,11 +80,6 @@ class Endpoint:
     allowed: tuple[str, ...] = ()
     preset: Mapping[str, Scalar] = field(default_factory=dict)
     sessions: Sessions | None = None
-    batch: int = 32
-
-    @property
-    def stream(self) -> bool:
-        return self.sessions is not None
 
     def rows(self, request: TritonRequest, index: int | None, arrived_s: float) -> Generator[Row, None, None]:
         """The answers of one row of a request (`index` None: the request has no rows); errors are a row too.
@@ -181,22 +182,19 @@ def _option_name(parameter: str) -> str:
 
 
 def _base64(value: Tensor) -> Tensor:
-    out = np.empty(value.shape, dtype=object)
-    out[...] = [base64.b64encode(item) for item in value.flat]
-    return out
+    return bytes_column([base64.b64encode(item) for item in value.flat]).reshape(value.shape)
 
 
 def _from_base64(value: Tensor) -> Tensor:
     if value.dtype != object:
         return value
     try:
-        out = np.empty(value.shape, dtype=object)
-        out[...] = [base64.b64decode(item, validate=True) for item in value.flat]
+        decoded = [base64.b64decode(item, validate=True) for item in value.flat]
     except binascii.Error as error:
         raise InvalidMedia(
             f"media is no base64: {error}", hint="leave the option base64 out for raw bytes"
         ) from None
-    return out
+    return bytes_column(decoded).reshape(value.shape)
 
 
 class Unary:

@@ -29,6 +29,8 @@ from pipelines.settings.flags import Settings
 log = logging.getLogger("trivid")
 
 UNARY_INSTANCES = 2
+# Of one call.
+MOST_REQUESTS = 32
 # By default glibc's bounds grow with what is freed: Triton and its stubs would keep a large upload's memory.
 CHILDREN_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 
@@ -103,7 +105,7 @@ def _bind(triton: Triton, endpoint: Endpoint, settings: Settings, *, busy: bool)
         role: [Tensor(name=column.name, dtype=column.dtype, shape=column.shape) for column in columns]
         for role, columns in (("inputs", endpoint.inputs), ("outputs", endpoint.outputs))
     }
-    if endpoint.stream:
+    if endpoint.sessions is not None:
         config = ModelConfig(batching=False, decoupled=True)
         triton.bind(endpoint.name, Stream(endpoint, pool), **tensors, config=config)
         return
@@ -117,10 +119,10 @@ def _bind(triton: Triton, endpoint: Endpoint, settings: Settings, *, busy: bool)
         rows = math.ceil(rows / instances)
     # No max_queue_delay: with a time limit, this Triton may go on without dispatching (its issue 8870).
     batcher = DynamicBatcher(
-        preferred_batch_size=[min(endpoint.batch, rows)],
+        preferred_batch_size=[min(MOST_REQUESTS, rows)],
         default_queue_policy=QueuePolicy(
             max_queue_size=settings.max_queue, default_timeout_microseconds=1000 * wait_ms
         ),
     )
-    config = ModelConfig(max_batch_size=endpoint.batch, batcher=batcher)
+    config = ModelConfig(max_batch_size=MOST_REQUESTS, batcher=batcher)
     triton.bind(endpoint.name, [Unary(endpoint, pool)] * instances, **tensors, config=config)

@@ -19,15 +19,15 @@ SECONDS = {"action": 12, "other": 3}
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Truth]]:
-    """Clips that the models were neither trained nor tested on, and their truth: of actions, and of shapes."""
+    """Clips that the models have not seen, neither in training nor tests, and their truth, by task."""
     folder = tmp_path_factory.mktemp("drawing")
     drawn = {}
     for kind, seconds in SECONDS.items():
         clip, truth = folder / f"{kind}.mp4", folder / f"{kind}.npz"
         draw = ["--draw", clip, "--truth", truth, "--seed", FRESH_SEED, "--seconds", seconds]
         task = ["--task", kind] if kind == "action" else []
-        script = ROOT / "scripts" / "train_demo.py"
-        subprocess.run([sys.executable, script, *map(str, draw), *task], check=True, timeout=100)
+        command = [sys.executable, "-m", "scripts.demo.train", *map(str, draw), *task]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=100)
         drawn[kind] = clip, read_truth(truth)
     return drawn
 
