@@ -1,1 +1,1 @@
-"""Triton's door: endpoints, sessions, the process. The only room that knows PyTriton."""
+"""Triton's door: endpoints, sessions, canary. The only room that knows PyTriton; only server.py opens it."""
