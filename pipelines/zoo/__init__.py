@@ -1,5 +1,4 @@
-"""Where models come from: `resolve` makes a `ModelSpec` of what a user chose. Each form of source has its
-module.
+"""Where models come from: `resolve` makes a `ModelSpec` of what a user chose. Each source has its module.
 
 Nothing heavy is imported before `resolve` is called: settings are read first.
 """
@@ -28,7 +27,7 @@ def resolve(choice: ModelSettings, *, allow_code: bool) -> ModelSpec:
     """The spec of a model: what its source says, and over it what the choice says. Loads no network.
 
     Args:
-        allow_code: whether a source may run Python code of its own.
+        allow_code: whether a source may run code of its own.
 
     Raises:
         ModelUnavailable: there is no such model, or what is known of it is not enough or disagrees.
@@ -86,15 +85,20 @@ def _file_draft(choice: ModelSettings, path: Path, allow_code: bool) -> Draft:
         )
     check_file(path, choice.sha256, what="model")
     suffix = path.suffix.lower()
-    torchscript = suffix not in (*STATE_SUFFIXES, ".onnx", ".pt2") and is_torchscript(path)
-    if choice.arch and (suffix in (".onnx", ".pt2") or torchscript):
+    program = suffix == ".pt2" or (suffix not in (*STATE_SUFFIXES, ".onnx") and is_torchscript(path))
+    if choice.arch and (suffix == ".onnx" or program):
         raise ModelUnavailable(
             f"arch={choice.arch} goes with a state dict, {path} brings its own network", hint="leave it out"
         )
     if suffix == ".onnx":
         return onnx_draft(path, sha256=choice.sha256)
-    if suffix == ".pt2" or torchscript:
-        return saved_draft(path, sha256=choice.sha256, allow_code=allow_code)
+    if program and not (allow_code or choice.sha256):
+        raise ModelUnavailable(
+            f"{path} is a program, which can run code when it is loaded",
+            hint="if you trust it, add --allow-code, or pin it by --sha256 with what `sha256sum FILE` prints",
+        )
+    if program:
+        return saved_draft(path, sha256=choice.sha256)
     if not choice.arch:
         raise ModelUnavailable(
             f"{path} is no saved model that can be read without running code from it",

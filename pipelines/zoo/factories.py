@@ -1,8 +1,6 @@
-"""Models that come as Python code: factories of one's own, and entries of torch.hub. Only for code that is
-trusted.
+"""Models that come as Python code: factories of one's own, and entries of torch.hub.
 
-Nothing here is a barrier: what is named runs with all rights of the server, so `resolve` asks for
-    `--allow-code`.
+Nothing here is a barrier: what is named runs with all rights of the server, so `resolve` asks for leave.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from pipelines.models.onnx_runtime import one_line
 from pipelines.models.spec import ModelSpec
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.draft import Draft, draft_of
@@ -35,11 +34,9 @@ def factory_draft(source: str) -> Draft:
     module_name, _, function_name = source.partition(":")
     make = _function(source, module_name, function_name)
     made = _called(source, make)
-    return (
-        draft_of(made)
-        if isinstance(made, ModelSpec)
-        else _module_draft(source, lambda: _called(source, make))
-    )
+    if isinstance(made, ModelSpec):
+        return draft_of(made)
+    return _module_draft(source, lambda: _called(source, make))
 
 
 def hub_draft(text: str) -> Draft:
@@ -94,7 +91,7 @@ def _function(source: str, module_name: str, function_name: str) -> Callable[[],
             module = importlib.import_module(module_name)
         except Exception as error:
             raise ModelUnavailable(
-                f"cannot import {module_name} of {source}: {_line(error)}",
+                f"cannot import {module_name} of {source}: {one_line(error)}",
                 hint="run the server where the package lies, or install it",
             ) from error
     function = getattr(module, function_name, None)
@@ -125,14 +122,10 @@ def _called(source: str, make: Callable[[], Any]) -> Any:
         raise
     except (urllib.error.URLError, OSError) as error:
         raise ModelUnavailable(
-            f"cannot get {source}: {_line(error)}", hint="is the network there? a folder works without"
+            f"cannot get {source}: {one_line(error)}", hint="is the network there? a folder works without"
         ) from error
     except Exception as error:
         raise ModelUnavailable(
-            f"{source} failed: {type(error).__name__}: {_line(error)}",
+            f"{source} failed: {type(error).__name__}: {one_line(error)}",
             hint="mend it, or try it in Python alone",
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,17 +12,16 @@ from pipelines.protocol.errors import ModelUnavailable
 LARGEST_TEXT = 16 << 20
 LONGEST_NAME = 1000
 MOST_NAMES = 100_000
-# Characters that would break lines of a log, move a terminal's cursor or turn the direction of text around
-# it.
+# Characters that break lines of a log, move a terminal's cursor, or turn the direction of the text around.
 UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def read_text(path: Path, what: str) -> str:
-    """A small UTF-8 text file; a mark at its begin does not count.
+    """A small UTF-8 text file, without a byte order mark at its start.
 
     Raises:
-        ModelUnavailable: there is no such file, it is larger than 16 MB, or no UTF-8; `what` names it.
+        ModelUnavailable: there is no such file, it is larger than 16 MB, or not UTF-8; `what` names it.
     """
     try:
         if not path.is_file():

@@ -15,7 +15,7 @@ from tests.zoo.test_saved_models import SIDE_PX, check_answers, error_of, spec_o
 FACTORY = """
 from torch import nn
 from model_inference import ModelSpec, Preprocessing
-from test_saved_models import Toy, toy_spec
+from tests.zoo.test_saved_models import Toy, toy_spec
 
 CALLS = []
 
@@ -86,7 +86,7 @@ def test_a_module_that_cannot_be_imported_is_named() -> None:
 def test_an_entry_of_a_hub_folder(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     (tmp_path / "hubconf.py").write_text(
-        f"import pathlib\nfrom test_saved_models import Toy\npathlib.Path({str(mark)!r}).touch()\n"
+        f"import pathlib\nfrom tests.zoo.test_saved_models import Toy\npathlib.Path({str(mark)!r}).touch()\n"
         "def toy():\n    return Toy()\n"
     )
     known: dict[str, Any] = {"task": "classification", "resize_px": (SIDE_PX, SIDE_PX)}

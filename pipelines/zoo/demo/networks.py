@@ -26,8 +26,7 @@ class DemoFacts:
     Attributes:
         resize_px: the shorter side after resizing.
         mean, std: per RGB channel, of values in 0..1.
-        clip_frames, clip_rate_hz: frames in a clip and frames per second of media time; zero for single
-            frames.
+        clip_frames, clip_rate_hz: frames of a clip, and per second of media time; zero: single frames.
     """
 
     labels: tuple[str, ...]
@@ -62,7 +61,30 @@ def build_demo(task: DemoTask) -> nn.Module:
     return network
 
 
-class DemoSegmenter(nn.Module):
+class _Pyramid(nn.Module):
+    """Features `(N, widths[0], h, w)` → the same shape, having seen coarser scales; and their stem."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        steps = tuple(itertools.pairwise(widths))
+        self.stem = nn.Sequential(_convolution(3, 16, stride=2), _convolution(16, 32, stride=2))
+        self.downs = nn.ModuleList(
+            [nn.Sequential(_convolution(fine, coarse, stride=2), _Residual(coarse)) for fine, coarse in steps]
+        )
+        self.laterals = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in reversed(steps)])
+        self.ups = nn.ModuleList([_convolution(fine, fine) for fine, _ in reversed(steps)])
+
+    def forward(self, finest: Tensor) -> Tensor:
+        scales = [finest]
+        for down in self.downs:
+            scales.append(down(scales[-1]))
+        features = scales.pop()
+        for lateral, up, scale in zip(self.laterals, self.ups, reversed(scales), strict=True):
+            features = up(_resize_as(lateral(features), scale) + scale)
+        return features
+
+
+class DemoSegmenter(_Pyramid):
     """A small pyramid network: features at 1/4 to 1/32 of the input, added up again from coarse to fine.
 
     The last features, at 1/4, give four logits each (a pixel shuffle to 1/2): nothing wide runs at a fine
@@ -70,24 +92,12 @@ class DemoSegmenter(nn.Module):
     """
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
-        steps = ((32, 48), (48, 96), (96, 128))
-        self.stem = nn.Sequential(_convolution(3, 16, stride=2), _convolution(16, 32, stride=2))
-        self.downs = nn.ModuleList(
-            [nn.Sequential(_convolution(fine, coarse, stride=2), _Residual(coarse)) for fine, coarse in steps]
-        )
-        self.laterals = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in reversed(steps)])
-        self.ups = nn.ModuleList([_convolution(fine, fine) for fine, _ in reversed(steps)])
+        super().__init__((32, 48, 96, 128))
         self.head = nn.Conv2d(32, 4 * classes, 3, padding=1)
 
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → logits `(N, K, h, w)`."""
-        scales = [self.stem(pixels_nchw)]
-        for down in self.downs:
-            scales.append(down(scales[-1]))
-        features = scales.pop()
-        for lateral, up, scale in zip(self.laterals, self.ups, reversed(scales), strict=True):
-            features = up(_resize_as(lateral(features), scale) + scale)
+        features = super().forward(self.stem(pixels_nchw))
         return _resize_as(nn.functional.pixel_shuffle(self.head(features), 2), pixels_nchw)
 
 
@@ -119,11 +129,9 @@ class DemoClassifier(nn.Module):
 
 
 class DemoDetector(nn.Module):
-    """A one-stage detector without anchors: each cell, 1/8 of the input, scores the classes and places one
-    box.
+    """A one-stage detector without anchors: each cell, 1/8 of the input, scores the classes and places a box.
 
-    As FCOS (Tian et al. 2019); a score is trained towards the IoU of its box (quality focal loss, Li et al.
-    2020).
+    As FCOS (Tian et al. 2019); a score is trained towards the IoU of its box (Li et al. 2020).
     """
 
     STRIDE_PX = 8
@@ -139,8 +147,7 @@ class DemoDetector(nn.Module):
         nn.init.constant_(self.scores.bias, -4.0)  # type: ignore[arg-type]
 
     def forward(self, pixels_nchw: Tensor) -> list[dict[str, Tensor]]:
-        """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → per frame what torchvision's detectors
-        give.
+        """Normalized RGB float32 `(N, 3, h, w)`, h and w at least 32 → boxes per frame, as torchvision's.
 
         `boxes` float32 `(D, 4)`, x0 y0 x1 y1 in input pixels within the frame; `labels` int64 `(D,)`, from 1;
         `scores` float32 `(D,)`, falling, at least `SCORE_FLOOR`; after NMS, at most `MAX_BOXES`.
@@ -159,9 +166,7 @@ class DemoDetector(nn.Module):
         ]
 
     def maps(self, pixels_nchw: Tensor) -> tuple[Tensor, Tensor]:
-        """Score logits `(N, K - 1, h / 8, w / 8)` and boxes x0 y0 x1 y1 `(N, 4, h / 8, w / 8)` in input
-        pixels.
-        """
+        """Score logits `(N, K - 1, h / 8, w / 8)` and xyxy boxes `(N, 4, h / 8, w / 8)` in input pixels."""
         features = self.tower(self.pyramid(self.entry(self.pyramid.stem(pixels_nchw))))
         # In units of two cells; the clamp keeps an untrained network finite.
         sides = self.sides(features).clamp(-4, 4).exp() * (2 * self.STRIDE_PX)
@@ -213,31 +218,6 @@ class DemoActionNet(nn.Module):
         pooled = torch.cat([features.mean((2, 3, 4)), features.amax((2, 3, 4))], 1)
         logits: Tensor = self.head(pooled)
         return logits
-
-
-class _Pyramid(nn.Module):
-    """Features `(N, widths[0], h, w)` → the same shape, having seen coarser scales; and the stem before
-    it.
-    """
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        steps = tuple(itertools.pairwise(widths))
-        self.stem = nn.Sequential(_convolution(3, 16, stride=2), _convolution(16, 32, stride=2))
-        self.downs = nn.ModuleList(
-            [nn.Sequential(_convolution(fine, coarse, stride=2), _Residual(coarse)) for fine, coarse in steps]
-        )
-        self.laterals = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in reversed(steps)])
-        self.ups = nn.ModuleList([_convolution(fine, fine) for fine, _ in reversed(steps)])
-
-    def forward(self, finest: Tensor) -> Tensor:
-        scales = [finest]
-        for down in self.downs:
-            scales.append(down(scales[-1]))
-        features = scales.pop()
-        for lateral, up, scale in zip(self.laterals, self.ups, reversed(scales), strict=True):
-            features = up(_resize_as(lateral(features), scale) + scale)
-        return features
 
 
 class _Residual(nn.Module):

@@ -12,8 +12,6 @@ from pipelines.zoo.demo.networks import DEMO_FACTS, DemoTask, build_demo
 from pipelines.zoo.files.state import load_state, read_state
 
 ASSETS = Path(__file__).parents[3] / "assets"
-# Those of them that are served, in the order in which they are shown.
-TASKS: tuple[DemoTask, ...] = ("segmentation", "classification", "detection", "action")
 MAX_BATCH = 16
 
 
@@ -23,7 +21,7 @@ def demo_specs() -> dict[TaskName, ModelSpec]:
     They know drawn circles, squares, triangles and stars, each in its own family of colours; colour is what
     they mostly go by, so they say nothing of other pictures.
     """
-    return {task: _spec(task) for task in TASKS if demo_weights(task).is_file()}
+    return {task: _spec(task) for task in DEMO_FACTS if demo_weights(task).is_file()}
 
 
 def demo_weights(task: DemoTask) -> Path:

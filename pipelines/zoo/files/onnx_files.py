@@ -1,6 +1,4 @@
-"""`.onnx` files run by ONNX Runtime, as networks like others. Knows no task: answers go by the outputs'
-names.
-"""
+"""`.onnx` files run by ONNX Runtime, as networks like others. Knows no task: answers go by outputs' names."""
 
 from __future__ import annotations
 
@@ -86,20 +84,16 @@ class OnnxNetwork(Foreign):
         runs = [self._graph(part) for part in self._parts(pixels)]
         if boxes:
             return [frame for run in runs for frame in _frames(run)][: len(pixels)]
-        joined = (
-            runs[0]
-            if len(runs) == 1
-            else {name: torch.cat([run[name] for run in runs]) for name in self._names}
-        )
+        joined = runs[0]
+        if len(runs) > 1:
+            joined = {name: torch.cat([run[name] for run in runs]) for name in self._names}
         for name, tensor in joined.items():
             if len(tensor) < len(pixels):
                 raise RuntimeError(f"output {name} has {len(tensor)} rows for {len(pixels)} of input")
         return {name: tensor[: len(pixels)] for name, tensor in joined.items()}
 
     def _parts(self, pixels: Tensor) -> Iterator[Tensor]:
-        """The batch in pieces of the size that the file takes, the last one filled up with its last
-        element.
-        """
+        """The batch in pieces of the size that the file takes, the last one filled up with its last row."""
         size = self._batch or len(pixels)
         for part in torch.split(pixels, size):
             yield padded(part, size)
@@ -108,17 +102,10 @@ class OnnxNetwork(Foreign):
 def _frames(run: Outputs) -> list[Outputs]:
     """The detections of one run, a mapping for each picture; without a batch's dimension they are of one."""
     known = {name: run[name] for name in OF_DETECTIONS if name in run}
-    frames = [known]
-    if known["boxes"].ndim == 3:
-        frames = [
-            {name: tensor[place] for name, tensor in known.items()} for place in range(len(known["boxes"]))
-        ]
-    return [_best_first(frame) for frame in frames]
-
-
-def _best_first(frame: Outputs) -> Outputs:
-    order = frame["scores"].argsort(descending=True, stable=True)
-    return {name: tensor[order] for name, tensor in frame.items()}
+    if known["boxes"].ndim != 3:
+        known = {name: tensor[None] for name, tensor in known.items()}
+    orders = known["scores"].argsort(descending=True, stable=True)
+    return [{name: tensor[at][order] for name, tensor in known.items()} for at, order in enumerate(orders)]
 
 
 def _open(path: Path, device: torch.device, *, optimise: bool = True) -> OnnxGraph:

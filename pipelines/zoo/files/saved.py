@@ -1,19 +1,18 @@
 """Whole models in a file: `.pt2` of torch.export, TorchScript, `.onnx`. Knows no options.
 
-Archives are looked through before they are loaded (`archive`), and while one is loaded torch is told to read
-no pickle without `weights_only`; `--allow-code` skips both. ONNX is data. This closes the ways that are known
-by which a model could do more than compute, and is no proof: take models from where you would take programs,
-and pin them.
+A `.pt2` or TorchScript file is a program. With PyTorch 2.10 `torch.export.load` falls back to the plain
+unpickler, evaluates guards as Python and starts native code; TorchScript has operators that write files. So
+`resolve` asks for leave before either is read here. ONNX is data.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,49 +20,48 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.models.onnx_runtime import one_line
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.draft import Draft, draft_of
-from pipelines.zoo.files.archive import check_exported, check_script, members, read_json, read_member
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, spec_from_facts
-from pipelines.zoo.files.onnx_files import OnnxNetwork, fixed_input, read_onnx_facts
-from pipelines.zoo.texts import LARGEST_TEXT, check_file
+from pipelines.zoo.files.onnx_files import RANKS, OnnxNetwork, fixed_input, read_onnx_facts
+from pipelines.zoo.texts import check_file
 
-# Pictures are of four dimensions, clips of five; no side, batch or clip is larger than this.
-RANKS = (4, 5)
+# No side, batch or clip is larger than this, and no graph or facts have more bytes.
 LARGEST_DIM = 8192
+LARGEST_TEXT = 64 << 20
+
+Dims = tuple[int | None, ...]
+FREE: Dims = (None,) * 4
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, which holds code; state dicts and plain pickles hold none."""
-    return zipfile.is_zipfile(path) and any("/code/" in name for name in members(path))
+    if not zipfile.is_zipfile(path):
+        return False
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
-def saved_draft(path: Path, *, sha256: str = "", allow_code: bool = False) -> Draft:
-    """A `.pt2` or TorchScript file; what it says of itself, if it was written with facts.
+def saved_draft(path: Path, *, sha256: str = "") -> Draft:
+    """A `.pt2` or TorchScript file, for which the user vouches; what it says of itself, if it has facts.
 
     Raises:
-        ModelUnavailable: the file is damaged, another one than pinned, or would do more than compute.
+        ModelUnavailable: the file is damaged, or another one than pinned.
     """
     exported = path.suffix.lower() == ".pt2"
-    load = _load_exported if exported else _load_script
-    names = members(path)
-    if not allow_code:
-        (check_exported if exported else check_script)(path)
 
     def build() -> nn.Module:
         check_file(path, sha256)
-        return load(path, allow_code)
+        with _reading(path):
+            if exported:
+                return _Saved(torch.export.load(path).module())
+            return _Saved(torch.jit.load(str(path), map_location="cpu").eval())  # type: ignore[no-untyped-call]
 
+    dims = _exported_dims(path) if exported else FREE
     source = f"{path.name}, {'an exported program' if exported else 'TorchScript'}"
-    plain = Draft(name=path.stem, build=build, source=source)
-    batch, *_, height_px, width_px = _exported_dims(path, names) if exported else (None,) * 4
-    member = next((name for name in names if name.endswith(f"/extra/{MODEL_FACTS_KEY}")), None)
-    if member is None:
-        drafted = replace(plain, input_px=(height_px, width_px) if height_px and width_px else None)
-    else:
-        text = read_member(path, member, LARGEST_TEXT).decode("utf-8", "replace")
-        drafted = draft_of(spec_from_facts(text, build=build, source=source, file=path))
-    return replace(drafted, max_batch=batch or drafted.max_batch)
+    draft = _draft(path, build, source, _member(path, f"/extra/{MODEL_FACTS_KEY}"), dims)
+    return replace(draft, max_batch=dims[0] or draft.max_batch)
 
 
 def onnx_draft(path: Path, *, sha256: str = "") -> Draft:
@@ -73,10 +71,15 @@ def onnx_draft(path: Path, *, sha256: str = "") -> Draft:
         check_file(path, sha256)
         return OnnxNetwork(path)
 
-    source = f"{path.name}, by ONNX Runtime"
-    if (text := read_onnx_facts(path)) is not None:
-        return draft_of(spec_from_facts(text, build=build, source=source, file=path))
-    dims = fixed_input(path)
+    facts = read_onnx_facts(path)
+    dims = fixed_input(path) if facts is None else FREE
+    return _draft(path, build, f"{path.name}, by ONNX Runtime", facts, dims)
+
+
+def _draft(path: Path, build: Callable[[], nn.Module], source: str, facts: str | None, dims: Dims) -> Draft:
+    """What the facts in a file say; without any, the size of its input where that is fixed."""
+    if facts is not None:
+        return draft_of(spec_from_facts(facts, build=build, source=source, file=path))
     height_px, width_px = dims[-2:]
     fixed = (height_px, width_px) if height_px and width_px else None
     return Draft(name=path.stem, build=build, source=source, input_px=fixed)
@@ -98,19 +101,8 @@ class _Saved(nn.Module):
         return self.program(pixels)
 
 
-def _load_exported(path: Path, allow_code: bool) -> nn.Module:
-    guard = contextlib.nullcontext() if allow_code else _weights_only()
-    with _reading(path, "an exported program"), guard:
-        return _Saved(torch.export.load(path).module())
-
-
-def _load_script(path: Path, _allow_code: bool) -> nn.Module:
-    with _reading(path, "TorchScript"):
-        return _Saved(torch.jit.load(str(path), map_location="cpu").eval())  # type: ignore[no-untyped-call]
-
-
 @contextlib.contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Readers raise anything at damaged files, and log a traceback before they do."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
@@ -121,42 +113,38 @@ def _reading(path: Path, what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        reason = "".join(one if one.isprintable() else "?" for one in line)
-        raise ModelUnavailable(f"cannot read {path} as {what}: {reason}", hint="is it complete?") from error
+        reason = "".join(one if one.isprintable() else "?" for one in one_line(error)[:300])
+        raise ModelUnavailable(
+            f"cannot read {path}: {reason}", hint="is it complete, and a saved model?"
+        ) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Torch reads no pickle with code within: its own switch, which is asked at every load."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _member(path: Path, end: str) -> str | None:
+    """The text in an archive whose name ends with `end`; None: there is none."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        info = next((one for one in archive.infolist() if one.filename.endswith(end)), None)
+        if info is None:
+            return None
+        if info.file_size > LARGEST_TEXT:
+            raise ValueError(f"{info.filename} has {info.file_size} bytes, more than {LARGEST_TEXT}")
+        return archive.read(info).decode("utf-8", "replace")
 
 
-def _exported_dims(path: Path, names: list[str]) -> tuple[int | None, ...]:
-    """The dimensions `(N, …, h, w)` that an exported program takes, None where they are free or cannot be
-    told.
-    """
-    member = next((name for name in names if "/models/" in name), None)
+def _exported_dims(path: Path) -> Dims:
+    """The dimensions `(N, …, h, w)` that an exported program takes; None: free, or it cannot be told."""
+    text = _member(path, "/models/model.json") or "{}"
+    with _reading(path):
+        graph = json.loads(text)
     try:
-        module = read_json(path, member or "models")["graph_module"]
-        inputs = [
-            spec["user_input"]["arg"] for spec in module["signature"]["input_specs"] if "user_input" in spec
-        ]
-        sizes = module["graph"]["tensor_values"][inputs[0]["as_tensor"]["name"]]["sizes"]
+        module = graph["graph_module"]
+        specs = module["signature"]["input_specs"]
+        first = next(spec["user_input"]["arg"] for spec in specs if "user_input" in spec)
+        sizes = module["graph"]["tensor_values"][first["as_tensor"]["name"]]["sizes"]
         dims = tuple(size.get("as_int") for size in sizes)
-    except (LookupError, TypeError, AttributeError, ValueError):
-        return (None,) * 4
+    except (LookupError, TypeError, AttributeError, StopIteration):
+        return FREE
     whole = all(size is None or (type(size) is int and 0 < size <= LARGEST_DIM) for size in dims)
-    return dims if whole and len(dims) in RANKS else (None,) * 4
+    return dims if whole and len(dims) in RANKS else FREE

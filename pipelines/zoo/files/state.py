@@ -1,7 +1,4 @@
-"""Files of weights: state dicts read without running code, and their SHA-256; small texts beside a model.
-
-Knows no torchvision, no options. Files are looked at before they are opened: a pipe would never end.
-"""
+"""State dicts: read without running code, and loaded into a network. Knows no torchvision, no options."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipelines.models.onnx_runtime import one_line
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.texts import check_file
 
@@ -26,8 +24,7 @@ TRAINING_HEADS = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
 def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
     """The tensors of a state dict on the CPU: `.safetensors`, or a pickle read with `weights_only`.
 
-    With `weights_only` torch's own unpickler knows tensors and plain containers alone and calls nothing else,
-    so a pickle that carries code is refused where it names it.
+    Torch's own unpickler knows only tensors and plain containers, so a pickle that carries code is refused.
 
     Raises:
         ModelUnavailable: no such file, another one than pinned, damaged, carries code, or holds no tensors.
@@ -51,9 +48,9 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
     except ModelUnavailable:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelUnavailable(
-            f"cannot read the weights file {path}: {reason}", hint="is it complete, and a state dict?"
+            f"cannot read the weights file {path}: {one_line(error)}",
+            hint="is it complete, and a state dict?",
         ) from error
     return _tensors(state, path)
 
@@ -106,9 +103,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         ModelUnavailable: they are the weights of another network.
     """
     own = network.state_dict()
-    kept = {
-        name: tensor for name, tensor in state.items() if name in own or not name.startswith(TRAINING_HEADS)
-    }
+    kept = {name: state[name] for name in state if name in own or not name.startswith(TRAINING_HEADS)}
     missing = [name for name in own if name not in kept and not name.startswith(TRAINING_HEADS)]
     unknown = [name for name in kept if name not in own]
     if missing or unknown:

@@ -1,5 +1,4 @@
-"""torchvision's detectors as networks of prepared pixels, and how their pixels are prepared. Knows no
-weights.
+"""torchvision's detectors as networks of prepared pixels, and how these are prepared. Knows no weights.
 
 A detector of torchvision resizes and normalizes its pictures itself, and brings its boxes back to their size;
 here both happen outside of the model. So the module that does this is replaced by one that does neither.
@@ -7,7 +6,7 @@ here both happen outside of the model. So the module that does this is replaced 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +20,6 @@ from pipelines.zoo.vision.one_stage import is_one_stage, one_stage_boxes, one_st
 
 # What makes a module a detector's transform, whatever its class.
 TRANSFORM_FIELDS = ("min_size", "max_size", "image_mean", "image_std", "size_divisible", "fixed_size")
-# Where torchvision's families keep how many classes they score, the background included where they have one.
-CLASS_COUNTS = (
-    "roi_heads.box_predictor.cls_score.out_features",
-    "head.classification_head.num_classes",
-    "head.classification_head.num_columns",
-)
 
 
 class PreparedTransform(nn.Module):
@@ -36,16 +29,12 @@ class PreparedTransform(nn.Module):
     that a detector says how its pixels are prepared before and after it was adapted.
     """
 
+    size_divisible: int
+
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        (
-            self.min_size,
-            self.max_size,
-            self.image_mean,
-            self.image_std,
-            self.size_divisible,
-            self.fixed_size,
-        ) = (getattr(original, name) for name in TRANSFORM_FIELDS)
+        for name in TRANSFORM_FIELDS:
+            setattr(self, name, getattr(original, name))
 
     def forward(self, images: Sequence[Tensor], targets: Any = None) -> tuple[Any, Any]:
         """Pictures `(3, h, w)` of one size → a batch with black, at the right and below, up to whole strides.
@@ -82,7 +71,7 @@ class AdaptedDetector(nn.Module):
 
 
 class OneStageDetector(AdaptedDetector):
-    """One of a single stage, in two steps; see `pipelines.models.torch_runtime.InTwoSteps`."""
+    """A detector of one stage, in two steps (`torch_runtime.InTwoSteps`)."""
 
     def forward(self, batch: Tensor) -> list[dict[str, Tensor]]:
         height_px, width_px = batch.shape[-2:]
@@ -148,23 +137,14 @@ def detector_preprocessing(network: nn.Module) -> Preprocessing:
     )
 
 
-def detector_classes(network: nn.Module) -> int | None:
-    """How many classes a detector scores, the background included where it has one; None where it does not
-    say.
-    """
-    inner = network.network if isinstance(network, AdaptedDetector) else network
-    for path in CLASS_COUNTS:
-        value: Any = inner
-        for name in path.split("."):
-            value = getattr(value, name, None)
-        if isinstance(value, int):
-            return value
-    return None
-
-
 def _transform(network: nn.Module) -> tuple[nn.Module, str, nn.Module]:
     """The module that has the detector's transform, the attribute's name, and the transform."""
-    found = list(_transforms(network))
+    found = [
+        (parent, name, module)
+        for parent in network.modules()
+        for name, module in parent.named_children()
+        if all(hasattr(module, field) for field in (*TRANSFORM_FIELDS, "postprocess"))
+    ]
     if len(found) != 1:
         raise ModelUnavailable(
             f"{type(network).__name__} has {len(found)} modules that prepare pictures as torchvision's "
@@ -174,17 +154,8 @@ def _transform(network: nn.Module) -> tuple[nn.Module, str, nn.Module]:
     return found[0]
 
 
-def _transforms(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in network.modules():
-        children: Mapping[str, nn.Module] = dict(parent.named_children())
-        for name, module in children.items():
-            if all(hasattr(module, field) for field in (*TRANSFORM_FIELDS, "postprocess")):
-                yield parent, name, module
-
-
 class CoarseSegmenter(nn.Module):
-    """A segmentation network of torchvision's that can stop before its last step; see
-    `pipelines.models.torch_runtime.Coarse`.
+    """A segmentation network of torchvision's that can stop before its last step (`torch_runtime.Coarse`).
 
     Its forward gives what the network itself gives, without the output that only training uses.
     """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +24,23 @@ def download(name: str, weights: Any, sha256: str) -> nn.Module:
     """
     from torchvision import models
 
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    with download_errors(name, weights.url):
-        if sha256:
-            if not cached.is_file():
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(weights.url, str(cached))
-            check_file(cached, sha256)
-        network: nn.Module = models.get_model(name, weights=weights, progress=True)
-    return network
-
-
-@contextlib.contextmanager
-def download_errors(name: str, url: str) -> Iterator[None]:
-    """Turn a failing download into ModelUnavailable that names the ways out; never wait for ever."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = cache / Path(weights.url).name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        yield
+        if sha256:
+            if not cached.is_file():
+                cache.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(weights.url, str(cached))
+            check_file(cached, sha256)
+        network: nn.Module = models.get_model(name, weights=weights, progress=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise ModelUnavailable(
-            f"cannot download the weights of {name} from {url}: {error}",
-            hint=f"give a weights file (--weights FILE), put {Path(url).name} into {cache}, "
+            f"cannot download the weights of {name} from {weights.url}: {error}",
+            hint=f"give a weights file (--weights FILE), put {cached.name} into {cache}, "
             "or use the embedded demo models (--demo)",
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+    return network

@@ -1,6 +1,4 @@
-"""torchvision's models by name: which there are, their weights, and the facts that come with these. Knows no
-options.
-"""
+"""torchvision's models by name: which there are, their weights, and the facts of these. Knows no options."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ TASK_OF_FOLDER: dict[str, TaskName] = {
 }
 # Why a model that torchvision lists is not served.
 LEFT_OUT = {
-    "quantization": (
-        "is quantized: its int8 operators run on the CPU alone, and no weights of one's own fit it"
-    ),
+    "quantization": "is quantized: its int8 operators run only on a CPU, and no weights of one's own fit it",
     "optical_flow": "is an optical flow model: it takes pairs of frames and has no classes",
 }
 MAX_BATCH: dict[TaskName, int] = {"classification": 16, "segmentation": 8, "detection": 4, "action": 4}
@@ -67,8 +63,7 @@ def torchvision_draft(source: str, *, weights: str = "", sha256: str = "") -> Dr
 
 
 def state_draft(arch: str, path: Path, *, sha256: str = "") -> Draft:
-    """A state dict of one's own for a torchvision network; the number of classes is what the file's tensors
-    show.
+    """A state dict of one's own for a torchvision network; its tensors show the number of classes.
 
     Raises:
         ModelUnavailable: no such network, or no such file, damaged, carrying code, or of another network.
@@ -189,9 +184,7 @@ def _row(name: str) -> tuple[str, str, str, str, str]:
 
 
 def _size_text(name: str, weights: Any) -> str:
-    """`224x224`, or of sizes that depend on the source `520 (shorter side)`; of clips with length and
-    rate.
-    """
+    """`224x224`, or where it depends on the source `520 (shorter side)`; of clips with length and rate."""
     facts = weights_preprocessing(name, weights)
     text = "x".join(map(str, facts.fixed_hw)) if facts.fixed_hw else f"{facts.resize_px} (shorter side)"
     text += f", at most {facts.max_px}" if facts.max_px else ""
@@ -221,8 +214,9 @@ def _draft(name: str, weights: Any, source: str, build: Callable[[], nn.Module])
 
 
 def _served(network: nn.Module, task: TaskName) -> nn.Module:
-    """The network as it answers: a detector takes a batch, a segmenter can stop before it enlarges its
-    logits, and a head that only training uses is not run.
+    """The network as it answers: a detector takes a batch, a segmenter can stop before it enlarges logits.
+
+    A head that only training uses is not run.
     """
     if task == "detection":
         return adapt_detector(network)
@@ -254,8 +248,7 @@ def _network(name: str, classes: int) -> nn.Module:
     if "weights_backbone" in takes:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        # With its own weights torchvision lets the network undo its mean and std; their transforms count on
-        # it.
+        # With its own weights torchvision lets the network undo its mean and std, for their transforms.
         options |= {"aux_logits": False, "init_weights": False, "transform_input": True}
     network: nn.Module = models.get_model(name, **options)
     return network

@@ -1,10 +1,8 @@
-"""torchvision's detectors of one stage (SSD, RetinaNet, FCOS) in two steps: layers, and the boxes in what
-they say.
+"""torchvision's detectors of one stage (SSD, RetinaNet, FCOS) in two steps: the layers, then their boxes.
 
 The first step gives tensors of every picture alike, so that other engines can have it. The second is
-torchvision's own, but for SSD, where its loop over all classes takes longer than the layers: that one is done
-at once for all classes here, with the same boxes in the same order. Knows no weights, and not how pixels are
-prepared.
+torchvision's own. Only SSD's loop over all classes takes longer than its layers: here all classes are done at
+once, with the same boxes in the same order. Knows no weights, and not how pixels are prepared.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 ONE_STAGE = ("SSD", "RetinaNet", "FCOS")
-# Of the last tensors of `one_stage_maps`, whose shapes alone count.
+# Of the last tensors of `one_stage_maps`, of which only the shapes count.
 GRID = "grid_"
-# Up to this many candidates torchvision (0.25) suppresses all classes in one go, moved apart: its rounding
-# differs.
+# Up to this many candidates torchvision (0.25) suppresses all classes in one go: its rounding differs.
 TOGETHER = {"cpu": 1_000, "cuda": 25_000}
 # How many candidates are looked at first for each box that is kept at most.
 FIRST_LOOK = 4
@@ -32,12 +29,10 @@ def is_one_stage(network: nn.Module) -> bool:
 
 
 def one_stage_maps(network: Any, batch: Tensor) -> dict[str, Tensor]:
-    """What the backbone and the heads say of a batch of whole strides, and the sizes of the backbone's
-    features.
+    """What backbone and heads say of a batch of whole strides, and the sizes of the backbone's features.
 
     As in `forward` of torchvision's classes: `cls_logits` `(N, A, K)`, `bbox_regression` `(N, A, 4)` and
-    maybe more, of A anchors; and `grid_0`, `grid_1` … `(h, w)`, zeros of the height and width of each feature
-    map.
+    maybe more, of A anchors; and `grid_0`, `grid_1` … `(h, w)`, zeros in the size of each feature map.
     """
     features = network.backbone(batch)
     levels = [features] if isinstance(features, Tensor) else list(features.values())
@@ -98,9 +93,9 @@ def ssd_boxes(
 
 
 def _of_the_best(network: Any, boxes: Tensor, scores: Tensor, wanted: Tensor) -> dict[str, Tensor] | None:
-    """The boxes of a picture by a look at its best candidates alone; None where that does not tell.
+    """The boxes of a picture by a look at only its best candidates; None where that does not tell.
 
-    Whether a candidate is kept depends on better ones alone, so enough of the best decide for all. None of
+    Whether a candidate is kept depends only on better ones, so enough of the best decide for all. None of
     these is beyond the best `topk_candidates` of its class if there are no more of a class at all. And there
     are so many that torchvision suppresses class by class, too.
 
@@ -146,9 +141,7 @@ def _taken(frame: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
 
 
 def _kept_by_class(frame: Mapping[str, Tensor], most_iou: float) -> Tensor:
-    """Which candidates are kept, best first, where each class is suppressed for itself; they come class by
-    class.
-    """
+    """Which candidates are kept, best first, each class suppressed for itself; they come class by class."""
     from torchvision.ops import nms
 
     boxes, scores = frame["boxes"], frame["scores"]

@@ -18,25 +18,20 @@ from pipelines.models.spec import TaskName
 PICTURES = 8
 SIDE_PX, SIDE_OF_SEGMENTATION_PX, SIDE_OF_INCEPTION_PX = 128, 96, 224
 CLIP_SIDE_PX, CLIP_FRAMES = 64, 8
-# Channels that hardly vary in so few pictures would be blown up in others: the least variance, of a layer's
-# mean.
+# The least variance, of a layer's mean: channels that hardly vary in so few pictures may do so in others.
 VARIANCE_FLOOR = 0.1
 # Standard deviation of the logits over pictures.
 LOGIT_SPREAD = 3.0
-# 10^9 multiplications of a pass over one picture beyond which a network that takes only its own size is left
-# alone.
+# A network that takes only its own size is left as it is beyond this work, in 10^9 multiplications.
 MAX_WORK = 40.0
-# Families whose networks take pictures of their own size only, by the names of their classes; frames of a
-# clip.
+# Classes of the networks that take pictures of their own size only, and the frames of their clips.
 FIXED_SIZE = {"VisionTransformer": 16, "MaxVit": 16, "MViT": 16, "S3D": 16}
 
 
 def calibrate(network: nn.Module, task: TaskName, transforms: Callable[[], Any], work: float) -> None:
-    """Set the batch-norm statistics of `network`, in eval mode, from random pictures, and scale its last
-    layer.
+    """Set the batch-norm statistics of `network` from random pictures, scale its last layer; in eval mode.
 
-    Draws from torch's random numbers. Of a detector the backbone alone is run; frozen norms have no
-    statistics.
+    Draws from torch's random numbers. Of a detector only the backbone runs; frozen norms have no statistics.
 
     Args:
         transforms: makes torchvision's preset, which says the size of networks that take no other.
@@ -71,8 +66,7 @@ def _side_px(task: TaskName, kind: str) -> int:
 
 
 def _pictures(count: int, frames: tuple[int, ...], side_px: int) -> Tensor:
-    """Normalized pictures `(N, 3, …frames, h, w)`: patches of all sizes, the larger the stronger, as
-    photographs have.
+    """Normalized pictures `(N, 3, …frames, h, w)`: patches of all sizes, as in photos the large stronger.
 
     Pictures differ in brightness, tint and contrast; a clip is one picture that moves.
     """
@@ -94,7 +88,7 @@ def _norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @contextmanager
 def _statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norms alone are in train mode within, so that they keep plain averages; dropout stays off."""
+    """Within only batch norms are in train mode, so that they keep plain averages; dropout stays off."""
     norms = _norms(network)
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -124,9 +118,7 @@ def _wake_heads(network: nn.Module) -> None:
 
 
 def _spread(network: nn.Module, logits: Tensor) -> None:
-    """Scale the layers that give the logits `(N, K, …)` until they differ from picture to picture, and centre
-    them.
-    """
+    """Scale and centre the layers that give the logits `(N, K, …)`, so that these differ between pictures."""
     classes = logits.shape[1]
     centres = logits.mean([axis for axis in range(logits.ndim) if axis != 1])
     spread = (logits - centres.view(1, -1, *[1] * (logits.ndim - 2))).std()
@@ -140,7 +132,6 @@ def _spread(network: nn.Module, logits: Tensor) -> None:
         head.weight.mul_(scale)
         if head.bias is not None:
             head.bias.mul_(scale)
-    # Where a ReLU follows, as in SqueezeNet, logits have a floor and centring would push most classes below
-    # it.
+    # Where a ReLU follows, as in SqueezeNet, logits have a floor: centred, most classes would be below it.
     if logits.min() < 0 and heads and heads[-1].bias is not None:
         heads[-1].bias.sub_(centres * scale)
