@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipelines.models.onnx_runtime import one_line
@@ -59,18 +60,13 @@ def hub_draft(text: str) -> Draft:
     if local and ref:
         raise ModelUnavailable(f"{source}: a folder has no REF {ref!r}", hint="leave it out")
 
-    def build() -> Any:
-        return _called(source, lambda: _load_hub(str(folder) if local else repo, local, ref, entry))
+    where = str(folder) if local else f"{repo}:{ref}" if ref else repo
+    kind = "local" if local else "github"
 
-    return _module_draft(source, build)
+    def load() -> Any:
+        return torch.hub.load(where, entry, source=kind, trust_repo=True)  # type: ignore[no-untyped-call]
 
-
-def _load_hub(repo: str, local: bool, ref: str, entry: str) -> Any:
-    import torch
-
-    if local:
-        return torch.hub.load(repo, entry, source="local")  # type: ignore[no-untyped-call]
-    return torch.hub.load(f"{repo}:{ref}" if ref else repo, entry, trust_repo=True)  # type: ignore[no-untyped-call]
+    return _module_draft(source, lambda: _called(source, load))
 
 
 def _module_draft(source: str, build: Callable[[], Any]) -> Draft:

@@ -58,11 +58,8 @@ def check_file(path: Path, sha256: str = "", what: str = "weights") -> None:
         raise ModelUnavailable(f"no {what} file {path}", hint="check the path")
     if not sha256:
         return
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():
         raise ModelUnavailable(
             f"{path} is not the pinned file: expected sha256 {sha256.lower()}, found {found}",

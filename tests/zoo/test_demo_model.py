@@ -1,6 +1,4 @@
-"""The embedded demo models: their weights, their clips with the exact truth, and the scripts that make
-them.
-"""
+"""The embedded demo models: their weights, their clips with the exact truth, and the scripts for both."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ from scripts.demo.shapes import LEAST_PX, Scene, Truth
 from tests.conftest import ROOT
 
 ASSETS = ROOT / "assets"
-SCRIPT = ROOT / "scripts" / "train_demo.py"
+SCRIPT = (sys.executable, "-m", "scripts.demo.train")
 TASKS: tuple[DemoTask, ...] = ("segmentation", "classification", "detection", "action")
 SHIPPED_SEED = 2027
 FRAME_STEP = 10
@@ -80,8 +78,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Arra
     running = {}
     for name in ("first", "again"):
         outputs = ["--draw", str(folder / f"{name}.mp4"), "--truth", str(folder / f"{name}.npz")]
-        command = [sys.executable, str(SCRIPT), *outputs, "--seed", str(SHIPPED_SEED), "--seconds", "0.2"]
-        running[name] = subprocess.Popen(command)
+        command = [*SCRIPT, *outputs, "--seed", str(SHIPPED_SEED), "--seconds", "0.2"]
+        running[name] = subprocess.Popen(command, cwd=ROOT)
     clips = {}
     for name, process in running.items():
         assert process.wait(timeout=60) == 0

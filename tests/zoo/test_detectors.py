@@ -1,6 +1,4 @@
-"""Adapted detectors of torchvision against the originals, with random weights: the same boxes, masks,
-keypoints.
-"""
+"""Adapted detectors of torchvision against the originals: the same boxes, masks, keypoints."""
 
 from __future__ import annotations
 
@@ -204,9 +202,7 @@ def test_masks_and_keypoints_stay_in_model_pixels() -> None:
 
 @pytest.mark.parametrize("family", ["maskrcnn", "keypointrcnn"])
 def test_the_task_answers_as_the_original(family: str) -> None:
-    """The whole way back: what the task makes of an adapted detector's answers is what the original
-    answers.
-    """
+    """The whole way back: what the task makes of an adapted detector's answers is what the original says."""
     found = run(family)
     facts = Preprocessing(resize_px=100, max_px=160)
     model = ModelSpec(

@@ -1,6 +1,4 @@
-"""Models that are Python code: factories and torch.hub, only with leave, and what goes wrong in them is
-named.
-"""
+"""Models that are Python code: factories and torch.hub. Only with leave, and what goes wrong is named."""
 
 from __future__ import annotations
 

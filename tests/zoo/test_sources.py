@@ -1,6 +1,4 @@
-"""Where models come from: torchvision's names, weights, labels and preprocessing, and what options change in
-them.
-"""
+"""Where models come from: torchvision's names, weights, labels and preprocessing, and what options change."""
 
 from __future__ import annotations
 

@@ -38,8 +38,7 @@ MAX_BATCH: dict[TaskName, int] = {"classification": 16, "segmentation": 8, "dete
 
 
 def torchvision_draft(source: str, *, weights: str = "", sha256: str = "") -> Draft:
-    """What torchvision says of a model, by its name or import path
-    (`torchvision.models.segmentation.fcn_resnet50`).
+    """What torchvision says of a model, by its name or its import path.
 
     Args:
         weights: empty or `DEFAULT` for torchvision's default weights (downloaded on first use), a name of
@@ -94,13 +93,11 @@ def find_name(source: str) -> str:
     from torchvision import models
 
     path, _, name = source.removeprefix("torchvision.").removeprefix("models.").rpartition(".")
-    known = {one: _module(one) for one in models.list_models()}
-    if name in known and (not path or f"{known[name]}.".startswith(f"{path}.")):
-        if why := LEFT_OUT.get(known[name].split(".")[0]):
+    if name in models.list_models() and (not path or f"{_module(name)}.".startswith(f"{path}.")):
+        if why := LEFT_OUT.get(_folder(name)):
             raise ModelUnavailable(f"{name} {why}", hint="--list-models lists all that are served")
         return name
-    served = [one for one, module in known.items() if module.split(".")[0] not in LEFT_OUT]
-    close = difflib.get_close_matches(name, served, n=5, cutoff=0.4)
+    close = difflib.get_close_matches(name, names(), n=5, cutoff=0.4)
     listed = f"closest: {', '.join(close)}; " if close else ""
     raise ModelUnavailable(
         f"torchvision has no model {source!r}",
@@ -112,12 +109,12 @@ def names() -> list[str]:
     """All names that are served."""
     from torchvision import models
 
-    return [name for name in models.list_models() if _module(name).split(".")[0] not in LEFT_OUT]
+    return [name for name in models.list_models() if _folder(name) not in LEFT_OUT]
 
 
 def task_of(name: str) -> TaskName:
     """The task of a registered name, which is the folder of torchvision's that its builder is in."""
-    return TASK_OF_FOLDER.get(_module(name).split(".")[0], "classification")
+    return TASK_OF_FOLDER.get(_folder(name), "classification")
 
 
 def transform_preprocessing(transform: Any) -> Preprocessing:
@@ -271,6 +268,10 @@ def _find_weights(name: str, weights: str) -> Any:
 
 def _is_file(weights: str) -> bool:
     return weights.lower().endswith(STATE_SUFFIXES) or "/" in weights or Path(weights).is_file()
+
+
+def _folder(name: str) -> str:
+    return _module(name).partition(".")[0]
 
 
 def _module(name: str) -> str:

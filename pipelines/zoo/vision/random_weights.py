@@ -54,8 +54,9 @@ def calibrate(network: nn.Module, task: TaskName, transforms: Callable[[], Any],
         with _statistics(body):
             output = body(pictures)
         if task != "detection":
-            again = bool(_norms(body)) and not (fixed and frames)
-            _spread(network, _logits(network(pictures) if again else output))
+            if _norms(body) and not (fixed and frames):
+                output = network(pictures)
+            _spread(network, next(iter(output.values())) if isinstance(output, dict) else output)
 
 
 def _side_px(task: TaskName, kind: str) -> int:
@@ -103,11 +104,6 @@ def _statistics(network: nn.Module) -> Iterator[None]:
             norm.eval()
             if norm.running_var is not None:
                 norm.running_var.clamp_(min=float(VARIANCE_FLOOR * norm.running_var.mean()))
-
-
-def _logits(output: Any) -> Tensor:
-    logits: Tensor = next(iter(output.values())) if isinstance(output, dict) else output
-    return logits
 
 
 def _wake_heads(network: nn.Module) -> None:
