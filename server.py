@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipelines.machine import memory, preflight, watchdog
 from pipelines.protocol.errors import TrividError
-from pipelines.settings.flags import Settings, parse_args
+from pipelines.settings.flags import parse_args
+from pipelines.settings.server import Settings
 
 if TYPE_CHECKING:
     from pipelines.assembly import EngineRoom

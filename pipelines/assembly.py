@@ -24,7 +24,7 @@ from pipelines.protocol.errors import ModelUnavailable
 from pipelines.protocol.options import Options
 from pipelines.rendering.encode import Mp4Writer, png
 from pipelines.rendering.postprocess import Postprocessor
-from pipelines.settings.flags import Settings
+from pipelines.settings.server import Settings
 from pipelines.tasks.painter import UNNAMED_COLOURS
 from pipelines.telemetry.counters import Telemetry
 from pipelines.zoo import resolve

@@ -54,10 +54,11 @@ class Preprocessing:
     pad_value: int = 0
 
     def __post_init__(self) -> None:
-        sizes = [self.resize_px] if isinstance(self.resize_px, int) else [*(self.resize_px or ())]
-        for size in (*sizes, *(self.crop_px or ()), self.max_px or 1):
-            if not 1 <= size <= MAX_SIDE_PX:
-                raise ValueError(f"a side of {size} px is not in 1 to {MAX_SIDE_PX}")
+        for name in ("resize_px", "crop_px", "max_px"):
+            value: int | tuple[int, int] | None = getattr(self, name)
+            for size in value if isinstance(value, tuple) else (value,):
+                if size is not None and not 1 <= size <= MAX_SIDE_PX:
+                    raise ValueError(f"{name}: a side of {size} px is not in 1 to {MAX_SIDE_PX}")
         if not all(-1 <= value <= 2 for value in self.mean):
             raise ValueError(f"mean {self.mean} is not of values in 0 to 1 (of levels to 255: divide by 255)")
         if not all(0 < value <= 10 for value in self.std):

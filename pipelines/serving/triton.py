@@ -24,7 +24,7 @@ from pipelines.machine.threads import Threads, cores, use_threads
 from pipelines.serving.endpoints import Endpoint, Stream, Unary
 from pipelines.serving.pytriton_messages import Messages
 from pipelines.serving.pytriton_patches import mend_stub_files
-from pipelines.settings.flags import Settings
+from pipelines.settings.server import Settings
 
 log = logging.getLogger("trivid")
 

@@ -1,24 +1,23 @@
-"""What a source says of its model, and over it what the user chose: together a `ModelSpec`. Knows no
-formats.
-"""
+"""What a source says of its model, and over it what the user chose: a `ModelSpec`. Knows no formats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pipelines.models.spec import MAX_BATCH, MAX_SIDE_PX, Clip, ModelSpec, Preprocessing, TaskName, Tiling
+from pipelines.models.spec import Clip, ModelSpec, Preprocessing, TaskName, Tiling
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.settings.model import ModelSettings
+from pipelines.settings.model import ModelSettings, PixelSettings
+from pipelines.settings.reading import WrongInput, read_text
 from pipelines.zoo.model_proc import ModelProc, read_model_proc
-from pipelines.zoo.texts import MOST_NAMES, read_text, wrong_name
+from pipelines.zoo.texts import MOST_NAMES, wrong_name
 
-PLAIN_FIELDS = ("fit", "interpolation", "antialias", "channels", "pad_value")
-ALL_FIELDS = ("resize_px", "max_px", "crop_px", "mean", "std", *PLAIN_FIELDS)
+# What a choice may say of `Preprocessing`.
+PIXELS = PixelSettings.model_fields.keys() & {one.name for one in fields(Preprocessing)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +50,8 @@ class Draft:
 
 def draft_of(spec: ModelSpec) -> Draft:
     """A draft that says all that `spec` says."""
-    return Draft(
-        name=spec.name,
-        build=spec.build,
-        source=spec.source,
-        task=spec.task,
-        labels=spec.labels,
-        preprocessing=spec.preprocessing,
-        max_batch=spec.max_batch,
-        thread_safe=spec.thread_safe,
-        clip=spec.clip,
-        tiling=spec.tiling,
-        keypoint_names=spec.keypoint_names,
-        probabilities=spec.probabilities,
-        score_threshold=spec.score_threshold,
-        licence=spec.licence,
-    )
+    said = {one.name: getattr(spec, one.name) for one in fields(Draft) if hasattr(spec, one.name)}
+    return Draft(**said)
 
 
 def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
@@ -77,7 +62,8 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
     """
     task = _task(draft, choice)
     proc = read_model_proc(Path(choice.model_proc).expanduser()) if choice.model_proc else None
-    threshold = proc.score_threshold if proc and proc.score_threshold >= 0 else draft.score_threshold
+    thresholds = (choice.score_threshold, proc.score_threshold if proc else -1.0, draft.score_threshold)
+    scaled = proc.probabilities if proc else None
     try:
         return ModelSpec(
             name=draft.name,
@@ -86,34 +72,19 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
             source=draft.source,
             labels=_labels(draft, choice, proc, task),
             preprocessing=_preprocessing(draft, choice, proc),
-            max_batch=_max_batch(draft, choice),
+            max_batch=choice.max_batch or draft.max_batch,
             thread_safe=draft.thread_safe,
             clip=_clip(draft, choice, task),
             tiling=_tiling(choice) or draft.tiling,
             keypoint_names=draft.keypoint_names,
-            probabilities=proc.probabilities
-            if proc and proc.probabilities is not None
-            else draft.probabilities,
-            score_threshold=_threshold(choice, threshold),
+            probabilities=draft.probabilities if scaled is None else scaled,
+            score_threshold=next((one for one in thresholds if one >= 0), -1.0),
             licence=draft.licence,
             precision=choice.precision,
             engine=choice.engine,
         )
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ModelUnavailable(f"{draft.name}: {error}", hint="check the options of this model") from error
-
-
-def _max_batch(draft: Draft, choice: ModelSettings) -> int:
-    batch = choice.max_batch or draft.max_batch
-    if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"max_batch {batch} is not in 1 to {MAX_BATCH}")
-    return batch
-
-
-def _threshold(choice: ModelSettings, other: float) -> float:
-    if choice.score_threshold != -1 and not 0 <= choice.score_threshold <= 1:
-        raise ValueError(f"score_threshold {choice.score_threshold} is not in 0 to 1")
-    return choice.score_threshold if choice.score_threshold >= 0 else other
 
 
 def _task(draft: Draft, choice: ModelSettings) -> TaskName:
@@ -149,55 +120,39 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """The labels of a UTF-8 text file, one a line; blank lines at its end do not count."""
     text = read_text(path, "labels").rstrip(" \n")
     labels = tuple(line.strip(" ") for line in text.split("\n")) if text else ()
+    wrong = f"has {len(labels)} labels, more than {MOST_NAMES}" if len(labels) > MOST_NAMES else ""
     for number, label in enumerate(labels, 1):
         if not label:
-            raise ModelUnavailable(
-                f"the labels file {path} has no label in line {number}", hint="a label a line"
-            )
-        if wrong := wrong_name(label):
-            raise ModelUnavailable(
-                f"the labels file {path} has in line {number} a label that is {wrong}", hint="a label a line"
-            )
-    if len(labels) > MOST_NAMES:
-        raise ModelUnavailable(
-            f"the labels file {path} has {len(labels)} labels, more than {MOST_NAMES}", hint="check the path"
-        )
-    if not labels:
-        raise ModelUnavailable(f"the labels file {path} is empty", hint="a label a line")
+            wrong = wrong or f"has no label in line {number}"
+        elif reason := wrong_name(label):
+            wrong = wrong or f"has in line {number} a label that is {reason}"
+    if wrong or not labels:
+        raise WrongInput(f"the labels file {path} {wrong or 'is empty'}", hint="a label a line")
     return labels
 
 
 def _preprocessing(draft: Draft, choice: ModelSettings, proc: ModelProc | None) -> Preprocessing:
-    known = {name: getattr(choice, name) for name in ALL_FIELDS if getattr(choice, name) is not None}
-    base = draft.preprocessing
+    said: dict[str, Any] = {name: getattr(choice, name) for name in PIXELS}
+    said = {name: value for name, value in said.items() if value is not None}
     if proc is not None:
         base = proc.preprocessing(_input_px(draft, choice), draft.name)
-        known.pop("resize_px", None)
-        known.pop("crop_px", None)
-    elif base is None:
-        base = _plain(draft, choice)
-    values: dict[str, Any] = {name: getattr(base, name) for name in (*ALL_FIELDS, "round_pixels")}
-    if "resize_px" in known:
+        said = {name: value for name, value in said.items() if name not in ("resize_px", "crop_px")}
+    else:
+        base = draft.preprocessing or _plain(draft, choice)
+    if sides := said.get("resize_px"):
+        shorter = len(sides) == 1
         # These go with the kind of resize that was; height and width leave nothing to crop.
-        values |= {"max_px": None, "fit": "stretch"}
-        values["crop_px"] = values["crop_px"] if len(known["resize_px"]) == 1 else None
-    values |= {name: value for name, value in known.items() if name in (*PLAIN_FIELDS, "max_px")}
-    if "resize_px" in known:
-        values["resize_px"] = _side_or_size("resize_px", known["resize_px"])
-    if "crop_px" in known:
-        values["crop_px"] = _size("crop_px", known["crop_px"])
-    for name in ("mean", "std"):
-        if name in known:
-            values[name] = _three(name, known[name])
-    return Preprocessing(**values)
+        said = {"max_px": None, "fit": "stretch", "crop_px": base.crop_px if shorter else None, **said}
+        said["resize_px"] = sides[0] or None if shorter else sides
+    return replace(base, **said)
 
 
 def _input_px(draft: Draft, choice: ModelSettings) -> tuple[int, int]:
     """What a model-proc file resizes to: the network's input, which its file does not name."""
     if choice.crop_px:
-        return _size("crop_px", choice.crop_px)
+        return choice.crop_px
     if choice.resize_px:
-        return _size("resize_px", choice.resize_px)
+        return choice.resize_px[0], choice.resize_px[-1]
     found = draft.input_px or (draft.preprocessing and draft.preprocessing.fixed_hw)
     if not found:
         raise ModelUnavailable(
@@ -230,10 +185,8 @@ def _clip(draft: Draft, choice: ModelSettings, task: TaskName) -> Clip | None:
             )
         return None
     known = draft.clip
-    length, fps = (
-        choice.clip_length or (known.length if known else 0),
-        choice.clip_fps or (known.fps if known else 0),
-    )
+    length = choice.clip_length or (known.length if known else 0)
+    fps = choice.clip_fps or (known.fps if known else 0)
     if not length or not fps:
         raise ModelUnavailable(f"{draft.name} does not say its clips", hint="give clip_length and clip_fps")
     if known and known.fixed and length != known.length:
@@ -249,25 +202,4 @@ def _tiling(choice: ModelSettings) -> Tiling | None:
         if choice.tile_overlap_px is not None:
             raise ValueError(f"tile_overlap_px={choice.tile_overlap_px} needs tile_px")
         return None
-    return Tiling(tile_px=_size("tile_px", choice.tile_px), overlap_px=choice.tile_overlap_px or 0)
-
-
-def _side_or_size(name: str, values: tuple[int, ...]) -> int | tuple[int, int] | None:
-    if values == (0,):
-        return None
-    return values[0] if len(values) == 1 else _size(name, values)
-
-
-def _size(name: str, values: tuple[int, ...]) -> tuple[int, int]:
-    if len(values) not in (1, 2):
-        raise ValueError(f"{name} is one number or height and width, not {values}")
-    for size in values:
-        if not 1 <= size <= MAX_SIDE_PX:
-            raise ValueError(f"{name}: a side of {size} px is not in 1 to {MAX_SIDE_PX}")
-    return values[0], values[-1]
-
-
-def _three(name: str, values: tuple[float, ...]) -> tuple[float, float, float]:
-    if len(values) not in (1, 3):
-        raise ValueError(f"{name} is one number or one for each of three channels, not {values}")
-    return values[0], values[len(values) // 2], values[-1]
+    return Tiling(tile_px=choice.tile_px, overlap_px=choice.tile_overlap_px or 0)

@@ -7,48 +7,153 @@ or crops.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pipelines.models.spec import MAX_SIDE_PX, Preprocessing
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, model_validator
+
+from pipelines.models.spec import MAX_SIDE_PX, Channels, Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.zoo.texts import LONGEST_NAME, MOST_NAMES, read_text, wrong_name
+from pipelines.settings.reading import (
+    STRICT,
+    WrongInput,
+    allowed,
+    between,
+    not_allowed,
+    only,
+    read,
+    read_text,
+)
+from pipelines.zoo.texts import LONGEST_NAME, MOST_NAMES, Names, wrong_name
 
-Resize = Literal["no", "no-aspect-ratio", "aspect-ratio"]
-Triple = tuple[float, float, float]
-
-SCHEMA = "2.2.0"
 # DL Streamer resizes to this much more than the input where it crops afterwards.
 CROP_MARGIN = 1.125
 BYTE_MAX = 255.0
-LARGEST_NUMBER = 1e6
-SMALLEST_STD = 1e-6
-PARAMS = ("resize", "crop", "color_space", "range", "mean", "std", "padding", "stride_x", "stride_y")
-INPUT_FIELDS = ("layer_name", "format", "precision", "params")
-OUTPUT_FIELDS = (
-    "layer_name",
-    "layer_names",
-    "attribute_name",
-    "converter",
-    "method",
-    "labels",
-    "labels-file",
-    "threshold",
-    "format",
-    "precision",
-)
-CONVERTERS = (
-    "label",
-    "tensor_to_label",
-    "detection_output",
-    "boxes_labels",
-    "tensor_to_bbox_ssd",
-    "raw_data_copy",
-)
+CONVERTERS = "label, tensor_to_label, detection_output, boxes_labels, tensor_to_bbox_ssd, raw_data_copy"
 # What the method says of the outputs: scores to be made probabilities, or to be taken as they are.
-METHODS: dict[str, bool | None] = {"softmax": False, "max": True, "index": True}
+METHODS = {"softmax": False, "max": True, "index": True}
+
+
+def _beside(name: str) -> bool:
+    """A file from elsewhere must not have others read than those that came with it."""
+    return not (Path(name).is_absolute() or ".." in Path(name).parts or wrong_name(name))
+
+
+def _is_one_level(levels: tuple[float, ...]) -> bool:
+    return len({*levels}) == 1 and levels[0] == int(levels[0])
+
+
+Number = Annotated[float, between(-1e6, 1e6)]
+Divisor = Annotated[float, between(1e-6, 1e6)]
+Level = Annotated[float, between(0.0, BYTE_MAX)]
+Pad = Annotated[
+    float,
+    allowed(f"whole pixels from 0 to {MAX_SIDE_PX}", lambda px: 0 <= px <= MAX_SIDE_PX and px == int(px)),
+]
+
+
+def _labels(named: tuple[str, ...] | str, info: ValidationInfo) -> tuple[str, ...]:
+    """The lines of the file that is named beside or below the model-proc file, or the labels themselves."""
+    if isinstance(named, tuple):
+        return named
+    try:
+        lines = tuple(read_text(Path(info.context or "") / named, "labels").rstrip(" \n").split("\n"))
+    except WrongInput as error:
+        raise not_allowed("a list of texts, or a file that can be read with a label a line") from error
+    if len(lines) > MOST_NAMES or any(map(wrong_name, lines)):
+        most = f"at most {MOST_NAMES} printable labels of at most {LONGEST_NAME} characters"
+        raise not_allowed(f"a file of {most}")
+    return lines
+
+
+LabelsFile = Annotated[str, allowed("a file beside the model-proc file or below it", _beside)]
+Labels = Annotated[Names | LabelsFile, AfterValidator(_labels)]
+
+
+class _Padding(BaseModel):
+    model_config = STRICT
+
+    stride_x: Pad = 0.0
+    stride_y: Pad = 0.0
+    fill_value: Annotated[tuple[Level, ...], only("one whole level for all channels", _is_one_level)] = (0.0,)
+
+
+class _Params(BaseModel):
+    model_config = STRICT
+
+    resize: Literal["no", "no-aspect-ratio", "aspect-ratio"] = "no-aspect-ratio"
+    # The others of DL Streamer's, of corners, would need a crop that is not centred.
+    crop: Annotated[str, allowed("central", lambda text: text == "central")] = ""
+    color_space: Channels = "BGR"
+    range: Annotated[
+        tuple[Number, Number], only("a lower and a higher number", lambda ends: ends[0] < ends[1])
+    ] = (0.0, BYTE_MAX)
+    mean: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
+    std: tuple[Divisor, Divisor, Divisor] = (1.0, 1.0, 1.0)
+    padding: _Padding = _Padding()
+    stride_x: Pad = 0.0
+    stride_y: Pad = 0.0
+
+    @property
+    def resized(self) -> str:
+        """What is done before a crop; a crop alone is taken of pixels as they are."""
+        return "no" if self.crop and "resize" not in self.model_fields_set else self.resize
+
+    @property
+    def padding_px(self) -> tuple[int, int]:
+        """Of black around the picture: above and below, left and right."""
+        return self._pad("stride_y"), self._pad("stride_x")
+
+    def _pad(self, name: str) -> int:
+        return int(getattr(self.padding if name in self.padding.model_fields_set else self, name))
+
+    @model_validator(mode="after")
+    def _pads_are_black(self) -> Self:
+        if any(self.padding.fill_value) and any(self.padding_px):
+            raise ValueError(f"padding.fill_value {self.padding.fill_value} is not 0, as strides need it")
+        return self
+
+
+class _Input(BaseModel):
+    model_config = STRICT
+
+    layer_name: Any = None
+    format: Literal["image"] = "image"
+    precision: Any = None
+    params: _Params = _Params()
+
+
+class _Output(BaseModel):
+    model_config = STRICT
+
+    layer_name: Any = None
+    layer_names: Any = None
+    attribute_name: Any = None
+    converter: Annotated[str, allowed(CONVERTERS, CONVERTERS.split(", ").__contains__)] = ""
+    method: Annotated[str, allowed(", ".join(METHODS), METHODS.__contains__)] = ""
+    labels: Labels = ()
+    labels_file: Labels = Field(default=(), validation_alias="labels-file")
+    threshold: Annotated[float, between(0.0, 1.0)] = -1.0
+    format: Any = None
+    precision: Any = None
+
+    @model_validator(mode="after")
+    def _one_list_of_labels(self) -> Self:
+        if {"labels", "labels_file"} <= self.model_fields_set:
+            raise ValueError("it has labels and labels-file, and may have one of them only")
+        return self
+
+
+SEVERAL = "a list of one; networks of several inputs or outputs are not served"
+
+
+class _File(BaseModel):
+    model_config = STRICT
+
+    json_schema_version: Literal["2.2.0"] = "2.2.0"
+    input_preproc: Annotated[tuple[_Input, ...], only(SEVERAL, lambda layers: len(layers) <= 1)] = ()
+    output_postproc: Annotated[tuple[_Output, ...], only(SEVERAL, lambda layers: len(layers) <= 1)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,47 +161,43 @@ class ModelProc:
     """What a model-proc file says.
 
     Attributes:
-        mean, std: of values in 0..1, with `range` folded into them; in the order of `channels`.
-        padding_px: of black around the picture: above and below, left and right.
-        pad_value: level of the bars that keep the aspect.
+        params: of pixels, as they are written.
         probabilities: whether outputs are probabilities already; None: not said.
         score_threshold: -1: not said.
     """
 
-    resize: Resize = "no-aspect-ratio"
-    crop: bool = False
-    channels: Literal["RGB", "BGR"] = "BGR"
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1 / BYTE_MAX, 1 / BYTE_MAX, 1 / BYTE_MAX)
-    padding_px: tuple[int, int] = (0, 0)
-    pad_value: int = 0
-    labels: tuple[str, ...] = ()
-    probabilities: bool | None = None
-    score_threshold: float = -1.0
+    params: _Params
+    labels: tuple[str, ...]
+    probabilities: bool | None
+    score_threshold: float
 
     def preprocessing(self, input_px: tuple[int, int], name: str) -> Preprocessing:
-        """The facts for a network `name` whose input is `input_px` (height, width). Raises
-        ModelUnavailable.
+        """The facts for a network `name` whose input is `input_px` (height, width). Raises ModelUnavailable.
+
+        y = (x · (high - low) + low - mean) / std, of x in 0..1, is what they are made of.
         """
-        height_px, width_px = (size - 2 * pad for size, pad in zip(input_px, self.padding_px, strict=True))
+        params, (low, high) = self.params, self.params.range
+        height_px, width_px = (size - 2 * pad for size, pad in zip(input_px, params.padding_px, strict=True))
         if min(height_px, width_px) < 1:
             raise ModelUnavailable(
-                f"{name}: a padding of {self.padding_px} leaves nothing of an input of {input_px}",
+                f"{name}: a padding of {params.padding_px} leaves nothing of an input of {input_px}",
                 hint="check padding in the model-proc file",
             )
-        margin = CROP_MARGIN if self.crop else 1.0
+        margin = CROP_MARGIN if params.crop else 1.0
         resized = int(height_px * margin), int(width_px * margin)
-        cut = self.crop or self.resize == "no" or any(self.padding_px)
+        cut = params.crop or params.resized == "no" or any(params.padding_px)
+        mean_r, mean_g, mean_b = ((one - low) / (high - low) for one in params.mean)
+        std_r, std_g, std_b = (one / (high - low) for one in params.std)
         try:
             return Preprocessing(
-                resize_px=None if self.resize == "no" else resized,
-                fit="letterbox" if self.resize == "aspect-ratio" else "stretch",
+                resize_px=None if params.resized == "no" else resized,
+                fit="letterbox" if params.resized == "aspect-ratio" else "stretch",
                 crop_px=input_px if cut else None,
-                mean=self.mean,
-                std=self.std,
+                mean=(mean_r, mean_g, mean_b),
+                std=(std_r, std_g, std_b),
                 antialias=False,
-                channels=self.channels,
-                pad_value=self.pad_value,
+                channels=params.color_space,
+                pad_value=int(params.padding.fill_value[0]),
             )
         except ValueError as error:
             raise ModelUnavailable(
@@ -108,185 +209,15 @@ def read_model_proc(path: Path) -> ModelProc:
     """Read a model-proc file.
 
     Raises:
-        ModelUnavailable: it cannot be read, or a field is unknown, wrong, or of a kind that is not supported;
-            the message names file, field, value and what is allowed.
+        WrongInput: it cannot be read, or a field is unknown, wrong, or of a kind that is not supported; the
+            message names file, field, value and what is allowed.
     """
-    try:
-        whole = json.loads(read_text(path, "model-proc"))
-    except (ValueError, RecursionError) as error:
-        raise ModelUnavailable(
-            f"the model-proc file {path} is no JSON: {error}", hint="see DL Streamer's documentation of it"
-        ) from error
-    root = _Node(path, "", whole).fields(("json_schema_version", "input_preproc", "output_postproc"))
-    if "json_schema_version" in root:
-        root["json_schema_version"].one_of((SCHEMA,))
-    missing = _Node(path, "input_preproc", [])
-    values = {**_input(root.get("input_preproc", missing)), **_output(root.get("output_postproc", missing))}
-    return ModelProc(**values)  # type: ignore[arg-type]
-
-
-class _Node:
-    """A value of the file and where it lies, so that what is wrong with it can be said."""
-
-    def __init__(self, file: Path, path: str, value: object) -> None:
-        self.file, self.path, self.value = file, path, value
-
-    def fail(self, allowed: str) -> NoReturn:
-        try:
-            shown = json.dumps(self.value)
-        except RecursionError:
-            shown = "nested too deep"
-        raise ModelUnavailable(
-            f"the model-proc file {self.file}: {self.path or 'the whole'} is "
-            f"{shown if len(shown) <= 60 else shown[:57] + '…'}",
-            hint=f"allowed: {allowed}",
-        )
-
-    def fields(self, known: tuple[str, ...]) -> dict[str, _Node]:
-        if not isinstance(self.value, dict):
-            self.fail("an object")
-        for name in self.value:
-            if name not in known:
-                known_as = name if name.isprintable() else ascii(name)
-                field = f"{self.path}.{known_as}".lstrip(".")[:100]
-                raise ModelUnavailable(
-                    f"the model-proc file {self.file}: unknown field {field}",
-                    hint=f"allowed: {', '.join(known)}",
-                )
-        return {
-            name: _Node(self.file, f"{self.path}.{name}".lstrip("."), one) for name, one in self.value.items()
-        }
-
-    def items(self) -> list[_Node]:
-        if not isinstance(self.value, list):
-            self.fail("a list")
-        return [_Node(self.file, f"{self.path}[{place}]", one) for place, one in enumerate(self.value)]
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            self.fail("a text")
-        return self.value
-
-    def one_of(self, allowed: tuple[str, ...]) -> str:
-        if self.value not in allowed:
-            self.fail(", ".join(allowed))
-        return str(self.value)
-
-    def label(self) -> str:
-        if wrong_name(self.text()):
-            self.fail(f"a printable text of at most {LONGEST_NAME} characters")
-        return self.text()
-
-    def number(self, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
-        number = self.value
-        if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
-            self.fail(f"a number from {least:g} to {most:g}")
-        return float(number)
-
-    def numbers(self, count: int, least: float = -LARGEST_NUMBER) -> tuple[float, ...]:
-        if not isinstance(self.value, list) or len(self.value) != count:
-            self.fail(f"a list of {count} numbers")
-        return tuple(item.number(least) for item in self.items())
-
-
-def _only(node: _Node, what: str) -> _Node | None:
-    """The one layer of a network with one input and one output; more of them are refused."""
-    layers = node.items()
-    if len(layers) > 1:
-        node.fail(f"a list of one {what}; networks of several are not served")
-    return layers[0] if layers else None
-
-
-def _input(node: _Node) -> dict[str, object]:
-    layer = _only(node, "input")
-    if layer is None:
-        return {}
-    fields = layer.fields(INPUT_FIELDS)
-    if "format" in fields:
-        fields["format"].one_of(("image",))
-    if "params" not in fields:
-        return {}
-    params = fields["params"].fields(PARAMS)
-    values: dict[str, object] = {**_colours(params), **_padding(params)}
-    if "crop" in params:
-        # The others of DL Streamer's, of corners, would need a crop that is not centred.
-        params["crop"].one_of(("central",))
-        values |= {"crop": True, "resize": "no"}
-    if "resize" in params:
-        values["resize"] = params["resize"].one_of(get_args(Resize))
-    return values
-
-
-def _colours(params: dict[str, _Node]) -> dict[str, object]:
-    """y = (x · (high − low) + low − mean) / std of x in 0..1 is (x − (mean − low) / (high − low)) / (std /
-    …).
-    """
-    channels = params["color_space"].one_of(("RGB", "BGR")) if "color_space" in params else "BGR"
-    low, high = params["range"].numbers(2) if "range" in params else (0.0, BYTE_MAX)
-    if high <= low:
-        params["range"].fail("a lower and a higher number")
-    mean = params["mean"].numbers(3) if "mean" in params else (0.0,) * 3
-    std = params["std"].numbers(3, SMALLEST_STD) if "std" in params else (1.0,) * 3
-    return {
-        "channels": channels,
-        "mean": tuple((one - low) / (high - low) for one in mean),
-        "std": tuple(one / (high - low) for one in std),
-    }
-
-
-def _padding(params: dict[str, _Node]) -> dict[str, object]:
-    fields: dict[str, _Node] = {name: params[name] for name in ("stride_x", "stride_y") if name in params}
-    if "padding" in params:
-        fields |= params["padding"].fields(("stride_x", "stride_y", "fill_value"))
-    pads = []
-    for name in ("stride_y", "stride_x"):
-        pad = fields[name].number(0, MAX_SIDE_PX) if name in fields else 0.0
-        if pad != int(pad):
-            fields[name].fail("whole pixels")
-        pads.append(int(pad))
-    levels = (
-        {item.number(0, BYTE_MAX) for item in fields["fill_value"].items()}
-        if "fill_value" in fields
-        else {0.0}
+    origin = f"the model-proc file {path}"
+    file = read(_File, read_text(path, "model-proc"), origin, folder=path.parent)
+    output = file.output_postproc[0] if file.output_postproc else _Output()
+    return ModelProc(
+        params=file.input_preproc[0].params if file.input_preproc else _Params(),
+        labels=tuple(output.labels_file or output.labels),
+        probabilities=METHODS.get(output.method),
+        score_threshold=output.threshold,
     )
-    level = levels.pop() if len(levels) == 1 else -1.0
-    if level != int(level) or level < 0 or (level and any(pads)):
-        fields["fill_value"].fail("one level for all channels, and 0 with strides")
-    return {"padding_px": (pads[0], pads[1]), "pad_value": int(level)}
-
-
-def _output(node: _Node) -> dict[str, object]:
-    layer = _only(node, "output")
-    if layer is None:
-        return {}
-    fields = layer.fields(OUTPUT_FIELDS)
-    values: dict[str, object] = {}
-    if "converter" in fields:
-        fields["converter"].one_of(CONVERTERS)
-    if "method" in fields:
-        values["probabilities"] = METHODS[fields["method"].one_of(tuple(METHODS))]
-    if "threshold" in fields:
-        values["score_threshold"] = fields["threshold"].number(0, 1)
-    if "labels" in fields and "labels-file" in fields:
-        fields["labels-file"].fail("labels or labels-file, not both")
-    if labels := fields.get("labels") or fields.get("labels-file"):
-        values["labels"] = _labels(labels)
-    return values
-
-
-def _labels(node: _Node) -> tuple[str, ...]:
-    if isinstance(node.value, list):
-        if len(node.value) > MOST_NAMES:
-            node.fail(f"at most {MOST_NAMES} labels")
-        return tuple(item.label() for item in node.items())
-    named = Path(node.text())
-    # A file from elsewhere must not have others read than those that came with it.
-    if named.is_absolute() or ".." in named.parts or wrong_name(node.text()):
-        node.fail("a list of texts, or a file beside the model-proc file or below it")
-    try:
-        lines = read_text(node.file.parent / named, "labels").rstrip(" \n").split("\n")
-    except ModelUnavailable:
-        node.fail("a list of texts, or a file that can be read with a label a line")
-    if len(lines) > MOST_NAMES or any(map(wrong_name, lines)):
-        node.fail(f"a file of at most {MOST_NAMES} printable labels of at most {LONGEST_NAME} characters")
-    return tuple(lines)

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Scalar
-from pipelines.settings.flags import Settings, parse_args
+from pipelines.settings.flags import parse_args
 from pipelines.settings.model import ModelSettings
+from pipelines.settings.server import Settings
 
 Protocol = Literal["grpc", "http"]
 DEMO = "demo"

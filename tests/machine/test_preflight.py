@@ -51,10 +51,10 @@ def test_answers_fit_into_shared_memory_beside_a_medium() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--http-port", "0"], "no port"),
+        (["--http-port", "0"], "--http-port is 0 (allowed: a whole number from 1 to 65535)"),
         (["--http-port", "8001"], "must differ"),
-        (["--max-frames", "-1"], "not a positive whole number"),
-        (["--max-media-mb", "4096"], "at most 2047"),
+        (["--max-frames", "-1"], '--max-frames is "-1" (allowed: a whole number from 1 to 2147483647)'),
+        (["--max-media-mb", "4096"], "allowed: 1 to 2047"),
         (["--model", "labeling=resnet50"], "no task 'labeling'"),
         (["--demo", "--model", "segmentation=x"], "--demo brings its own model"),
         (["--demo", "--weights", "x.pth"], "--demo brings its own weights"),

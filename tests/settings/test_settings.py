@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings.flags import DEFAULT_MODEL, Settings, parse_args
+from pipelines.settings.flags import DEFAULT_MODEL, parse_args
 from pipelines.settings.model import ModelSettings
+from pipelines.settings.server import Settings
 from tests.conftest import ROOT
 
 WHOLE = """
@@ -117,10 +118,19 @@ def test_a_flag_for_a_task_finds_the_only_model_whose_task_is_not_said() -> None
         ("--model classification=a --model action=b --sha256 00", "write --sha256 TASK=VALUE"),
         ("--model classification=a --model action=b --arch detection=c", "no --model has task detection"),
         ("--weights random --weights DEFAULT", "--weights twice for the same model"),
-        ("--precision int8", "--precision int8: expected one of fp32, fp16, bf16"),
-        ("--engine action=jit --model action=r3d_18", "--engine jit: expected one of auto, torch, compile"),
+        ("--precision int8", "--precision is \"int8\" (allowed: 'fp32', 'fp16' or 'bf16')"),
+        (
+            "--engine action=jit --model action=r3d_18",
+            "--engine is \"jit\" (allowed: 'auto', 'torch', 'compile'",
+        ),
         ("--http-port 8001", "must differ"),
-        ("--max-media-mb 4000", "a message of Triton's holds at most 2047"),
+        ("--http-port 65536", "--http-port is 65536 (allowed: a whole number from 1 to 65535)"),
+        ("--max-queue 1_0", '--max-queue is "1_0" (allowed: a whole number from 1 to 2147483647)'),
+        ("--device tpu", "--device is \"tpu\" (allowed: 'auto', 'cpu' or 'cuda')"),
+        (
+            "--max-media-mb 4000",
+            "--max-media-mb is 4000 (allowed: 1 to 2047; a message of Triton's holds no more)",
+        ),
         ("--settings /no/such.toml", "cannot read the settings file /no/such.toml"),
     ],
 )
@@ -145,14 +155,14 @@ def test_a_settings_file_says_all_that_flags_do(tmp_path: Path) -> None:
             resize_px=(256,),
             crop_px=(224, 200),
             mean=(0.5, 0, 0.25),
-            std=(0.5,),
+            std=(0.5, 0.5, 0.5),
             antialias=False,
             channels="BGR",
         ),
         ModelSettings(
             source=str(tmp_path / "models/detector.onnx"),
             task="detection",
-            tile_px=(640,),
+            tile_px=(640, 640),
             tile_overlap_px=64,
         ),
     )
@@ -170,33 +180,62 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[server]\nhtpp_port = 1", "unknown key server.htpp_port; did you mean http_port?"),
-        ("[servers]", "unknown key servers; did you mean server?"),
-        ('[server]\nhttp_port = "1"', "server.http_port is '1', expected a whole number"),
-        ("[server]\nallow_code = 1", "server.allow_code is 1, expected true or false"),
-        ("[server]\nhttp_port = 0", "[server] http_port = 0: '0' is no port"),
-        ('[server]\ndevice = "tpu"', "[server] device = 'tpu': expected one of auto, cpu, cuda"),
-        ("server = 1", "expected a table: [server]"),
-        ("[model]\nsource = 'x'", "expected [[model]]"),
-        ("[[model]]\ntask = 'action'", "a [[model]] has no source"),
-        ("[[model]]\nsource = 'x'\ntask = 'pose'", "model.task is 'pose', expected one of classification"),
-        ("[[model]]\nsource = 'x'\nlabel = 'y'", "unknown key model.label; did you mean labels?"),
-        ("[[model]]\nsource = 'x'\nresize_px = 1", "model.resize_px belongs into [model.preprocessing]"),
+        (
+            "[server]\nhtpp_port = 1",
+            "server.htpp_port is unknown (did you mean http_port? allowed: demo, allow_code",
+        ),
+        ("[servers]", "servers is unknown (did you mean server? allowed: server, model)"),
+        ('[server]\nhttp_port = "1"', 'server.http_port is "1" (allowed: a whole number from 1 to 65535)'),
+        ("[server]\nallow_code = 1", "server.allow_code is 1 (allowed: true or false)"),
+        ("[server]\nhttp_port = 0", "server.http_port is 0 (allowed: a whole number from 1 to 65535)"),
+        ('[server]\ndevice = "tpu"', "server.device is \"tpu\" (allowed: 'auto', 'cpu' or 'cuda')"),
+        ("server = 1", "server is 1 (allowed: a table of fields)"),
+        ("[model]\nsource = 'x'", "model is one table, not a list of them (write [[model]])"),
+        ("[[model]]\ntask = 'action'", "model[0].source is missing"),
+        ("[[model]]\nsource = 'x'\ntask = 'pose'", "model[0].task is \"pose\" (allowed: 'classification',"),
+        (
+            "[[model]]\nsource = 'x'\nlabel = 'y'",
+            "model[0].label is unknown (did you mean labels? allowed: source,",
+        ),
+        (
+            "[[model]]\nsource = 'x'\nresize_px = 1",
+            "model[0] is wrong: resize_px belongs into [model.preprocessing]",
+        ),
         (
             "[[model]]\nsource = 'x'\nengine = 'jit'",
-            "model.engine is 'jit', expected one of auto, torch, compile",
+            "model[0].engine is \"jit\" (allowed: 'auto', 'torch', 'compile'",
         ),
-        ("[[model]]\nsource = 'x'\nmax_batch = 1.5", "model.max_batch is 1.5, expected a whole number"),
-        ("[[model]]\nsource = 1", "model.source is 1, expected a text"),
-        ("[[model]]\nsource = 'x'\npreprocessing = 1", "model.preprocessing is 1, expected a table"),
+        (
+            "[[model]]\nsource = 'x'\nmax_batch = 1.5",
+            "model[0].max_batch is 1.5 (allowed: a whole number from 0 to 1024)",
+        ),
+        ("[[model]]\nsource = 1", "model[0].source is 1 (allowed: a text that is not empty)"),
+        (
+            "[[model]]\nsource = 'x'\npreprocessing = 1",
+            "model[0].preprocessing is 1 (allowed: a table of fields)",
+        ),
         (
             "[[model]]\nsource = 'x'\n[model.preprocessing]\nresize_px = 'big'",
-            "model.preprocessing.resize_px is 'big', expected whole numbers",
+            'model[0].preprocessing.resize_px is "big" (allowed: one whole number from 1 to 8192, or height',
         ),
         (
             "[[model]]\nsource = 'x'\n[model.preprocessing]\nmean = [true]",
-            "model.preprocessing.mean is true, expected numbers",
+            "model[0].preprocessing.mean[0] is true (allowed: a number)",
         ),
+        (
+            "[[model]]\nsource = 'x'\n[[model]]\nsource = 'y'\n[model.preprocessing]\nmean = [0.5, 1]",
+            "model[1].preprocessing.mean is [0.5, 1] (allowed: one number, or one for each",
+        ),
+        (
+            "[[model]]\nsource = 'x'\n[model.preprocessing]\ngamma = 2",
+            "model[0].preprocessing.gamma is unknown",
+        ),
+        ("[[model]]\nsource = ''", 'model[0].source is "" (allowed: a text that is not empty)'),
+        ("[server]\nmax_queue = 0x" + "f" * 5000, "server.max_queue is more than can be shown"),
+        ("[server]\nhost = 1979-05-27", 'server.host is "1979-05-27" (allowed: a text)'),
+        ('[server]\n"a\\u001b[2J" = 1', r"server.'a\x1b[2J' is unknown"),
+        ("x = " + "[" * 100 + "]" * 100, "x is unknown"),
+        ("x = " + "[" * 100_000, "is no TOML"),
         ("[server", "is no TOML"),
     ],
 )

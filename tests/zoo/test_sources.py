@@ -16,6 +16,7 @@ from pipelines.models.outputs import LogitOutput
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, Tiling
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.settings.model import ModelSettings
+from pipelines.settings.reading import read
 from pipelines.zoo import resolve
 from pipelines.zoo.demo.specs import demo_specs
 from pipelines.zoo.vision.models import list_models, names
@@ -23,7 +24,8 @@ from tests.conftest import free_ports
 
 
 def spec_of(source: str, allow_code: bool = False, **options: Any) -> ModelSpec:
-    return resolve(ModelSettings(source=source, **options), allow_code=allow_code)
+    choice = read(ModelSettings, {"source": source, **options}, "settings")
+    return resolve(choice, allow_code=allow_code)
 
 
 def error_of(source: str, **options: Any) -> str:
@@ -181,25 +183,59 @@ def test_models_with_random_weights_answer(name: str) -> None:
         ("mvit_v2_s", {"clip_length": 8}, "mvit_v2_s takes clips of 16 frames only, not 8"),
         ("", {}, "a model needs a source"),
         ("resnet50", {"labels": "/no/such.txt"}, "cannot read the labels file /no/such.txt"),
-        ("resnet50", {"mean": (0.5, 0.5)}, "mean is one number or one for each of three channels"),
+        (
+            "resnet50",
+            {"mean": (0.5, 0.5)},
+            "mean is [0.5, 0.5] (allowed: one number, or one for each of three channels)",
+        ),
         ("resnet50", {"std": (0.0,)}, "std (0.0, 0.0, 0.0) is not"),
         ("resnet50", {"std": (0.5, 0.5, -1.0)}, "std (0.5, 0.5, -1.0) is not"),
-        ("resnet50", {"std": (math.nan,)}, "std (nan, nan, nan) is not"),
-        ("resnet50", {"mean": (math.inf,)}, "mean (inf, inf, inf) is not"),
-        ("resnet50", {"pad_value": 300}, "pad_value 300 is not in 0 to 255"),
-        ("resnet50", {"resize_px": (10**30, 5)}, "resize_px: a side of 1000"),
-        ("resnet50", {"resize_px": (10**9,)}, "a side of 1000000000 px is not in 1 to 8192"),
-        ("resnet50", {"crop_px": (8193,)}, "crop_px: a side of 8193 px is not in 1 to 8192"),
-        ("resnet50", {"tile_px": (10**30,)}, "tile_px: a side of 1000"),
-        ("resnet50", {"max_batch": 10**9}, "max_batch 1000000000 is not in 1 to 1024"),
-        ("resnet50", {"max_batch": -1}, "max_batch -1 is not in 1 to 1024"),
-        ("resnet50", {"score_threshold": math.nan}, "score_threshold nan is not in 0 to 1"),
-        ("resnet50", {"score_threshold": 1.5}, "score_threshold 1.5 is not in 0 to 1"),
-        ("r3d_18", {"clip_length": 10**9}, "clips of 1000000000 frames"),
-        ("r3d_18", {"clip_length": -4}, "clips of -4 frames"),
-        ("r3d_18", {"clip_fps": math.inf}, "frames at inf a second"),
-        ("r3d_18", {"clip_fps": math.nan}, "frames at nan a second"),
-        ("resnet50", {"resize_px": (1, 2, 3)}, "resize_px is one number or height and width"),
+        ("resnet50", {"std": (math.nan,)}, "std[0] is NaN (allowed: a number)"),
+        ("resnet50", {"mean": (math.inf,)}, "mean[0] is Infinity (allowed: a number)"),
+        ("resnet50", {"pad_value": 300}, "pad_value is 300 (allowed: a whole number from 0 to 255)"),
+        (
+            "resnet50",
+            {"resize_px": (10**30, 5)},
+            "resize_px is [1000000000000000000000000000000, 5] (allowed: one whole",
+        ),
+        (
+            "resnet50",
+            {"resize_px": (10**9,)},
+            "resize_px is [1000000000] (allowed: one whole number from 1 to 8192",
+        ),
+        (
+            "resnet50",
+            {"crop_px": (8193,)},
+            "crop_px is [8193] (allowed: one whole number from 1 to 8192, or height",
+        ),
+        (
+            "resnet50",
+            {"tile_px": (10**30,)},
+            "tile_px is [1000000000000000000000000000000] (allowed: one whole",
+        ),
+        (
+            "resnet50",
+            {"max_batch": 10**9},
+            "max_batch is 1000000000 (allowed: a whole number from 0 to 1024)",
+        ),
+        ("resnet50", {"max_batch": -1}, "max_batch is -1 (allowed: a whole number from 0 to 1024)"),
+        ("resnet50", {"score_threshold": math.nan}, "score_threshold is NaN (allowed: 0 to 1"),
+        ("resnet50", {"score_threshold": 1.5}, "score_threshold is 1.5 (allowed: 0 to 1"),
+        (
+            "r3d_18",
+            {"clip_length": 10**9},
+            "clip_length is 1000000000 (allowed: a whole number from 0 to 1024)",
+        ),
+        ("r3d_18", {"clip_length": -4}, "clip_length is -4 (allowed: a whole number from 0 to 1024)"),
+        ("r3d_18", {"clip_fps": math.inf}, "clip_fps is Infinity (allowed: a number from 0 to 1000)"),
+        ("r3d_18", {"clip_fps": math.nan}, "clip_fps is NaN (allowed: a number from 0 to 1000)"),
+        (
+            "resnet50",
+            {"resize_px": (1, 2, 3)},
+            "resize_px is [1, 2, 3] (allowed: one whole number from 1 to 8192, or height",
+        ),
+        ("resnet50", {"score_threshold": -0.5}, "score_threshold is -0.5 (allowed: 0 to 1"),
+        ("resnet50", {"max_px": 0}, "max_px is 0 (allowed: a whole number from 1 to 8192)"),
         ("resnet50", {"fit": "letterbox"}, "letterbox needs resize_px=(height, width)"),
         ("resnet50", {"tile_overlap_px": 3}, "tile_overlap_px=3 needs tile_px"),
         ("/no/such.pt2", {}, "no model file /no/such.pt2"),

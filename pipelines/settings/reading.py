@@ -1,0 +1,199 @@
+"""How what comes from outside at the start is read: by pydantic's models, with one error for all of it.
+
+Settings, flags and the texts beside models or within them differ in form only. Knows none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from pipelines.protocol.errors import ModelUnavailable
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+# Most bytes of a text, characters of a value that a message shows, and of an unknown name.
+LARGEST_TEXT = 16 << 20
+MOST_SHOWN, LONGEST_SHOWN_NAME = 60, 100
+# What pydantic says in words of Python's; other kinds of its errors say it well, or say what is allowed.
+ALLOWED = {
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "tuple_type": "a list",
+    "model_type": "a table of fields",
+    "dataclass_type": "a table of fields",
+    "too_long": "at most {max_length} of them",
+    "too_short": "at least {min_length} of them",
+}
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class WrongInput(ModelUnavailable):
+    """What was read at the start is wrong: a flag, the settings file, or a text that tells of a model."""
+
+
+def read(
+    kind: type[M], given: object, origin: str, *, root: str = "", hint: str = "", folder: Path | None = None
+) -> M:
+    """`given` as a `kind`.
+
+    Args:
+        given: names and values, or JSON as a text.
+        origin: the file that messages name; empty: the command line.
+        root: what messages call the whole; paths of fields begin with it.
+        hint: a way out, told beside what is allowed.
+        folder: of `origin`; the context of validators.
+
+    Raises:
+        WrongInput: it names the origin, the path of the field, its value, and what is allowed.
+    """
+    try:
+        if isinstance(given, str):
+            return kind.model_validate_json(given, context=folder)
+        return kind.model_validate(given, context=folder)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    # Unknown names explain others that are missing; of a choice of forms the one that came furthest counts.
+    first = max(found, key=lambda one: (one["type"] in UNKNOWN, len(one["loc"])))
+    path, known = _place(kind, first["loc"], root)
+    same = [one for one in found if _place(kind, one["loc"], root)[0] == path]
+    place = f"{origin}: {path or 'the whole'}" if origin else f"--{path.replace('_', '-')}"
+    message, allowed = _said(first, place, " or ".join(dict.fromkeys(map(_allowed, same))), known)
+    raise WrongInput(message, hint="; ".join(part for part in (allowed, hint) if part))
+
+
+def _said(error: ErrorDetails, place: str, allowed: str, known: Sequence[str]) -> tuple[str, str]:
+    """Message and hint of an error."""
+    match error["type"]:
+        case kind if kind in UNKNOWN:
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+            nearest = f"did you mean {close[0]}? " if close else ""
+            return f"{place} is unknown", f"{nearest}allowed: {', '.join(known)}"
+        case "missing":
+            return f"{place} is missing", ""
+        case "json_invalid" | "string_unicode":
+            return f"{place} is no JSON: {error.get('ctx', {}).get('error', 'no text of UTF-8')}", ""
+        case "value_error":
+            return f"{place} is wrong: {error['ctx']['error']}", ""
+    return f"{place} is {_shown(error['input'])}", f"allowed: {allowed}"
+
+
+def _allowed(error: ErrorDetails) -> str:
+    text = ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    return text.format_map(error.get("ctx", {})) if error["type"] in ALLOWED else text
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, printable and short."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; tables within tables
+        text = "more than can be shown"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}…"
+
+
+def _place(kind: Any, steps: Sequence[str | int], path: str) -> tuple[str, list[str]]:
+    """Where `steps` lead to within a model, in words, and which names are known where they end."""
+    known, last = _fields(kind), list[str]()
+    for number, step in enumerate(steps, 1):
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step in known:
+            path, last, known = f"{path}.{step}", [*known], _fields(known[step])
+        elif number == len(steps) and known:
+            name = step if step.isprintable() else ascii(step)
+            path, last = f"{path}.{name[:LONGEST_SHOWN_NAME]}", [*known]
+        # Else it is the form within a choice of forms, which is no part of the path.
+    return path.removeprefix("."), last
+
+
+def _fields(annotation: Any) -> Mapping[str, Any]:
+    """The fields of the model that is within an annotation, by the names that are written."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {
+            str(one.validation_alias or name): one.annotation for name, one in annotation.model_fields.items()
+        }
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return get_type_hints(annotation)
+    return next((found for inner in get_args(annotation) if (found := _fields(inner))), {})
+
+
+def allowed(text: str, holds: Callable[[Any], bool] = lambda _value: True) -> WrapValidator:
+    """Of a field: what a message calls allowed, and what must hold beside its type. Not for lists of JSON.
+
+    What is wrong with one of its items is said of this item.
+    """
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            if holds(found := handler(value)):
+                return found
+        except ValidationError as error:
+            if any(one["loc"] and one["type"] != "missing" for one in error.errors(include_url=False)):
+                raise
+        raise not_allowed(text)
+
+    return WrapValidator(check)
+
+
+def only(text: str, holds: Callable[[Any], bool]) -> AfterValidator:
+    """Of a list: what must hold of it as a whole, and what a message calls that."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise not_allowed(text)
+        return value
+
+    return AfterValidator(check)
+
+
+def not_allowed(text: str) -> PydanticCustomError:
+    """What a validator raises at a value that is not what `text` says."""
+    return PydanticCustomError("allowed", "{text}", {"text": text})
+
+
+def between(least: float, most: float) -> WrapValidator:
+    """Of a number, a whole one where the bounds are: neither smaller than `least` nor larger than `most`."""
+    whole = isinstance(least, int)
+    text = f"a whole number from {least} to {most}" if whole else f"a number from {least:g} to {most:g}"
+    return allowed(text, lambda value: bool(least <= value <= most))
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small UTF-8 text file; a mark at its begin does not count.
+
+    Raises:
+        WrongInput: there is no such file, it is larger than 16 MB, or no UTF-8; `what` names it.
+    """
+    try:
+        # A pipe would never end.
+        if path.exists() and not path.is_file():
+            raise WrongInput(f"cannot read the {what} file {path}: it is no file", hint="check the path")
+        if path.exists() and path.stat().st_size > LARGEST_TEXT:
+            most = f"{LARGEST_TEXT >> 20} MB"
+            raise WrongInput(f"the {what} file {path} is larger than {most}", hint="check the path")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"is no UTF-8 text: {error.reason}"
+        raise WrongInput(f"the {what} file {path} {reason}", hint="save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WrongInput(f"cannot read the {what} file {path}: {reason}", hint="check the path") from error
