@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, model_validator
 
 from pipelines.models.spec import (
     MAX_BATCH,
@@ -23,38 +23,33 @@ from pipelines.models.spec import (
     Precision,
     TaskName,
 )
-from pipelines.settings.reading import STRICT, allowed, between
+from pipelines.settings.reading import STRICT, allowed, between, not_allowed, said
 
 # Sources and weights that are files go by these endings.
 FILE_SUFFIXES = (".pt2", ".pt", ".ts", ".torchscript", ".onnx", ".safetensors", ".pth", ".bin")
 
 
-def _are_sides(sides: tuple[int, ...]) -> bool:
-    return all(1 <= side <= MAX_SIDE_PX for side in sides)
-
-
-def _listed(count: int) -> BeforeValidator:
-    """One value, or a list of `count`; with 0 as long as it is."""
+def _listed(count: int, text: str, *, spread: bool = True) -> BeforeValidator:
+    """A list of `count` numbers, or one number, which is then all of them if `spread`."""
 
     def listed(value: Any) -> Any:
         values = (value,) if type(value) in (int, float) else value
-        if isinstance(values, list | tuple):
-            values = tuple(values) * (count if len(values) == 1 and count else 1)
-        return values
+        if not isinstance(values, list | tuple) or len(values) not in (1, count):
+            raise not_allowed(text)
+        return tuple(values) * (count if spread and len(values) == 1 else 1)
 
     return BeforeValidator(listed)
 
 
-SIDES = f"one whole number from 1 to {MAX_SIDE_PX}, or height and width"
-Sides = Annotated[tuple[int, int], _listed(2), allowed(SIDES, _are_sides)]
+SIDES, THREE = "one number, or height and width", "one number, or one for each of three channels"
+Side = Annotated[int, between(1, MAX_SIDE_PX)]
+Sides = Annotated[tuple[Side, Side], _listed(2, SIDES)]
 SideOrSides = Annotated[
-    tuple[int, ...],
-    _listed(0),
-    allowed(f"{SIDES}; 0: no resize", lambda px: px == (0,) or (len(px) in (1, 2) and _are_sides(px))),
+    tuple[Annotated[int, between(0, MAX_SIDE_PX)], ...],
+    allowed("0 alone: no resize", lambda px: 0 not in px or px == (0,)),
+    _listed(2, SIDES, spread=False),
 ]
-Three = Annotated[
-    tuple[float, float, float], _listed(3), allowed("one number, or one for each of three channels")
-]
+Three = Annotated[tuple[float, float, float], _listed(3, THREE)]
 
 
 class PixelSettings(BaseModel):
@@ -76,20 +71,18 @@ class PixelSettings(BaseModel):
     antialias: bool | None = None
     channels: Channels | None = None
     pad_value: Annotated[int, between(0, 255)] | None = None
-    max_px: Annotated[int, between(1, MAX_SIDE_PX)] | None = None
+    max_px: Side | None = None
     tile_px: Sides | None = None
     tile_overlap_px: Annotated[int, between(0, MAX_SIDE_PX)] | None = None
 
 
 class SourceSettings(BaseModel):
-    """A model's source, and what is said of it beside its pixels; descriptions are those of the flags.
+    """A model's source, and what is said of it beside its pixels; what has a description has a flag.
 
     Attributes:
         source: a torchvision name or import path, a file, `package.module:function`,
             `torch.hub:REPO[:REF]:ENTRY`.
         task: needed where the source does not tell.
-        weights: of a torchvision name: "" or `DEFAULT`, a name of its enum, a state dict, or `random`.
-        sha256: of the file that the weights are read from, 64 hex digits.
         max_batch: most frames in one pass; 0: the source's own default.
         score_threshold: what counts without an option of the request; -1: the source's own.
         clip_length, clip_fps: of action models; 0: the source's own.
@@ -99,24 +92,19 @@ class SourceSettings(BaseModel):
 
     source: str
     task: TaskName | None = None
-    weights: str = Field(
-        default="",
-        description="a state dict, a name of torchvision's enum, or 'random' for noise (default: DEFAULT)",
+    weights: str = said(
+        "", "a state dict, a name of torchvision's enum, or 'random' for noise (default: DEFAULT)"
     )
-    labels: str = Field(default="", description="a text file with a label a line")
-    model_proc: str = Field(default="", description="a model-proc JSON file of DL Streamer's")
-    arch: str = Field(
-        default="", description="the torchvision name of the network whose state dict the source is"
+    labels: str = said("", "a text file with a label a line")
+    model_proc: str = said("", "a model-proc JSON file of DL Streamer's")
+    arch: str = said("", "the torchvision name of the network whose state dict the source is")
+    sha256: str = said("", "of the file that the weights are read from")
+    precision: Precision = said(
+        "fp32", f"what the model computes in: {', '.join(get_args(Precision))} (default: fp32)"
     )
-    sha256: str = Field(default="", description="of the file that the weights are read from")
-    precision: Precision = Field(
-        default="fp32",
-        description=f"what the model computes in: {', '.join(get_args(Precision))} (default: fp32)",
-    )
-    engine: Engine = Field(
-        default="auto",
-        description=f"what computes the network: {', '.join(get_args(Engine))} "
-        "(default: auto, the fastest that agrees)",
+    engine: Engine = said(
+        "auto",
+        f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)",
     )
     max_batch: Annotated[int, between(0, MAX_BATCH)] = 0
     score_threshold: Annotated[float, allowed("0 to 1; -1: not set", lambda x: x == -1 or 0 <= x <= 1)] = -1.0

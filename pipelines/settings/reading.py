@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from pipelines.protocol.errors import ModelUnavailable
 
@@ -28,7 +28,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 # Most bytes of a text, characters of a value that a message shows, and of an unknown name.
 LARGEST_TEXT = 16 << 20
 MOST_SHOWN, LONGEST_SHOWN_NAME = 60, 100
-# What pydantic says in words of Python's; other kinds of its errors say it well, or say what is allowed.
+# What is allowed where pydantic says it in words of Python's; its other errors say it well.
 ALLOWED = {
     "int_type": "a whole number",
     "bool_type": "true or false",
@@ -39,7 +39,6 @@ ALLOWED = {
     "model_type": "a table of fields",
     "dataclass_type": "a table of fields",
     "too_long": "at most {max_length} of them",
-    "too_short": "at least {min_length} of them",
 }
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -74,31 +73,28 @@ def read(
     # Unknown names explain others that are missing; of a choice of forms the one that came furthest counts.
     first = max(found, key=lambda one: (one["type"] in UNKNOWN, len(one["loc"])))
     path, known = _place(kind, first["loc"], root)
-    same = [one for one in found if _place(kind, one["loc"], root)[0] == path]
-    place = f"{origin}: {path or 'the whole'}" if origin else f"--{path.replace('_', '-')}"
-    message, allowed = _said(first, place, " or ".join(dict.fromkeys(map(_allowed, same))), known)
-    raise WrongInput(message, hint="; ".join(part for part in (allowed, hint) if part))
-
-
-def _said(error: ErrorDetails, place: str, allowed: str, known: Sequence[str]) -> tuple[str, str]:
-    """Message and hint of an error."""
-    match error["type"]:
-        case kind if kind in UNKNOWN:
-            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-            nearest = f"did you mean {close[0]}? " if close else ""
-            return f"{place} is unknown", f"{nearest}allowed: {', '.join(known)}"
+    allowed = ""
+    match first["type"]:
+        case name if name in UNKNOWN:
+            wrong, allowed = "is unknown", f"allowed: {', '.join(known)}"
+            if close := difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5):
+                allowed = f"did you mean {close[0]}? {allowed}"
         case "missing":
-            return f"{place} is missing", ""
+            wrong = "is missing"
         case "json_invalid" | "string_unicode":
-            return f"{place} is no JSON: {error.get('ctx', {}).get('error', 'no text of UTF-8')}", ""
+            wrong = f"is no JSON: {first.get('ctx', {}).get('error', 'no UTF-8')}"
         case "value_error":
-            return f"{place} is wrong: {error['ctx']['error']}", ""
-    return f"{place} is {_shown(error['input'])}", f"allowed: {allowed}"
-
-
-def _allowed(error: ErrorDetails) -> str:
-    text = ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return text.format_map(error.get("ctx", {})) if error["type"] in ALLOWED else text
+            wrong = f"is wrong: {first['ctx']['error']}"
+        case _:
+            wrong = f"is {_shown(first['input'])}"
+            same = [one for one in found if _place(kind, one["loc"], root)[0] == path]
+            texts = [ALLOWED.get(one["type"], one["msg"]).format_map(one.get("ctx", {})) for one in same]
+            allowed = f"allowed: {' or '.join(texts).removeprefix('Input should be ')}"
+    place = (path or "the whole") if origin else f"--{path.replace('_', '-')}" if path else "the command line"
+    raise WrongInput(
+        f"{origin}{': ' * bool(origin)}{place} {wrong}",
+        hint="; ".join(part for part in (allowed, hint) if part),
+    )
 
 
 def _shown(value: object) -> str:
@@ -113,14 +109,13 @@ def _shown(value: object) -> str:
 def _place(kind: Any, steps: Sequence[str | int], path: str) -> tuple[str, list[str]]:
     """Where `steps` lead to within a model, in words, and which names are known where they end."""
     known, last = _fields(kind), list[str]()
-    for number, step in enumerate(steps, 1):
+    for step in steps:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in known:
-            path, last, known = f"{path}.{step}", [*known], _fields(known[step])
-        elif number == len(steps) and known:
+        elif known:
             name = step if step.isprintable() else ascii(step)
             path, last = f"{path}.{name[:LONGEST_SHOWN_NAME]}", [*known]
+            known = _fields(known.get(step))
         # Else it is the form within a choice of forms, which is no part of the path.
     return path.removeprefix("."), last
 
@@ -128,18 +123,27 @@ def _place(kind: Any, steps: Sequence[str | int], path: str) -> tuple[str, list[
 def _fields(annotation: Any) -> Mapping[str, Any]:
     """The fields of the model that is within an annotation, by the names that are written."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {
-            str(one.validation_alias or name): one.annotation for name, one in annotation.model_fields.items()
-        }
+        fields = annotation.model_fields.items()
+        return {str(one.validation_alias or name): one.annotation for name, one in fields}
     if isinstance(annotation, type) and is_dataclass(annotation):
         return get_type_hints(annotation)
     return next((found for inner in get_args(annotation) if (found := _fields(inner))), {})
 
 
-def allowed(text: str, holds: Callable[[Any], bool] = lambda _value: True) -> WrapValidator:
-    """Of a field: what a message calls allowed, and what must hold beside its type. Not for lists of JSON.
+def said(default: Any, what: str) -> Any:
+    """A field that has a flag: its default, and what `--help` says of it."""
+    return Field(default=default, description=what)
 
-    What is wrong with one of its items is said of this item.
+
+def not_allowed(text: str) -> PydanticCustomError:
+    """What a validator raises at a value that is not what `text` says."""
+    return PydanticCustomError("allowed", "{text}", {"text": text})
+
+
+def allowed(text: str, holds: Callable[[Any], bool]) -> WrapValidator:
+    """Of a field: what must hold beside its type, and what a message calls all of that.
+
+    What is wrong with an item of a list is said of the item. Lists of JSON need `Strict(False)` before it.
     """
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -147,27 +151,11 @@ def allowed(text: str, holds: Callable[[Any], bool] = lambda _value: True) -> Wr
             if holds(found := handler(value)):
                 return found
         except ValidationError as error:
-            if any(one["loc"] and one["type"] != "missing" for one in error.errors(include_url=False)):
+            if any(one["loc"] for one in error.errors(include_url=False)):
                 raise
         raise not_allowed(text)
 
     return WrapValidator(check)
-
-
-def only(text: str, holds: Callable[[Any], bool]) -> AfterValidator:
-    """Of a list: what must hold of it as a whole, and what a message calls that."""
-
-    def check(value: Any) -> Any:
-        if not holds(value):
-            raise not_allowed(text)
-        return value
-
-    return AfterValidator(check)
-
-
-def not_allowed(text: str) -> PydanticCustomError:
-    """What a validator raises at a value that is not what `text` says."""
-    return PydanticCustomError("allowed", "{text}", {"text": text})
 
 
 def between(least: float, most: float) -> WrapValidator:
@@ -183,17 +171,17 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         WrongInput: there is no such file, it is larger than 16 MB, or no UTF-8; `what` names it.
     """
+    hint = "check the path"
     try:
         # A pipe would never end.
         if path.exists() and not path.is_file():
-            raise WrongInput(f"cannot read the {what} file {path}: it is no file", hint="check the path")
+            raise WrongInput(f"cannot read the {what} file {path}: it is no file", hint=hint)
         if path.exists() and path.stat().st_size > LARGEST_TEXT:
-            most = f"{LARGEST_TEXT >> 20} MB"
-            raise WrongInput(f"the {what} file {path} is larger than {most}", hint="check the path")
+            raise WrongInput(f"the {what} file {path} is larger than {LARGEST_TEXT >> 20} MB", hint=hint)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"is no UTF-8 text: {error.reason}"
-        raise WrongInput(f"the {what} file {path} {reason}", hint="save it as UTF-8") from error
+        wrong = f"the {what} file {path} is no UTF-8 text: {error.reason}"
+        raise WrongInput(wrong, hint="save it as UTF-8") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise WrongInput(f"cannot read the {what} file {path}: {reason}", hint="check the path") from error
+        raise WrongInput(f"cannot read the {what} file {path}: {reason}", hint=hint) from error

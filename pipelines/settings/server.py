@@ -9,18 +9,14 @@ from pydantic import BaseModel, Field, model_validator
 from pipelines.machine.admission import default_budget_bytes
 from pipelines.machine.threads import Threads, cores
 from pipelines.settings.model import ModelSettings
-from pipelines.settings.reading import STRICT, allowed, between
+from pipelines.settings.reading import STRICT, allowed, between, said
 
 MAX_MESSAGE_MB = 2047
 LONGEST_WAIT_MS = 3_600_000
 Port = Annotated[int, between(1, 65535)]
 Count = Annotated[int, between(1, (1 << 31) - 1)]
-MediumMb = Annotated[
-    int,
-    allowed(
-        f"1 to {MAX_MESSAGE_MB}; a message of Triton's holds no more", lambda mb: 0 < mb <= MAX_MESSAGE_MB
-    ),
-]
+IN_MESSAGE = f"1 to {MAX_MESSAGE_MB}; a message of Triton's holds no more"
+MediumMb = Annotated[int, allowed(IN_MESSAGE, lambda mb: 1 <= mb <= MAX_MESSAGE_MB)]
 
 
 class ServerSettings(BaseModel):
@@ -28,41 +24,32 @@ class ServerSettings(BaseModel):
 
     model_config = STRICT
 
-    demo: bool = Field(default=False, description="serve the embedded demo models (drawn shapes)")
-    allow_code: bool = Field(
-        default=False, description="let models be Python code, which runs with all rights of this server"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where models run; auto is a GPU if any"
-    )
-    host: str = Field(
-        default="127.0.0.1", description="address to listen on; keep it private, behind a proxy"
-    )
-    http_port: Port = Field(default=8000, description="port of HTTP")
-    grpc_port: Port = Field(default=8001, description="port of gRPC")
-    metrics_port: Port = Field(default=8002, description="port of Triton's metrics")
-    max_media_mb: MediumMb = Field(default=64, description="largest medium of a request, in MiB")
-    max_frames: Count = Field(default=300, description="most frames of one answer; streams have no limit")
-    chunk_frames: Count = Field(default=16, description="frames decoded and answered at once")
+    demo: bool = said(False, "serve the embedded demo models (drawn shapes)")
+    allow_code: bool = said(False, "let models be Python code, which runs with all rights of this server")
+    device: Literal["auto", "cpu", "cuda"] = said("auto", "where models run; auto is a GPU if any")
+    host: str = said("127.0.0.1", "address to listen on; keep it private, behind a proxy")
+    http_port: Port = said(8000, "port of HTTP")
+    grpc_port: Port = said(8001, "port of gRPC")
+    metrics_port: Port = said(8002, "port of Triton's metrics")
+    max_media_mb: MediumMb = said(64, "largest medium of a request, in MiB")
+    max_frames: Count = said(300, "most frames of one answer; streams have no limit")
+    chunk_frames: Count = said(16, "frames decoded and answered at once")
     workers: Count = Field(
         default_factory=lambda: Threads.of(cores()).workers,
         description="media of an endpoint worked on at once",
     )
-    max_queue: Count = Field(
-        default=64, description="requests of an endpoint that wait; a further one is overloaded"
-    )
+    max_queue: Count = said(64, "requests of an endpoint that wait; a further one is overloaded")
     max_memory_mb: Count = Field(
         default_factory=lambda: default_budget_bytes() >> 20,
         description="memory of all requests, in MiB; half of the machine's",
     )
-    max_sessions: Count = Field(default=64, description="streams open at once, running or paused")
-    max_wait_ms: Annotated[int, between(0, LONGEST_WAIT_MS)] = Field(
-        default=0,
-        description="longest wait for its turn of a medium that gets one answer, else overloaded; "
-        "0: as long as it takes",
+    max_sessions: Count = said(64, "streams open at once, running or paused")
+    max_wait_ms: Annotated[int, between(0, LONGEST_WAIT_MS)] = said(
+        0,
+        "longest wait for its turn of a medium that gets one answer, else overloaded; 0: as long as it takes",
     )
-    endpoints: Literal["all", "media"] = Field(
-        default="all", description="media: those that take media alone; all: those of bare tensors too"
+    endpoints: Literal["all", "media"] = said(
+        "all", "media: those that take media alone; all: those of bare tensors too"
     )
 
 
@@ -70,11 +57,9 @@ class Settings(ServerSettings):
     """All that the command line and the settings file set."""
 
     models: tuple[ModelSettings, ...]
-    list_models: bool = Field(
-        default=False, description="print all of torchvision's models that can be served, and exit"
-    )
-    check: bool = Field(default=False, description="check the machine and exit")
-    dry_run: bool = Field(default=False, description="push a picture through every stage and exit")
+    list_models: bool = said(False, "print all of torchvision's models that can be served, and exit")
+    check: bool = said(False, "check the machine and exit")
+    dry_run: bool = said(False, "push a picture through every stage and exit")
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

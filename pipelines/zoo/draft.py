@@ -89,30 +89,23 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
 
 def _task(draft: Draft, choice: ModelSettings) -> TaskName:
     if choice.task and draft.task and choice.task != draft.task:
-        raise ModelUnavailable(
-            f"{draft.name} is a {draft.task} model, not {choice.task}",
-            hint=f"--model {draft.task}={choice.source}",
-        )
+        wrong = f"{draft.name} is a {draft.task} model, not {choice.task}"
+        raise ModelUnavailable(wrong, hint=f"--model {draft.task}={choice.source}")
     task = choice.task or draft.task
     if task is None:
-        raise ModelUnavailable(
-            f"{choice.source} does not say what its task is",
-            hint=f"say it: --model classification={choice.source}",
-        )
+        hint = f"say it: --model classification={choice.source}"
+        raise ModelUnavailable(f"{choice.source} does not say what its task is", hint=hint)
     return task
 
 
 def _labels(draft: Draft, choice: ModelSettings, proc: ModelProc | None, task: TaskName) -> tuple[str, ...]:
     """Dense outputs are counted when the model is loaded; the classes of a detector only here."""
-    if choice.labels:
-        labels = read_labels(Path(choice.labels).expanduser())
-    else:
-        labels = (proc.labels if proc else ()) or draft.labels
+    chosen = read_labels(Path(choice.labels).expanduser()) if choice.labels else ()
+    labels = chosen or (proc.labels if proc else ()) or draft.labels
     if task == "detection" and labels and draft.classes and len(labels) != draft.classes:
-        raise ModelUnavailable(
-            f"{draft.name} has {draft.classes} classes, the background included, and {len(labels)} labels",
-            hint="give a file with a label a line, the background first",
-        )
+        wrong = f"has {draft.classes} classes, the background included, and {len(labels)} labels"
+        hint = "give a file with a label a line, the background first"
+        raise ModelUnavailable(f"{draft.name} {wrong}", hint=hint)
     return labels
 
 
@@ -132,8 +125,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _preprocessing(draft: Draft, choice: ModelSettings, proc: ModelProc | None) -> Preprocessing:
-    said: dict[str, Any] = {name: getattr(choice, name) for name in PIXELS}
-    said = {name: value for name, value in said.items() if value is not None}
+    said: dict[str, Any] = choice.model_dump(include=PIXELS, exclude_none=True)
     if proc is not None:
         base = proc.preprocessing(_input_px(draft, choice), draft.name)
         said = {name: value for name, value in said.items() if name not in ("resize_px", "crop_px")}
@@ -155,10 +147,8 @@ def _input_px(draft: Draft, choice: ModelSettings) -> tuple[int, int]:
         return choice.resize_px[0], choice.resize_px[-1]
     found = draft.input_px or (draft.preprocessing and draft.preprocessing.fixed_hw)
     if not found:
-        raise ModelUnavailable(
-            f"{draft.name} does not say its input size, and neither does a model-proc file",
-            hint="give resize_px=HEIGHT,WIDTH",
-        )
+        wrong = f"{draft.name} does not say its input size, and neither does a model-proc file"
+        raise ModelUnavailable(wrong, hint="give resize_px = [HEIGHT, WIDTH] in a settings file")
     return found
 
 
@@ -180,9 +170,8 @@ def _plain(draft: Draft, choice: ModelSettings) -> Preprocessing:
 def _clip(draft: Draft, choice: ModelSettings, task: TaskName) -> Clip | None:
     if task != "action":
         if choice.clip_length or choice.clip_fps:
-            raise ModelUnavailable(
-                f"{draft.name} takes no clips: its task is {task}", hint="leave clip_* out"
-            )
+            wrong = f"{draft.name} takes no clips: its task is {task}"
+            raise ModelUnavailable(wrong, hint="leave clip_* out")
         return None
     known = draft.clip
     length = choice.clip_length or (known.length if known else 0)
@@ -190,10 +179,8 @@ def _clip(draft: Draft, choice: ModelSettings, task: TaskName) -> Clip | None:
     if not length or not fps:
         raise ModelUnavailable(f"{draft.name} does not say its clips", hint="give clip_length and clip_fps")
     if known and known.fixed and length != known.length:
-        raise ModelUnavailable(
-            f"{draft.name} takes clips of {known.length} frames only, not {length}",
-            hint="leave clip_length out",
-        )
+        wrong = f"{draft.name} takes clips of {known.length} frames only, not {length}"
+        raise ModelUnavailable(wrong, hint="leave clip_length out")
     return Clip(length=length, fps=fps, fixed=bool(known and known.fixed))
 
 

@@ -7,24 +7,14 @@ or crops.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationInfo, model_validator
 
 from pipelines.models.spec import MAX_SIDE_PX, Channels, Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.settings.reading import (
-    STRICT,
-    WrongInput,
-    allowed,
-    between,
-    not_allowed,
-    only,
-    read,
-    read_text,
-)
+from pipelines.settings.reading import STRICT, WrongInput, allowed, between, not_allowed, read, read_text
 from pipelines.zoo.texts import LONGEST_NAME, MOST_NAMES, Names, wrong_name
 
 # DL Streamer resizes to this much more than the input where it crops afterwards.
@@ -35,28 +25,13 @@ CONVERTERS = "label, tensor_to_label, detection_output, boxes_labels, tensor_to_
 METHODS = {"softmax": False, "max": True, "index": True}
 
 
-def _beside(name: str) -> bool:
-    """A file from elsewhere must not have others read than those that came with it."""
-    return not (Path(name).is_absolute() or ".." in Path(name).parts or wrong_name(name))
-
-
-def _is_one_level(levels: tuple[float, ...]) -> bool:
-    return len({*levels}) == 1 and levels[0] == int(levels[0])
-
-
-Number = Annotated[float, between(-1e6, 1e6)]
-Divisor = Annotated[float, between(1e-6, 1e6)]
-Level = Annotated[float, between(0.0, BYTE_MAX)]
-Pad = Annotated[
-    float,
-    allowed(f"whole pixels from 0 to {MAX_SIDE_PX}", lambda px: 0 <= px <= MAX_SIDE_PX and px == int(px)),
-]
-
-
 def _labels(named: tuple[str, ...] | str, info: ValidationInfo) -> tuple[str, ...]:
-    """The lines of the file that is named beside or below the model-proc file, or the labels themselves."""
+    """The labels, or the lines of the file that is named beside or below the model-proc file."""
     if isinstance(named, tuple):
         return named
+    # A file from elsewhere must not have others read than those that came with it.
+    if Path(named).is_absolute() or ".." in Path(named).parts or wrong_name(named):
+        raise not_allowed("a list of texts, or a file beside the model-proc file or below it")
     try:
         lines = tuple(read_text(Path(info.context or "") / named, "labels").rstrip(" \n").split("\n"))
     except WrongInput as error:
@@ -67,8 +42,31 @@ def _labels(named: tuple[str, ...] | str, info: ValidationInfo) -> tuple[str, ..
     return lines
 
 
-LabelsFile = Annotated[str, allowed("a file beside the model-proc file or below it", _beside)]
-Labels = Annotated[Names | LabelsFile, AfterValidator(_labels)]
+def _is_one_level(levels: tuple[float, ...]) -> bool:
+    return len({*levels}) == 1 and levels[0] == int(levels[0])
+
+
+def _is_rising(ends: tuple[float, float]) -> bool:
+    return ends[0] < ends[1]
+
+
+def _is_side(px: float) -> bool:
+    return 0 <= px <= MAX_SIDE_PX and px == int(px)
+
+
+Number = Annotated[float, between(-1e6, 1e6)]
+Divisor = Annotated[float, between(1e-6, 1e6)]
+Level = Annotated[float, between(0.0, BYTE_MAX)]
+Levels = Annotated[tuple[Level, ...], Strict(False), allowed("one whole level for all", _is_one_level)]
+Range = Annotated[tuple[Number, Number], Strict(False), allowed("a lower and a higher number", _is_rising)]
+Pad = Annotated[float, allowed(f"whole pixels, 0 to {MAX_SIDE_PX}", _is_side)]
+Labels = Annotated[Names | str, AfterValidator(_labels)]
+
+
+def _one_at_most(layers: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(layers) > 1:
+        raise not_allowed("a list of one; networks of several inputs or outputs are not served")
+    return layers
 
 
 class _Padding(BaseModel):
@@ -76,7 +74,7 @@ class _Padding(BaseModel):
 
     stride_x: Pad = 0.0
     stride_y: Pad = 0.0
-    fill_value: Annotated[tuple[Level, ...], only("one whole level for all channels", _is_one_level)] = (0.0,)
+    fill_value: Levels = (0.0,)
 
 
 class _Params(BaseModel):
@@ -84,11 +82,9 @@ class _Params(BaseModel):
 
     resize: Literal["no", "no-aspect-ratio", "aspect-ratio"] = "no-aspect-ratio"
     # The others of DL Streamer's, of corners, would need a crop that is not centred.
-    crop: Annotated[str, allowed("central", lambda text: text == "central")] = ""
+    crop: Annotated[str, allowed("central", "central".__eq__)] = ""
     color_space: Channels = "BGR"
-    range: Annotated[
-        tuple[Number, Number], only("a lower and a higher number", lambda ends: ends[0] < ends[1])
-    ] = (0.0, BYTE_MAX)
+    range: Range = (0.0, BYTE_MAX)
     mean: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
     std: tuple[Divisor, Divisor, Divisor] = (1.0, 1.0, 1.0)
     padding: _Padding = _Padding()
@@ -96,23 +92,20 @@ class _Params(BaseModel):
     stride_y: Pad = 0.0
 
     @property
-    def resized(self) -> str:
-        """What is done before a crop; a crop alone is taken of pixels as they are."""
-        return "no" if self.crop and "resize" not in self.model_fields_set else self.resize
-
-    @property
     def padding_px(self) -> tuple[int, int]:
         """Of black around the picture: above and below, left and right."""
-        return self._pad("stride_y"), self._pad("stride_x")
-
-    def _pad(self, name: str) -> int:
-        return int(getattr(self.padding if name in self.padding.model_fields_set else self, name))
+        inner = self.padding.model_fields_set
+        pad_y, pad_x = (getattr(self.padding if one in inner else self, one) for one in STRIDES)
+        return int(pad_y), int(pad_x)
 
     @model_validator(mode="after")
     def _pads_are_black(self) -> Self:
         if any(self.padding.fill_value) and any(self.padding_px):
             raise ValueError(f"padding.fill_value {self.padding.fill_value} is not 0, as strides need it")
         return self
+
+
+STRIDES = ("stride_y", "stride_x")
 
 
 class _Input(BaseModel):
@@ -145,54 +138,54 @@ class _Output(BaseModel):
         return self
 
 
-SEVERAL = "a list of one; networks of several inputs or outputs are not served"
+class ModelProc(BaseModel):
+    """What a model-proc file says, as it is written; its properties say what it means."""
 
-
-class _File(BaseModel):
     model_config = STRICT
 
     json_schema_version: Literal["2.2.0"] = "2.2.0"
-    input_preproc: Annotated[tuple[_Input, ...], only(SEVERAL, lambda layers: len(layers) <= 1)] = ()
-    output_postproc: Annotated[tuple[_Output, ...], only(SEVERAL, lambda layers: len(layers) <= 1)] = ()
+    input_preproc: Annotated[tuple[_Input, ...], AfterValidator(_one_at_most)] = ()
+    output_postproc: Annotated[tuple[_Output, ...], AfterValidator(_one_at_most)] = ()
 
+    @property
+    def _output(self) -> _Output:
+        return self.output_postproc[0] if self.output_postproc else _Output()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelProc:
-    """What a model-proc file says.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self._output.labels_file or self._output.labels)
 
-    Attributes:
-        params: of pixels, as they are written.
-        probabilities: whether outputs are probabilities already; None: not said.
-        score_threshold: -1: not said.
-    """
+    @property
+    def probabilities(self) -> bool | None:
+        """Whether outputs are probabilities already; None: not said."""
+        return METHODS.get(self._output.method)
 
-    params: _Params
-    labels: tuple[str, ...]
-    probabilities: bool | None
-    score_threshold: float
+    @property
+    def score_threshold(self) -> float:
+        """-1: not said."""
+        return self._output.threshold
 
     def preprocessing(self, input_px: tuple[int, int], name: str) -> Preprocessing:
         """The facts for a network `name` whose input is `input_px` (height, width). Raises ModelUnavailable.
 
-        y = (x · (high - low) + low - mean) / std, of x in 0..1, is what they are made of.
+        Of x in 0..1 they make y = (x · (high - low) + low - mean) / std.
         """
-        params, (low, high) = self.params, self.params.range
+        params = self.input_preproc[0].params if self.input_preproc else _Params()
         height_px, width_px = (size - 2 * pad for size, pad in zip(input_px, params.padding_px, strict=True))
         if min(height_px, width_px) < 1:
-            raise ModelUnavailable(
-                f"{name}: a padding of {params.padding_px} leaves nothing of an input of {input_px}",
-                hint="check padding in the model-proc file",
-            )
+            wrong = f"{name}: a padding of {params.padding_px} leaves nothing of an input of {input_px}"
+            raise ModelUnavailable(wrong, hint="check padding in the model-proc file")
+        # A crop alone is taken of pixels as they are.
+        resize = "no" if params.crop and "resize" not in params.model_fields_set else params.resize
         margin = CROP_MARGIN if params.crop else 1.0
-        resized = int(height_px * margin), int(width_px * margin)
-        cut = params.crop or params.resized == "no" or any(params.padding_px)
+        low, high = params.range
         mean_r, mean_g, mean_b = ((one - low) / (high - low) for one in params.mean)
         std_r, std_g, std_b = (one / (high - low) for one in params.std)
         try:
             return Preprocessing(
-                resize_px=None if params.resized == "no" else resized,
-                fit="letterbox" if params.resized == "aspect-ratio" else "stretch",
-                crop_px=input_px if cut else None,
+                resize_px=None if resize == "no" else (int(height_px * margin), int(width_px * margin)),
+                fit="letterbox" if resize == "aspect-ratio" else "stretch",
+                crop_px=input_px if params.crop or resize == "no" or any(params.padding_px) else None,
                 mean=(mean_r, mean_g, mean_b),
                 std=(std_r, std_g, std_b),
                 antialias=False,
@@ -200,9 +193,8 @@ class ModelProc:
                 pad_value=int(params.padding.fill_value[0]),
             )
         except ValueError as error:
-            raise ModelUnavailable(
-                f"{name}, as its model-proc file has it: {error}", hint="check range, mean and std in it"
-            ) from error
+            wrong = f"{name}, as its model-proc file has it: {error}"
+            raise ModelUnavailable(wrong, hint="check range, mean and std in it") from error
 
 
 def read_model_proc(path: Path) -> ModelProc:
@@ -212,12 +204,5 @@ def read_model_proc(path: Path) -> ModelProc:
         WrongInput: it cannot be read, or a field is unknown, wrong, or of a kind that is not supported; the
             message names file, field, value and what is allowed.
     """
-    origin = f"the model-proc file {path}"
-    file = read(_File, read_text(path, "model-proc"), origin, folder=path.parent)
-    output = file.output_postproc[0] if file.output_postproc else _Output()
-    return ModelProc(
-        params=file.input_preproc[0].params if file.input_preproc else _Params(),
-        labels=tuple(output.labels_file or output.labels),
-        probabilities=METHODS.get(output.method),
-        score_threshold=output.threshold,
-    )
+    text = read_text(path, "model-proc")
+    return read(ModelProc, text, f"the model-proc file {path}", folder=path.parent)

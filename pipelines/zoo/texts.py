@@ -29,9 +29,8 @@ def wrong_name(text: str) -> str:
     return ""
 
 
-Name = Annotated[
-    str, allowed(f"a printable text of at most {LONGEST_NAME} characters", lambda text: not wrong_name(text))
-]
+IS_NAME = f"a printable text of at most {LONGEST_NAME} characters"
+Name = Annotated[str, allowed(IS_NAME, lambda text: not wrong_name(text))]
 Names = Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES, fail_fast=True)]
 
 

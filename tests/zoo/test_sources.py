@@ -196,22 +196,22 @@ def test_models_with_random_weights_answer(name: str) -> None:
         (
             "resnet50",
             {"resize_px": (10**30, 5)},
-            "resize_px is [1000000000000000000000000000000, 5] (allowed: one whole",
+            "resize_px[0] is 1000000000000000000000000000000 (allowed: a whole number from 0 to 8192)",
         ),
         (
             "resnet50",
             {"resize_px": (10**9,)},
-            "resize_px is [1000000000] (allowed: one whole number from 1 to 8192",
+            "resize_px[0] is 1000000000 (allowed: a whole number from 0 to 8192)",
         ),
         (
             "resnet50",
             {"crop_px": (8193,)},
-            "crop_px is [8193] (allowed: one whole number from 1 to 8192, or height",
+            "crop_px[0] is 8193 (allowed: a whole number from 1 to 8192)",
         ),
         (
             "resnet50",
             {"tile_px": (10**30,)},
-            "tile_px is [1000000000000000000000000000000] (allowed: one whole",
+            "tile_px[0] is 1000000000000000000000000000000 (allowed: a whole",
         ),
         (
             "resnet50",
@@ -232,9 +232,10 @@ def test_models_with_random_weights_answer(name: str) -> None:
         (
             "resnet50",
             {"resize_px": (1, 2, 3)},
-            "resize_px is [1, 2, 3] (allowed: one whole number from 1 to 8192, or height",
+            "resize_px is [1, 2, 3] (allowed: one number, or height and width)",
         ),
         ("resnet50", {"score_threshold": -0.5}, "score_threshold is -0.5 (allowed: 0 to 1"),
+        ("resnet50", {"resize_px": (0, 64)}, "resize_px is [0, 64] (allowed: 0 alone: no resize)"),
         ("resnet50", {"max_px": 0}, "max_px is 0 (allowed: a whole number from 1 to 8192)"),
         ("resnet50", {"fit": "letterbox"}, "letterbox needs resize_px=(height, width)"),
         ("resnet50", {"tile_overlap_px": 3}, "tile_overlap_px=3 needs tile_px"),
