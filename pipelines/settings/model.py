@@ -11,18 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, model_validator
 
-from pipelines.models.spec import (
-    MAX_BATCH,
-    MAX_CLIP_FRAMES,
-    MAX_FPS,
-    MAX_SIDE_PX,
-    Channels,
-    Engine,
-    Fit,
-    Interpolation,
-    Precision,
-    TaskName,
-)
+from pipelines.models import spec
 from pipelines.settings.reading import STRICT, allowed, between, not_allowed, said
 
 # Sources and weights that are files go by these endings.
@@ -42,10 +31,10 @@ def _listed(count: int, text: str, *, spread: bool = True) -> BeforeValidator:
 
 
 SIDES, THREE = "one number, or height and width", "one number, or one for each of three channels"
-Side = Annotated[int, between(1, MAX_SIDE_PX)]
+Side = Annotated[int, between(1, spec.MAX_SIDE_PX)]
 Sides = Annotated[tuple[Side, Side], _listed(2, SIDES)]
 SideOrSides = Annotated[
-    tuple[Annotated[int, between(0, MAX_SIDE_PX)], ...],
+    tuple[Annotated[int, between(0, spec.MAX_SIDE_PX)], ...],
     allowed("0 alone: no resize", lambda px: 0 not in px or px == (0,)),
     _listed(2, SIDES, spread=False),
 ]
@@ -63,17 +52,17 @@ class PixelSettings(BaseModel):
     model_config = STRICT
 
     resize_px: SideOrSides | None = None
-    fit: Fit | None = None
+    fit: spec.Fit | None = None
     crop_px: Sides | None = None
     mean: Three | None = None
     std: Three | None = None
-    interpolation: Interpolation | None = None
+    interpolation: spec.Interpolation | None = None
     antialias: bool | None = None
-    channels: Channels | None = None
+    channels: spec.Channels | None = None
     pad_value: Annotated[int, between(0, 255)] | None = None
     max_px: Side | None = None
     tile_px: Sides | None = None
-    tile_overlap_px: Annotated[int, between(0, MAX_SIDE_PX)] | None = None
+    tile_overlap_px: Annotated[int, between(0, spec.MAX_SIDE_PX)] | None = None
 
 
 class SourceSettings(BaseModel):
@@ -91,7 +80,7 @@ class SourceSettings(BaseModel):
     model_config = STRICT
 
     source: str
-    task: TaskName | None = None
+    task: spec.TaskName | None = None
     weights: str = said(
         "", "a state dict, a name of torchvision's enum, or 'random' for noise (default: DEFAULT)"
     )
@@ -99,17 +88,18 @@ class SourceSettings(BaseModel):
     model_proc: str = said("", "a model-proc JSON file of DL Streamer's")
     arch: str = said("", "the torchvision name of the network whose state dict the source is")
     sha256: str = said("", "of the file that the weights are read from")
-    precision: Precision = said(
-        "fp32", f"what the model computes in: {', '.join(get_args(Precision))} (default: fp32)"
+    precision: spec.Precision = said(
+        "fp32", f"what the model computes in: {', '.join(get_args(spec.Precision))} (default: fp32)"
     )
-    engine: Engine = said(
+    engine: spec.Engine = said(
         "auto",
-        f"what computes the network: {', '.join(get_args(Engine))} (default: auto, the fastest that agrees)",
+        f"what computes the network: {', '.join(get_args(spec.Engine))} "
+        "(default: auto, the fastest that agrees)",
     )
-    max_batch: Annotated[int, between(0, MAX_BATCH)] = 0
+    max_batch: Annotated[int, between(0, spec.MAX_BATCH)] = 0
     score_threshold: Annotated[float, allowed("0 to 1; -1: not set", lambda x: x == -1 or 0 <= x <= 1)] = -1.0
-    clip_length: Annotated[int, between(0, MAX_CLIP_FRAMES)] = 0
-    clip_fps: Annotated[float, between(0.0, float(MAX_FPS))] = 0.0
+    clip_length: Annotated[int, between(0, spec.MAX_CLIP_FRAMES)] = 0
+    clip_fps: Annotated[float, between(0.0, float(spec.MAX_FPS))] = 0.0
 
 
 class ModelSettings(SourceSettings, PixelSettings):
