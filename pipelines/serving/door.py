@@ -21,7 +21,7 @@ from pipelines.serving.endpoint_table import model_endpoints, status_endpoint
 from pipelines.serving.endpoints import Endpoint
 from pipelines.serving.sessions import Sessions
 from pipelines.serving.triton import UNARY_INSTANCES, Triton, make_triton, start
-from pipelines.settings.flags import Settings
+from pipelines.settings.server import Settings
 
 CANARY_PERIOD_S = 15.0
 ANSWER_S = 60.0

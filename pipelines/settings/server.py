@@ -25,7 +25,9 @@ class ServerSettings(BaseModel):
     model_config = STRICT
 
     demo: bool = said(False, "serve the embedded demo models (drawn shapes)")
-    allow_code: bool = said(False, "let models be Python code, which runs with all rights of this server")
+    allow_code: bool = said(
+        False, "let models be code (functions, torch.hub, .pt2, TorchScript), which runs with all our rights"
+    )
     device: Literal["auto", "cpu", "cuda"] = said("auto", "where models run; auto is a GPU if any")
     host: str = said("127.0.0.1", "address to listen on; keep it private, behind a proxy")
     http_port: Port = said(8000, "port of HTTP")
