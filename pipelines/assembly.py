@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from pipelines.batching.batcher import Batcher
-from pipelines.frames.batch import HOST_COPIES
 from pipelines.frames.dali import release_unused
 from pipelines.frames.preprocess import Preprocessor
 from pipelines.loading.load import load_model
@@ -139,6 +138,7 @@ def make_pipeline(
         log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
     log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
     log.info("%s takes %s", spec.name, spec.preprocessing)
+    telemetry = telemetry or Telemetry()
     threads = Threads.of(cores()).model
     model = load_model(spec, device, threads)
     labels = len(model.spec.labels)
@@ -148,14 +148,16 @@ def make_pipeline(
         return Stages(
             preprocess=Preprocessor(spec.preprocessing, device=device, max_frames=frames),
             postprocess=Postprocessor(
-                device=device, max_frames=frames, classes=labels if labels > 1 else UNNAMED_COLOURS
+                device=device,
+                max_frames=frames,
+                classes=labels if labels > 1 else UNNAMED_COLOURS,
+                telemetry=telemetry,
             ),
         )
 
-    telemetry = telemetry or Telemetry()
     admission = admission or Admission(default_budget_bytes(), telemetry)
     batcher = Batcher(model, threads=threads)
-    telemetry.gauge("copies", "pictures_from_gpu", lambda: HOST_COPIES.count)
+    telemetry.count("copies", "pictures_from_gpu", 0)  # shown from the start
     telemetry.gauge("waiting_for_model", spec.task, lambda: batcher.waiting)
     pipeline = Pipeline(batcher, StagePool(make_stages, workers), limits, telemetry, admission)
     pipeline.warm_up()

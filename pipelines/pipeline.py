@@ -1,5 +1,4 @@
-"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, and no
-task.
+"""Pipeline.run: one medium in, an answer per chunk out, two chunks in flight. Knows no transport, no task.
 
 While the batcher runs the model on chunk k, the stream's own thread decodes and prepares chunk k + 1.
 """
@@ -43,7 +42,7 @@ CHUNKS_IN_FLIGHT = 2
 # What FFmpeg holds of H.264 at most, by its own threads a few more.
 DECODER_FRAMES = 20
 EXAMPLE_HW = (64, 96)
-WHOLE_EXAMPLE = Geometry(source_hw=EXAMPLE_HW, resized_hw=EXAMPLE_HW, crop_yxhw=(0, 0, *EXAMPLE_HW))
+WHOLE_EXAMPLE = Geometry.whole(EXAMPLE_HW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +74,7 @@ class StagePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """What is in flight: frames, None behind the last of them, and what the model was given of them, if
-    anything.
-    """
+    """What is in flight: frames, None after the last of them, and the model's outputs, if it was asked."""
 
     frames: FrameBatch | None
     outputs: Future[list[Any]] | None
@@ -85,9 +82,7 @@ class _Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Terms:
-    """By when a request that starts now is to be answered, by `time.monotonic`, and whether it is about one
-    frame.
-    """
+    """By when a request is to be answered, by `time.monotonic`, and whether it is about one frame only."""
 
     deadline_s: float
     urgent: bool
@@ -108,12 +103,7 @@ class Pipeline:
     """decoder + batcher + task, for any number of media at once."""
 
     def __init__(
-        self,
-        batcher: Batcher,
-        stages: StagePool,
-        limits: Limits,
-        telemetry: Telemetry,
-        admission: Admission,
+        self, batcher: Batcher, stages: StagePool, limits: Limits, telemetry: Telemetry, admission: Admission
     ) -> None:
         self.batcher = batcher
         self.stages = stages
@@ -134,13 +124,12 @@ class Pipeline:
         Raises:
             TrividError: after the answers of all good frames, where a medium breaks off.
         """
-        for _, answer in self.run_with_frames(media, options, limits):
-            yield answer
+        return (answer for _, answer in self.run_with_frames(media, options, limits))
 
     def run_with_frames(
         self, media: bytes, options: Options, limits: Limits | None = None
-    ) -> Iterator[tuple[FrameBatch | None, Answer]]:
-        """The same as `run`, each answer with the frames it is about; None where no frame was selected."""
+    ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
+        """The same, each answer with the frames it is about; None after the last of them."""
         job = self.task.job(self.spec, options)
         with (
             open_media(
@@ -154,14 +143,68 @@ class Pipeline:
             _judging(options),
             contextlib.closing(self._answers(medium, job, _Terms.of(options, medium))) as answers,
         ):
-            self.telemetry.count("decoders", medium.decoder)
-            answered = False
+            decoder, reason = medium.decoder, medium.decoder_reason
+            self.telemetry.count("decoders", decoder)
             for frames, answer in answers:
-                answered = True
                 if len(answer) or answer.video or answer.final:
-                    yield frames, _signed(answer, medium)
-            if not answered:
-                yield None, _signed(job.empty(), medium)
+                    yield frames, dataclasses.replace(answer, decoder=decoder, decoder_reason=reason)
+
+    def _answers(
+        self, medium: Medium, job: Job, terms: _Terms
+    ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
+        """The main loop. A fault of the medium is raised after all that came before it is answered.
+
+        What is still in flight when nobody wants it any more is taken off the batcher's queue.
+        """
+        chunks, in_flight = medium.chunks(), deque[_Step]()
+        try:
+            while isinstance(chunk := self._decode(chunks, terms), FrameBatch):
+                outputs = self._submit(job, job.inputs(self.prepare(chunk), chunk), terms)
+                in_flight.append(_Step(frames=chunk, outputs=outputs))
+                if len(in_flight) == CHUNKS_IN_FLIGHT:
+                    yield self._finish(job, in_flight.popleft(), final=False)
+            fault = chunk
+            # A medium of which the options select no frame has an answer too.
+            if fault is None and ((rest := job.rest()) is not None or not in_flight):
+                in_flight.append(_Step(frames=None, outputs=self._submit(job, rest, terms)))
+            while in_flight:
+                step = in_flight.popleft()
+                yield self._finish(job, step, final=fault is None and not in_flight)
+            if fault is not None:
+                raise fault
+        finally:
+            for step in in_flight:
+                if step.outputs is not None:
+                    step.outputs.cancel()
+
+    def _decode(self, chunks: Iterator[FrameBatch], terms: _Terms) -> FrameBatch | TrividError | None:
+        """The next chunk, None after the last one, or the fault at which the medium breaks off."""
+        try:
+            terms.check()
+            with self.telemetry.span("decode"):
+                frames = next(chunks, None)
+        except TrividError as error:
+            return error
+        if frames is not None:
+            self.telemetry.count("chunks", "decoded")
+        return frames
+
+    def _submit(self, job: Job, inputs: Tensor | None, terms: _Terms) -> Future[list[Any]] | None:
+        if inputs is None:
+            return None
+        return self.batcher.submit(
+            inputs, job.read, stream=id(job), deadline_s=terms.deadline_s, urgent=terms.urgent
+        )
+
+    def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
+        with self.telemetry.span("model_wait"):
+            parts = [] if step.outputs is None else step.outputs.result()
+        frames = step.frames
+        views = [] if frames is None else self.views(frames.height_px, frames.width_px)
+        with self.stages.lend() as stages, self.telemetry.span("postprocess"):
+            answer = job.answer(frames, parts, views, stages.postprocess, final=final)
+        self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
+        return frames, answer
 
     def _wanted(self, options: Options) -> Wanted:
         return Wanted(
@@ -171,9 +214,7 @@ class Pipeline:
         )
 
     def _cost_bytes(self, media: bytes, info: MediaInfo, options: Options) -> int:
-        """About what a medium takes while it is worked on: its bytes, the decoder's frames and those in
-        flight.
-        """
+        """About what work on a medium takes: its bytes, the decoder's frames and those in flight."""
         frame_px = info.width_px * info.height_px
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
@@ -184,9 +225,7 @@ class Pipeline:
         return len(media) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
 
     def warm_up(self) -> None:
-        """Build every thread's DALI graphs and run the batch sizes that are kept static, before any
-        request.
-        """
+        """Build every thread's DALI graphs and run the static batch sizes, before any request."""
         with contextlib.ExitStack() as lent:
             all_stages = [lent.enter_context(self.stages.lend()) for _ in range(self.stages.size)]
             for stages in all_stages:
@@ -196,55 +235,6 @@ class Pipeline:
                     ones = torch.ones((1, *EXAMPLE_HW), dtype=torch.uint8, device=self.device)
                     stages.postprocess(None, ClassScores(class_map_nhw=ones), WHOLE_EXAMPLE, None)
         self.batcher.model.warm_up()
-
-    def _answers(
-        self, medium: Medium, job: Job, terms: _Terms
-    ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
-        """Keep two chunks in flight; a fault of the medium is raised when what came before it is answered.
-
-        What is in flight when nobody wants it any more is taken off the batcher's queue.
-        """
-        in_flight: deque[_Step] = deque()
-        try:
-            yield from self._in_flight(medium, job, terms, in_flight)
-        finally:
-            for step in in_flight:
-                if step.outputs is not None:
-                    step.outputs.cancel()
-
-    def _in_flight(
-        self, medium: Medium, job: Job, terms: _Terms, in_flight: deque[_Step]
-    ) -> Iterator[tuple[FrameBatch | None, Answer]]:
-        fault: TrividError | None = None
-        chunks = medium.chunks()
-
-        def submit(pixels: Tensor | None) -> Future[list[Any]] | None:
-            if pixels is None:
-                return None
-            return self.batcher.submit(
-                pixels, job.read, stream=id(job), deadline_s=terms.deadline_s, urgent=terms.urgent
-            )
-
-        while True:
-            try:
-                terms.check()
-                with self.telemetry.span("decode"):
-                    frames = next(chunks, None)
-            except TrividError as error:
-                frames, fault = None, error
-            if frames is None:
-                break
-            self.telemetry.count("chunks", "decoded")
-            in_flight.append(_Step(frames=frames, outputs=submit(job.inputs(self.prepare(frames), frames))))
-            if len(in_flight) == CHUNKS_IN_FLIGHT:
-                yield self._finish(job, in_flight.popleft(), final=False)
-        if fault is None and (rest := job.rest()) is not None:
-            in_flight.append(_Step(frames=None, outputs=submit(rest)))
-        while in_flight:
-            last = len(in_flight) == 1 and fault is None
-            yield self._finish(job, in_flight.popleft(), final=last)
-        if fault is not None:
-            raise fault
 
     def views(self, height_px: int, width_px: int) -> list[View]:
         """The parts of a frame of this size that the model sees: its tiles, or all of it."""
@@ -279,16 +269,6 @@ class Pipeline:
         windows = (view.window for view in views)
         return [frames.pixels_nhwc[:, rows, columns] for rows, columns in windows]
 
-    def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
-        with self.telemetry.span("model_wait"):
-            parts = [] if step.outputs is None else step.outputs.result()
-        frames = step.frames
-        views = [] if frames is None else self.views(frames.height_px, frames.width_px)
-        with self.stages.lend() as stages, self.telemetry.span("postprocess"):
-            answer = job.answer(frames, parts, views, stages.postprocess, final=final)
-        self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
-        return frames, answer
-
 
 @contextlib.contextmanager
 def _judging(options: Options) -> Iterator[None]:
@@ -301,7 +281,3 @@ def _judging(options: Options) -> Iterator[None]:
         raise InvalidOptions(
             f"clip_length={options.clip_length} does not fit the model: {error.message}", hint="leave it out"
         ) from error
-
-
-def _signed(answer: Answer, medium: Medium) -> Answer:
-    return dataclasses.replace(answer, decoder=medium.decoder, decoder_reason=medium.decoder_reason)

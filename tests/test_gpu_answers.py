@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pipelines.assembly import make_pipeline
-from pipelines.frames.batch import HOST_COPIES
 from pipelines.media.medium import Limits
 from pipelines.pipeline import Pipeline
 from pipelines.protocol.answers import (
@@ -90,13 +89,16 @@ def test_the_comparison_tells_answers_apart() -> None:
         assert_same(whole, answer_on("cpu", "classification", CLIPS["demo_action"]))
 
 
+def copied(pipeline: Pipeline) -> float:
+    return pipeline.telemetry.snapshot()["copies"]["pictures_from_gpu"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", ["classification", "detection", "segmentation", "action"])
 def test_pixels_stay_on_the_gpu_unless_they_are_asked_for(task: str) -> None:
     medium = CLIPS["demo_action" if task == "action" else "demo"]
     with pipeline_on("cuda", task) as pipeline:
-        before = HOST_COPIES.count
         list(pipeline.run(medium, Options(max_frames=48)))
-        assert HOST_COPIES.count == before
+        assert copied(pipeline) == 0
         list(pipeline.run(medium, Options(max_frames=48, overlay="jpeg")))
-        assert HOST_COPIES.count > before
+        assert copied(pipeline) > 0

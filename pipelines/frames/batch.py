@@ -1,10 +1,7 @@
-"""FrameBatch, Geometry and tiles: decoded frames, and how model pixels lie on them. Knows no decoder, no
-model.
-"""
+"""FrameBatch: decoded frames of one medium, with their numbers and times. Knows no decoder, no model."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,32 +23,13 @@ class PixelArray(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
-class HostCopies:
-    """Pictures that were copied from a GPU to the host since the start: none, unless pixels were asked
-    for.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.count = 0
-
-    def add(self, pictures: int) -> None:
-        with self._lock:
-            self.count += pictures
-
-
 # Of a pixel as models take it.
 FLOAT_RGB_BYTES = 12
-HOST_COPIES = HostCopies()
 
 
 def to_numpy(pixels: PixelArray) -> npt.NDArray[np.uint8]:
-    """Pictures on the host, uint8: the array itself, or a copy of a CUDA tensor, which is counted."""
-    if not hasattr(pixels, "cpu"):
-        return np.asarray(pixels)
-    if getattr(pixels, "is_cuda", False):
-        HOST_COPIES.add(len(pixels))
-    return np.asarray(pixels.cpu())
+    """Pictures on the host, uint8: the array itself, or a copy of a CUDA tensor."""
+    return np.asarray(pixels.cpu() if hasattr(pixels, "cpu") else pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -35,6 +35,11 @@ class Geometry:
     resized_hw: tuple[int, int]
     crop_yxhw: tuple[int, int, int, int]
 
+    @classmethod
+    def whole(cls, frame_hw: tuple[int, int]) -> Geometry:
+        """That of a model which sees the frame as it is."""
+        return cls(source_hw=frame_hw, resized_hw=frame_hw, crop_yxhw=(0, 0, *frame_hw))
+
     @property
     def model_hw(self) -> tuple[int, int]:
         """Height and width of the model's input."""

@@ -6,39 +6,18 @@ Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as 
 
 from __future__ import annotations
 
-from pipelines.media.images import image_format, open_image, probe_image
-from pipelines.media.medium import Limits, MediaInfo, Medium, Wanted
+from pipelines.media.images import image_format, open_image
+from pipelines.media.medium import Limits, Medium, Wanted
 from pipelines.media.video import Video
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 from pipelines.protocol.options import Options
-
-__all__ = ["Limits", "MediaInfo", "Medium", "Wanted", "open_media", "probe"]
 
 WHOLE_FRAMES = Wanted()
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def probe(media: bytes, limits: Limits) -> MediaInfo:
-    """What a medium is: an image by its header, a video by its header and its first frame.
-
-    Raises:
-        InvalidMedia, UnsupportedMedia, TooLarge: it would not be decoded.
-    """
-    _check(media, limits)
-    if image_format(media):
-        return probe_image(media, limits)
-    video = Video(media, limits)
-    video.close()
-    return video.info
-
-
 def open_media(
-    media: bytes,
-    *,
-    options: Options,
-    limits: Limits,
-    device: str,
-    wanted: Wanted = WHOLE_FRAMES,
+    media: bytes, *, options: Options, limits: Limits, device: str, wanted: Wanted = WHOLE_FRAMES
 ) -> Medium:
     """Open a medium for one pass over its selected frames; use it in a `with` statement.
 

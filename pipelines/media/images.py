@@ -65,12 +65,6 @@ def image_format(media: bytes) -> str | None:
     return next((name for magic, name in MAGIC.items() if media.startswith(magic)), None)
 
 
-def probe_image(media: bytes, limits: Limits) -> MediaInfo:
-    """What the header says, without decoding. Raises InvalidMedia, UnsupportedMedia, TooLarge."""
-    with _open(media, limits) as image:
-        return _describe(image)
-
-
 def open_image(media: bytes, *, options: Options, limits: Limits) -> Medium:
     """The image, or the first of an animation, as one frame at 0 s; upright by its EXIF, alpha dropped.
 

@@ -1,6 +1,4 @@
-"""Times and key frames of a whole medium, from its packets alone, and which of its frames are asked for.
-Decodes nothing.
-"""
+"""Times and key frames of a medium, from its packets, and which frames are asked for. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +18,6 @@ from pipelines.protocol.options import Options
 
 # Where one packet is one frame: these codecs in these containers (FFmpeg's names).
 CODECS = ("h264", "hevc", "vp9", "av1")
-# One of so many frames: with more of them, what is not decoded is not worth its plan (docs/performance.md).
-LEAST_LEFT_OUT = 3
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "Matroska"}
 
 
@@ -46,9 +42,7 @@ class PacketIndex:
 
 
 def read_index(media: bytes, limits: Limits) -> PacketIndex | str:
-    """The index of a medium of CODECS and CONTAINERS; in words where packets and decoded frames would
-    differ.
-    """
+    """The index of a medium of CODECS and CONTAINERS; in words why packets would not be frames."""
     ticks: list[int] = []
     keys: set[int] = set()
     time_base = Fraction(0)
@@ -114,11 +108,3 @@ class Plan:
                 break
         if self.fault is not None:
             raise self.fault
-
-
-def leaves_out(options: Options, fps: float | None) -> bool:
-    """Whether options take so few frames of a medium, whose rate is known or not, that a plan of them
-    pays.
-    """
-    each = (fps or 0) / options.fps if options.fps else 1.0
-    return each * options.stride >= LEAST_LEFT_OUT

@@ -20,6 +20,8 @@ Frame = TypeVar("Frame")
 
 # At 15 frames a second a frame may stand for over a minute; a file that claims years must not be believed.
 MAX_REPEATS = 1000
+# One of so many frames: with more of them, what is not decoded is not worth its plan (docs/performance.md).
+LEAST_LEFT_OUT = 3
 # What sums of times in float64 are off by.
 EPSILON_S = 1e-9
 
@@ -73,6 +75,12 @@ def select(
             return
 
 
+def leaves_out(options: Options, fps: float | None) -> bool:
+    """Whether a plan pays: the options take few frames of a medium, whose rate is known or None."""
+    each = (fps or 0) / options.fps if options.fps else 1.0
+    return each * options.stride >= LEAST_LEFT_OUT
+
+
 def _resampled(
     frames: Iterable[Selected[Frame]], fps: float, end_s: float, slack_s: float, *, repeat: bool
 ) -> Iterator[Selected[Frame]]:
@@ -97,8 +105,7 @@ def _resampled(
     except TrividError as error:
         fault = error
     if held is not None and slots is not None:
-        # Its end is a sum of times each off by half a tick. A frame that is alone is shown for no known time,
-        # and answered once.
+        # Its end is a sum of times each off by half a tick. How long a single frame is shown is not known.
         last_s = held.pts_s + shown_s - min(2 * slack_s, shown_s / 4)
         rest = slots.take(min(last_s, end_s)) if slots.past else 1
         yield from itertools.repeat(held, rest)

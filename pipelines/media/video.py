@@ -26,8 +26,8 @@ from pipelines.media.colours import MATRICES, TRANSFERS, has_matrix, is_full_ran
 from pipelines.media.containers import declared_bytes, open_container, pick_stream, read_packets
 from pipelines.media.frame_reader import FrameReader
 from pipelines.media.medium import Limits, MediaInfo, Medium, Orientation, Wanted
-from pipelines.media.packets import CODECS, CONTAINERS, PacketIndex, Plan, leaves_out, read_index
-from pipelines.media.selection import Selected, in_groups, select
+from pipelines.media.packets import CODECS, CONTAINERS, PacketIndex, Plan, read_index
+from pipelines.media.selection import Selected, in_groups, leaves_out, select
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 from pipelines.protocol.options import Options
 

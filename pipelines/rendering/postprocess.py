@@ -1,5 +1,4 @@
-"""Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model and no
-codec.
+"""Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model, no codec.
 
 Only the patch of the source that holds all classes of a run's frames goes through DALI; around it is
 background. Where only the class map is asked for, no picture is touched.
@@ -25,6 +24,7 @@ from pipelines.frames.geometry import Geometry
 from pipelines.protocol.errors import InternalError
 from pipelines.protocol.options import Options, Style
 from pipelines.rendering.dali_graphs import Kind, block_px, define, look_up, palette
+from pipelines.telemetry.counters import Telemetry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,9 +78,7 @@ class ClassScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
-        """The scores of successive frames, or of successive rows (`dim` 1), as one; all of the same class and
-        threshold.
-        """
+        """Scores of successive frames, or rows (`dim` 1), as one; all have the same class and threshold."""
         if len(parts) == 1:
             return parts[0]
         values = torch.cat([part.values_nhw for part in parts], dim)
@@ -171,12 +169,16 @@ class Postprocessor:
         device: where the work is done, `"cpu"` or `"cuda"`.
         max_frames: most frames in one run; more are rendered in several.
         classes: K, the background included.
+        telemetry: where pictures that leave the GPU are counted, of which nobody may be unaware.
     """
 
-    def __init__(self, *, device: str, max_frames: int, classes: int) -> None:
+    def __init__(
+        self, *, device: str, max_frames: int, classes: int, telemetry: Telemetry | None = None
+    ) -> None:
         self._device = device
         self._max_frames = max_frames
         self._classes = classes
+        self._telemetry = telemetry or Telemetry()
         self._palette = palette(classes)
         self._graphs: dict[tuple[Kind, Style | None, int, bool], Graph] = {}
 
@@ -199,7 +201,7 @@ class Postprocessor:
         height_px, width_px = geometry.source_hw
         class_map = np.zeros((len(scores), height_px, width_px), np.uint8)
         class_pixels = np.zeros((len(scores), self._classes), np.int64)
-        pictures = _canvas(pixels_nhwc, style)
+        pictures = self._canvas(pixels_nhwc, style)
         for run in runs(len(scores), height_px * width_px, self._max_frames):
             values = whole_frame(scores.values_nhw[run], geometry)
             patch = _find_patch(values > scores.floor, geometry.source_hw, style)
@@ -208,23 +210,37 @@ class Postprocessor:
             inputs = _score_inputs(values, scores, patch, geometry)
             window = (run, patch.rows, patch.columns)
             if pictures is None or pixels_nhwc is None or style is None or not style.visible:
-                (labels,) = self._draw(scores.kind, None, inputs)
+                (found,) = self._draw(scores.kind, None, inputs)
             else:
                 inputs["frames"] = pixels_nhwc[window]
                 inputs |= self._style_inputs(values, scores, patch, geometry, style)
-                labels, pictures[window] = self._draw(scores.kind, style, inputs)
+                found, drawn = self._draw(scores.kind, style, inputs)
+                pictures[window] = self.on_host(drawn)
+            labels = to_numpy(found)
             class_map[window] = labels[..., 0] * np.uint8(scores.class_id if scores.kind == "one" else 1)
             class_pixels[run] = _count(labels, scores, self._classes)
         if scores.class_id != 0:
             class_pixels[:, 0] = height_px * width_px - class_pixels[:, 1:].sum(axis=1)
         return Rendered(class_map_nhw=class_map, class_pixels=class_pixels, pixels_nhwc=pictures)
 
-    def _draw(
-        self, kind: Kind, style: RenderStyle | None, inputs: dict[str, Any]
-    ) -> list[npt.NDArray[np.uint8]]:
-        """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`, on the
-        host.
-        """
+    def on_host(self, pixels_nhwc: PixelArray) -> npt.NDArray[np.uint8]:
+        """Pictures as a numpy array; those that were on a GPU are counted in telemetry."""
+        if getattr(pixels_nhwc, "is_cuda", False):
+            self._telemetry.count("copies", "pictures_from_gpu", len(pixels_nhwc))
+        return to_numpy(pixels_nhwc)
+
+    def _canvas(
+        self, pixels_nhwc: PixelArray | None, style: RenderStyle | None
+    ) -> npt.NDArray[np.uint8] | None:
+        """What a style shows where there is no class, on the host: one colour, or the frames."""
+        if pixels_nhwc is None or style is None:
+            return None
+        if style.style == "extract":
+            return np.full(tuple(pixels_nhwc.shape), style.background, np.uint8)
+        return np.array(self.on_host(pixels_nhwc))
+
+    def _draw(self, kind: Kind, style: RenderStyle | None, inputs: dict[str, Any]) -> list[Tensor]:
+        """Run a graph; its labels `(n, h, w, 1)` and, with a style, its pictures `(n, h, w, 3)`."""
         key = (
             (kind, style.style, style.outline_px, any(style.background)) if style else (kind, None, 0, False)
         )
@@ -233,7 +249,7 @@ class Postprocessor:
             self._graphs[key] = Graph(graph, device=self._device, max_samples=self._max_frames)
         count = len(inputs["scores"])
         samples = {name: self._samples(value, count) for name, value in inputs.items()}
-        return [to_numpy(output) for output in self._graphs[key](**samples)]
+        return self._graphs[key](**samples)
 
     def _style_inputs(
         self, values_nhw: Tensor, scores: ClassScores, patch: _Patch, geometry: Geometry, style: RenderStyle
@@ -268,17 +284,6 @@ def _check(
         raise InternalError(
             f"scores are {tuple(scores.values_nhw.shape[1:])} pixels, the geometry says {geometry.model_hw}"
         )
-
-
-def _canvas(pixels_nhwc: PixelArray | None, style: RenderStyle | None) -> npt.NDArray[np.uint8] | None:
-    """What a style shows where there is no class, on the host: one colour, or the frames."""
-    if pixels_nhwc is None or style is None:
-        return None
-    if style.style == "extract":
-        canvas = np.empty(tuple(pixels_nhwc.shape), np.uint8)
-        canvas[:] = style.background
-        return canvas
-    return np.array(to_numpy(pixels_nhwc))
 
 
 def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:

@@ -1,5 +1,4 @@
-"""Action recognition: clips of frames, taken at the rate that the model was trained for, → the likeliest
-classes.
+"""Action recognition: clips of frames, at the rate that the model was trained for → the likeliest classes.
 
 Clips slide over the medium's frames: `clip_length` frames each, `clip_stride` from one to the next. A frame
 is prepared once, however many clips it is in. Rows of the answer are clips.
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.frames.batch import FrameBatch, to_numpy
+from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View
 from pipelines.models.outputs import Output
 from pipelines.models.spec import Clip, ModelSpec
@@ -39,9 +38,7 @@ FASTEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The frames of a clip: numbers and times of its first and last, and the last one's place in its
-    chunk.
-    """
+    """A clip's first and last frame: their numbers and times, and the last one's place in its chunk."""
 
     first_index: int
     first_pts_s: float
@@ -135,7 +132,7 @@ class Action:
         self._plain = options.alpha == 0
         self._spans: deque[list[Span]] = deque()
         self._size = (0, 0)
-        self._last_frame: npt.NDArray[np.uint8] | None = None
+        self._last_frame: npt.NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
         self._caption: list[str] = []
 
     def inputs(self, pixels_nchw: Tensor, frames: FrameBatch) -> Tensor | None:
@@ -161,21 +158,11 @@ class Action:
         *,
         final: bool,
     ) -> ActionAnswer:
-        spans = self._spans.popleft()
-        nothing = np.empty((0, len(self._spec.labels)), np.float32)
-        ranks = self._ranking.add(np.concatenate([nothing, *parts]))
+        spans = self._spans.popleft() if self._spans else []
+        ranks = self._ranking.add(parts)
         if frames is not None:
-            self._size = (frames.height_px, frames.width_px)
-        overlay, video = self._pictures(frames, spans, ranks, final=final)
-        return self._answer(spans, ranks, overlay, video, final=final)
-
-    def empty(self) -> ActionAnswer:
-        ranks = self._ranking.add(np.empty((0, len(self._spec.labels)), np.float32))
-        return self._answer([], ranks, [], b"", final=True)
-
-    def _answer(
-        self, spans: Sequence[Span], ranks: Ranks, overlay: list[bytes], video: bytes, *, final: bool
-    ) -> ActionAnswer:
+            self._size = frames.size_hw
+        overlay, video = self._pictures(frames, spans, ranks, postprocessor, final=final)
         mean = self._ranking.mean
         return ActionAnswer(
             frame_index=np.array([span.first_index for span in spans], np.int64),
@@ -195,17 +182,20 @@ class Action:
         )
 
     def _pictures(
-        self, frames: FrameBatch | None, spans: Sequence[Span], ranks: Ranks, *, final: bool
+        self,
+        frames: FrameBatch | None,
+        spans: Sequence[Span],
+        ranks: Ranks,
+        postprocessor: Postprocessor,
+        *,
+        final: bool,
     ) -> tuple[list[bytes], bytes]:
-        """Of each clip its last frame; of a film all frames, under what the last clip to end there has
-        said.
-        """
+        """Of each clip its last frame; of a film all frames, under what the last clip that ended says."""
         if not self._writer.wanted:
             return [], b""
-        shown = [] if frames is None else list(to_numpy(frames.pixels_nhwc))
+        shown = [] if frames is None else list(postprocessor.on_host(frames.pixels_nhwc))
         if shown:
             self._last_frame = np.array(shown[-1])
-        assert self._last_frame is not None
         captions = {
             span.last_place: [] if self._plain else ranks.captions(row) for row, span in enumerate(spans)
         }
@@ -218,10 +208,7 @@ class Action:
         return overlay, film + (self._writer.close() if final else b"")
 
     def _film(
-        self,
-        shown: Sequence[npt.NDArray[np.uint8]],
-        frames: FrameBatch,
-        captions: Mapping[int, list[str]],
+        self, shown: Sequence[npt.NDArray[np.uint8]], frames: FrameBatch, captions: Mapping[int, list[str]]
     ) -> bytes:
         if not self._writer.is_film:
             return b""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.frames.batch import FrameBatch, to_numpy
+from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View
 from pipelines.models.outputs import Output
 from pipelines.models.spec import ModelSpec
@@ -41,23 +41,13 @@ class Classification(FrameJob):
         *,
         final: bool,
     ) -> ClassificationAnswer:
-        assert frames is not None
-        ranks = self._ranking.add(np.concatenate(parts))
-        overlay, video = self._pictures(frames, ranks, final=final)
-        return self._answer(frames, ranks, overlay, video, final=final)
-
-    def empty(self) -> ClassificationAnswer:
-        ranks = self._ranking.add(np.empty((0, len(self._spec.labels)), np.float32))
-        return self._answer(None, ranks, [], b"", final=True)
-
-    def _answer(
-        self, frames: FrameBatch | None, ranks: Ranks, overlay: list[bytes], video: bytes, *, final: bool
-    ) -> ClassificationAnswer:
+        ranks = self._ranking.add(parts)
+        overlay, video = self._pictures(frames, ranks, postprocessor, final=final)
         mean = self._ranking.mean
         return ClassificationAnswer(
             frame_index=np.empty(0, np.int64) if frames is None else frames.frame_index,
             pts_s=np.empty(0) if frames is None else frames.pts_s,
-            size=np.zeros(2, np.int64) if frames is None else np.array([frames.height_px, frames.width_px]),
+            size=np.zeros(2, np.int64) if frames is None else np.array(frames.size_hw),
             class_id=ranks.class_id,
             class_name=ranks.class_name,
             probability=ranks.probability,
@@ -69,10 +59,12 @@ class Classification(FrameJob):
             final=final,
         )
 
-    def _pictures(self, frames: FrameBatch, ranks: Ranks, *, final: bool) -> tuple[list[bytes], bytes]:
-        if not self._writer.wanted:
+    def _pictures(
+        self, frames: FrameBatch | None, ranks: Ranks, postprocessor: Postprocessor, *, final: bool
+    ) -> tuple[list[bytes], bytes]:
+        if frames is None or not self._writer.wanted:
             return [], b""
-        drawn = np.array(to_numpy(frames.pixels_nhwc))
+        drawn = np.array(postprocessor.on_host(frames.pixels_nhwc))
         if not self._plain:
             drawn = np.stack([draw_caption(one, ranks.captions(row)) for row, one in enumerate(drawn)])
         film = self._writer.film(drawn, frames.pts_s)

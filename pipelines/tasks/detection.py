@@ -53,45 +53,30 @@ class Detection(FrameJob):
         *,
         final: bool,
     ) -> DetectionAnswer:
-        assert frames is not None
         looks = [one for part in parts for one in part]
+        count, frame_hw = (0, (0, 0)) if frames is None else (len(frames), frames.size_hw)
         # View by view, and in each frame by frame.
         found = [
             join_views([to_source(looks[row], view) for row, view in zip(rows, views, strict=True)])
-            for rows in np.arange(len(looks)).reshape(len(views), len(frames)).T
+            for rows in np.arange(len(looks)).reshape(len(views), count).T
         ]
-        masks, covered = self._masks(found, (frames.height_px, frames.width_px))
+        masks, covered = self._masks(found, frame_hw)
         overlay, video = self._pictures(frames, found, covered, postprocessor, final=final)
-        return self._answer(frames, found, masks, overlay, video, final=final)
-
-    def empty(self) -> DetectionAnswer:
-        return self._answer(None, [], [], [], b"", final=True)
-
-    def _answer(
-        self,
-        frames: FrameBatch | None,
-        found: Sequence[Found],
-        masks: list[bytes],
-        overlay: list[bytes],
-        video: bytes,
-        *,
-        final: bool,
-    ) -> DetectionAnswer:
         names = self._spec.keypoint_names
         objects = Found.concatenate(found) if found else Found.none(len(names))
         index = np.empty(0, np.int64) if frames is None else frames.frame_index
-        count = objects.keypoint_dp3.shape[1]
+        points = objects.keypoint_dp3.shape[1]
         return DetectionAnswer(
             frame_index=index,
             pts_s=np.empty(0) if frames is None else frames.pts_s,
-            size=np.zeros(2, np.int64) if frames is None else np.array([frames.height_px, frames.width_px]),
+            size=np.array(frame_hw, np.int64),
             box_frame_index=np.repeat(index, [len(one) for one in found]),
             box=objects.box_d4,
             score=objects.score_d,
             class_id=objects.class_id_d,
             class_name=self._painter.names(objects.class_id_d),
             mask=masks,
-            keypoint_names=names if len(names) == count else tuple(map(str, range(count))),
+            keypoint_names=names if len(names) == points else tuple(map(str, range(points))),
             keypoint=objects.keypoint_dp3,
             keypoint_score=objects.keypoint_score_dp,
             overlay=overlay,
@@ -132,7 +117,7 @@ class Detection(FrameJob):
 
     def _pictures(
         self,
-        frames: FrameBatch,
+        frames: FrameBatch | None,
         found: Sequence[Found],
         covered: ClassMap | None,
         postprocessor: Postprocessor,
@@ -140,7 +125,7 @@ class Detection(FrameJob):
         final: bool,
     ) -> tuple[list[bytes], bytes]:
         """Pictures and the film's next part."""
-        if not self._writer.wanted:
+        if frames is None or not self._writer.wanted:
             return [], b""
         pixels = self._painter(frames, found, covered, postprocessor)
         film = self._writer.film(pixels, frames.pts_s)

@@ -45,9 +45,7 @@ class Job(Protocol):
         ...
 
     def read(self, output: Output) -> Any:
-        """What the answer needs of a batch's outputs; runs on the batcher's thread and must not keep the
-        rest.
-        """
+        """What the answer needs of a batch's outputs, and no more; runs on the batcher's thread."""
         ...
 
     def answer(
@@ -59,13 +57,10 @@ class Job(Protocol):
         *,
         final: bool,
     ) -> Answer:
-        """The answer to a chunk from what `read` left of its batches; to the rest, without frames and
-        views.
-        """
-        ...
+        """The answer to a chunk, from what `read` left of its batches.
 
-    def empty(self) -> Answer:
-        """The answer to a medium of which the options select no frame."""
+        Without frames and views: to the rest, or to a medium of which the options select no frame.
+        """
         ...
 
 

@@ -1,6 +1,4 @@
-"""Pictures of what a detector found: boxes, masks and keypoints on frames. Knows no model and no file
-format.
-"""
+"""Pictures of what a detector found: boxes, masks and keypoints on frames. Knows no model, no file format."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.frames.batch import FrameBatch, PixelArray, to_numpy
+from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import Geometry
 from pipelines.protocol.answers import Ints, Texts
 from pipelines.protocol.options import Options
@@ -56,9 +54,7 @@ class Painter:
         return self.style.visible and (self.style.style != "overlay" or found.mask_d1mm is not None)
 
     def numbers(self, class_ids: Ints) -> npt.NDArray[np.uint8]:
-        """Numbers of colours for classes: their own, as far as there are so many, and none is the
-        background's.
-        """
+        """Numbers of colours for classes: their own, as far as there are so many; never the background's."""
         return ((class_ids - 1) % (min(len(self.colours_k3), MOST_COLOURS) - 1) + 1).astype(np.uint8)
 
     def __call__(
@@ -67,26 +63,24 @@ class Painter:
         found: Sequence[Found],
         covered_nhw: ClassMap | None,
         postprocessor: Postprocessor,
-    ) -> PixelArray:
+    ) -> npt.NDArray[np.uint8]:
         """The pictures, uint8 `(N, H, W, 3)`.
 
         Args:
             covered_nhw: uint8 `(N, H, W)`, numbers of the colours of what covers each pixel, 0 for nothing;
                 needed where this `covers` anything.
         """
-        pixels: PixelArray = frames.pixels_nhwc
-        if covered_nhw is not None:
-            hw = (frames.height_px, frames.width_px)
-            whole = Geometry(source_hw=hw, resized_hw=hw, crop_yxhw=(0, 0, *hw))
+        if covered_nhw is None:
+            pixels = postprocessor.on_host(frames.pixels_nhwc)
+        else:
             scores = ClassScores(class_map_nhw=torch.from_numpy(covered_nhw))
-            rendered = postprocessor(pixels, scores, whole, self.style).pixels_nhwc
-            assert rendered is not None
-            pixels = rendered
+            whole = Geometry.whole(frames.size_hw)
+            rendered = postprocessor(frames.pixels_nhwc, scores, whole, self.style)
+            assert rendered.pixels_nhwc is not None
+            pixels = rendered.pixels_nhwc
         if self.style.style != "overlay" or not self.style.visible:
             return pixels
-        return np.stack(
-            [self._annotate(one, objects) for one, objects in zip(to_numpy(pixels), found, strict=True)]
-        )
+        return np.stack([self._annotate(one, objects) for one, objects in zip(pixels, found, strict=True)])
 
     def _annotate(self, pixels_hwc: npt.NDArray[np.uint8], found: Found) -> npt.NDArray[np.uint8]:
         fitting_px = line_px((pixels_hwc.shape[0], pixels_hwc.shape[1]))

@@ -1,6 +1,4 @@
-"""Probabilities of classes → the likeliest ones by name, and their mean over a medium. numpy and torch
-only.
-"""
+"""Probabilities of classes → the likeliest ones by name, and their mean over a medium."""
 
 from __future__ import annotations
 
@@ -49,8 +47,9 @@ class Ranking:
         self._sum: npt.NDArray[np.float64] = np.zeros(len(labels))
         self._rows = 0
 
-    def add(self, probability_nk: Floats) -> Ranks:
-        """The ranks of N more rows of probabilities `(N, K)`; of equal ones the first class leads."""
+    def add(self, parts: Sequence[Floats]) -> Ranks:
+        """The ranks of N more rows of probabilities, `(n, K)` each; of equal ones the first class leads."""
+        probability_nk = np.concatenate([np.empty((0, len(self._labels)), np.float32), *parts])
         self._sum += probability_nk.sum(axis=0, dtype=np.float64)
         self._rows += len(probability_nk)
         return self._rank(probability_nk)

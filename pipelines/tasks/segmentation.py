@@ -105,7 +105,8 @@ class Segmentation(FrameJob):
         *,
         final: bool,
     ) -> SegmentationAnswer:
-        assert frames is not None
+        if frames is None:
+            return self._empty()
         scores, geometry = join_views(ClassScores.concatenate(parts), views, frames)
         rendered = postprocessor(frames.kept_nhwc, scores, geometry, self._style)
         masks = self._masks(rendered)
@@ -117,14 +118,14 @@ class Segmentation(FrameJob):
             pts_s=frames.pts_s,
             class_names=self._spec.labels,
             class_pixels=rendered.class_pixels,
-            size=np.array([frames.height_px, frames.width_px]),
+            size=np.array(frames.size_hw),
             mask=masks,
             overlay=[] if rendered.pixels_nhwc is None else self._writer.pictures(rendered.pixels_nhwc),
             video=self._video(frames, rendered, final=final),
             final=final,
         )
 
-    def empty(self) -> SegmentationAnswer:
+    def _empty(self) -> SegmentationAnswer:
         return SegmentationAnswer(
             frame_index=np.empty(0, np.int64),
             pts_s=np.empty(0, np.float64),
@@ -191,7 +192,7 @@ def join_views(
     """Scores of V·N frames, view by view, as those of N frames, and how they lie on the frame."""
     if len(views) == 1:
         return scores, views[0].geometry
-    source_hw = (frames.height_px, frames.width_px)
+    source_hw = frames.size_hw
     first = views[0].geometry
     scales = [resized / side for resized, side in zip(first.resized_hw, first.source_hw, strict=True)]
     height, width = (max(1, round(side * scale)) for side, scale in zip(source_hw, scales, strict=True))

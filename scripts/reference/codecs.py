@@ -10,6 +10,7 @@ there.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -21,9 +22,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.media.decode import open_media, probe
+from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits
 from pipelines.media.nvdec import kind_refusal
+from pipelines.media.video import Video
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
 from scripts import ROOT
@@ -113,7 +115,8 @@ def on_cpu(media: bytes) -> str:
 
 def on_gpu(media: bytes) -> str:
     try:
-        reason = kind_refusal(probe(media, Limits()))
+        with contextlib.closing(Video(media, Limits())) as video:
+            reason = kind_refusal(video.info)
     except TrividError as error:
         return f"{error.code}: {error.message}"
     return f"cpu: {reason}" if reason else "nvdec if the GPU decodes it"

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pytest
 
 from pipelines.frames.batch import FrameBatch
-from pipelines.media.decode import open_media, probe
+from pipelines.media.decode import open_media
 from pipelines.media.medium import MAX_CHUNK_BYTES, Limits
 from pipelines.media.selection import Selected, select
 from pipelines.protocol.options import Options
 from tests.support import media
-from tests.support.media import clip, read_number
+from tests.support.media import clip, info_of, read_number
 
 Pixels = npt.NDArray[Any]
 VP9 = {"codec": "libvpx-vp9", "container": "webm"}
@@ -68,7 +68,7 @@ def test_every_container_gives_all_frames_in_order(arguments: dict[str, Any], co
     assert np.allclose(
         np.diff(times), 1 / 25 if "rate" in arguments or "pts" in arguments else times[1] - times[0]
     )
-    info = probe(data, Limits())
+    info = info_of(data)
     assert (info.kind, info.codec, info.width_px, info.height_px) == ("video", codec, 64, 48)
 
 
@@ -187,9 +187,9 @@ def test_the_reason_is_stated(decoder: Any, reason: str) -> None:
         assert (medium.decoder, medium.decoder_reason) == ("pyav", reason)
 
 
-def test_probe_reports_what_the_first_frame_is() -> None:
+def test_a_medium_says_what_its_first_frame_is() -> None:
     data = clip(matrix="bt709", full_range=False, rotation=90, rate=10)
-    info = probe(data, Limits())
+    info = info_of(data)
     assert (info.matrix, info.colour_range, info.pixel_format) == ("bt709", "limited", "yuv420p")
     assert info.fps == 10
     assert info.duration_s == pytest.approx(1.2)
@@ -209,7 +209,7 @@ def test_probe_reports_what_the_first_frame_is() -> None:
 )
 def test_real_media(shared_media: Path, name: str, frames: int, size: tuple[int, int], matrix: str) -> None:
     data = (shared_media / name).read_bytes()
-    info = probe(data, Limits())
+    info = info_of(data)
     assert (info.width_px, info.height_px, info.matrix) == (*size, matrix)
     with open_media(data, options=Options(stride=7), limits=Limits(), device="cpu") as medium:
         chunks = list(medium.chunks())

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.media.decode import open_media, probe
+from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits
 from pipelines.protocol.errors import UnsupportedMedia
 from pipelines.protocol.options import Options
 from tests.support import media
-from tests.support.media import clip, image, picture, read_number
+from tests.support.media import clip, image, info_of, picture, read_number
 
 Pixels = npt.NDArray[Any]
 
@@ -148,7 +148,7 @@ def test_frames_stand_upright(rotation: int, hflip: bool) -> None:
     expected = turned[:, ::-1] if hflip else turned
     data = clip(frames=1, rotation=rotation, hflip=hflip)
     assert np.array_equal(pixels_of(data)[0], expected)
-    info = probe(data, Limits())
+    info = info_of(data)
     assert (info.height_px, info.width_px) == expected.shape[:2]
     assert info.mirrored == hflip
     if not hflip:
@@ -160,7 +160,7 @@ def test_images_stand_upright_by_exif(orientation: int) -> None:
     data = image("png", orientation=orientation)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert np.array_equal(pixels_of(data)[0], expected)
-    info = probe(data, Limits())
+    info = info_of(data)
     assert (info.height_px, info.width_px) == expected.shape[:2]
 
 

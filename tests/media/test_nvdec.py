@@ -13,14 +13,14 @@ import torch
 
 from pipelines.frames.batch import FrameBatch
 from pipelines.frames.preprocess import Preprocessor
-from pipelines.media.decode import open_media, probe
+from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, Wanted
 from pipelines.media.nvdec import DecodeCaps, count_frames, kind_refusal, open_nvdec, query_caps, size_refusal
 from pipelines.media.video import Video
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import InvalidMedia, TooLarge
 from pipelines.protocol.options import Options
-from tests.support.media import clip, read_number
+from tests.support.media import clip, info_of, read_number
 
 VP9: dict[str, Any] = {"codec": "libvpx-vp9", "container": "webm", "width": 96, "height": 64}
 SMALL = Preprocessing(resize_px=48, crop_px=(40, 40))
@@ -68,7 +68,7 @@ def test_sizes_beyond_the_decoder(size: tuple[int, int], refused: str) -> None:
     ],
 )
 def test_kinds_that_stay_on_the_cpu(changes: dict[str, Any], refused: str) -> None:
-    answer = kind_refusal(dataclasses.replace(probe(clip(), Limits()), **changes))
+    answer = kind_refusal(dataclasses.replace(info_of(clip()), **changes))
     assert refused in answer
     assert bool(answer) == bool(refused)
 

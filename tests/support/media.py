@@ -20,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipelines.media.decode import open_media
+from pipelines.media.medium import Limits, MediaInfo
+from pipelines.protocol.options import Options
+
 Picture = npt.NDArray[np.uint8]
 TICKS_PER_S = 90_000
 MATRICES = {
@@ -35,6 +39,12 @@ MATRICES = {
 NUMBER_BITS = 8
 # FFmpeg would write the wall clock and its own version otherwise; the bytes should be the same on every run.
 BITEXACT = {"fflags": "+bitexact"}
+
+
+def info_of(data: bytes, limits: Limits | None = None) -> MediaInfo:
+    """What a medium says of itself when it is opened."""
+    with open_media(data, options=Options(), limits=limits or Limits(), device="cpu") as medium:
+        return medium.info
 
 
 def picture(number: int = 0, width: int = 64, height: int = 48) -> Picture:

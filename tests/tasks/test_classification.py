@@ -116,7 +116,7 @@ def test_the_caption_is_drawn_unless_alpha_is_none(pipeline: Pipeline) -> None:
 
 
 def test_of_equal_classes_the_first_leads() -> None:
-    ranks = Ranking(LABELS, 3).add(np.full((1, 3), 1 / 3, np.float32))
+    ranks = Ranking(LABELS, 3).add([np.full((1, 3), 1 / 3, np.float32)])
     assert ranks.class_id.tolist() == [[0, 1, 2]]
 
 
@@ -141,7 +141,7 @@ class Greyness(FrameJob):
         final: bool,
     ) -> Answer:
         assert frames is not None
-        ranks, mean = self._ranking.add(np.concatenate(parts)), self._ranking.mean
+        ranks, mean = self._ranking.add(parts), self._ranking.mean
         return ClassificationAnswer(
             frame_index=frames.frame_index,
             pts_s=frames.pts_s,
@@ -154,9 +154,6 @@ class Greyness(FrameJob):
             mean_probability=mean.probability[0],
             final=final,
         )
-
-    def empty(self) -> Answer:
-        raise NotImplementedError
 
 
 def test_a_task_is_one_job_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pipelines.models.spec import Preprocessing
 from pipelines.protocol.answers import DetectionAnswer
 from pipelines.protocol.errors import InvalidOptions
 from pipelines.protocol.options import Options
+from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import MAX_OBJECTS, Found
 from pipelines.tasks.detection import TASK, Detection
 from tests.support.toy_boxes import (
@@ -174,7 +175,9 @@ def test_keypoints_come_in_source_pixels() -> None:
 
 
 def test_an_answer_to_no_frames() -> None:
-    answer = Detection(spec(keypoint_names=("nose",)), Options()).empty()
+    job = Detection(spec(keypoint_names=("nose",)), Options())
+    post = Postprocessor(device="cpu", max_frames=4, classes=len(LABELS))
+    answer = job.answer(None, [], [], post, final=True)
     assert answer.final
     assert (len(answer), len(answer.box), answer.keypoint.shape) == (0, 0, (0, 1, 3))
     some = ask(seen(PERSON, keypoints=torch.ones(1, 1, 3)), model=spec(keypoint_names=("nose",)))
