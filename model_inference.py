@@ -117,16 +117,12 @@ class Model:
 
     @property
     def lanes(self) -> int:
-        """By how many threads at once it is called with gain: each for which torch has one thread computes
-        alone.
-        """
+        """By how many threads at once it is called with gain; each of several computes with one thread."""
         # A last step of its own is the network's code, whoever computes the layers.
         return self.runner.lanes if self.spec.thread_safe or self._finish is as_given else 1
 
     def warm_up(self) -> None:
-        """Run every batch size that is kept static, so that no request pays for it, and the largest in any
-        case.
-        """
+        """Run every static batch size, and in any case the largest, so that no request pays for it."""
         for count in self.runner.buckets or (self.spec.max_batch,):
             self._try(count)
         if self.lanes > 1:

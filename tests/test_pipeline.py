@@ -1,6 +1,4 @@
-"""Pipeline.run in process, with the demo model: chunks, order, faults after good frames, stages that are
-lent.
-"""
+"""Pipeline.run in process, with the demo model: chunks, order, faults after good frames, lent stages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The frame batcher, the only place where frames of different streams meet. Knows a model, no media, no
-tasks.
+"""The only place where frames of different streams meet. Knows a model, no media, no tasks.
 
 Chunks of many streams queue up; a lane, which is a thread, takes frames of equal size off the queue, up to
 the model's `max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never
@@ -30,11 +29,9 @@ from pipelines.models.outputs import Output
 from pipelines.protocol.errors import InternalError, ModelUnavailable
 
 T = TypeVar("T")
-# Batches take about this long at most, on a CPU a few frames, of which more are hardly faster; on a GPU it is
-# no bound.
+# Batches take about this long at most: on a CPU a few frames, on a GPU as many as the model takes.
 BATCH_S = 0.08
-# And this long where something urgent came just now, so that what comes next need not wait long for frames of
-# films.
+# And this long where something urgent came just now: the next one need not wait long for frames of films.
 URGENT_BATCH_S, JUST_NOW_S = 0.01, 10.0
 # How much of the rate that is known comes from the last batch.
 NEWEST = 0.2

@@ -1,6 +1,4 @@
-"""What waits for a model and what a batch is made of: chunks of frames, and parts of them. Knows no model, no
-threads.
-"""
+"""What waits for a model, and what a batch is made of: chunks of frames and parts of them. Knows no model."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ class Work(Generic[T]):
         return self.pixels.shape[1:]
 
     def begin(self) -> bool:
-        """Whether it is still wanted, now that its first frames are to be computed; what is too late is told
-        so.
-        """
+        """Whether it is still wanted, now that it begins; one that comes too late is told so."""
         if not self.future.set_running_or_notify_cancel():
             return False
         if time.monotonic() > self.deadline_s:

@@ -92,16 +92,12 @@ def picture_input(name: str, device: str, dtype: Any = DALIDataType.UINT8) -> An
 
 
 def number_input(name: str, ndim: int = 1) -> Any:
-    """A graph's input of float32 numbers, `ndim` 1 for pairs; DALI takes arguments of operators from
-    the CPU.
-    """
+    """A graph's input of float32 numbers, `ndim` 1 for pairs, on the CPU, as DALI wants arguments."""
     return fn.external_source(name=name, dtype=DALIDataType.FLOAT, ndim=ndim)
 
 
 def runs(frames: int, pixels_each: int, max_frames: int) -> Iterator[slice]:
-    """Split frames into groups of at most `max_frames` and about MAX_RUN_PIXELS, so that memory stays
-    bounded.
-    """
+    """Frames in groups of at most `max_frames` and about MAX_RUN_PIXELS, so that memory stays bounded."""
     step = max(1, min(max_frames, MAX_RUN_PIXELS // pixels_each))
     return (slice(start, start + step) for start in range(0, frames, step))
 

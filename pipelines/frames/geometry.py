@@ -1,6 +1,4 @@
-"""torchvision's arithmetic of sizes: where the model's window lies on a frame. Knows no pixels, no
-decoder.
-"""
+"""How model pixels lie on a frame, by torchvision's arithmetic, and tiles. Knows no pixels, no decoder."""
 
 from __future__ import annotations
 
@@ -199,9 +197,7 @@ def needed_part(whole: Geometry) -> View:
 
 
 def _needed_span(source_px: int, resized_px: int, crop_start: int, crop_px: int) -> tuple[int, int, int, int]:
-    """Of one side: where the part begins and its length, its length resized, and where the crop begins in
-    that.
-    """
+    """Of one side: where the part begins, its length before and after resizing, and where its crop begins."""
     common = math.gcd(source_px, resized_px)
     step, step_resized = source_px // common, resized_px // common
     if step % 2:

@@ -40,8 +40,7 @@ class Resizer:
         self._preprocessing = preprocessing
         # Kept from frame to frame: memory of this size is mapped anew at every allocation.
         self._floats: Tensor | None = None
-        # Without antialiasing presets take tensors alone (those of clips), which torchvision resizes as
-        # floats.
+        # Presets without antialiasing, those of clips, take only tensors: torchvision resizes them as floats.
         smooth = preprocessing.interpolation != "nearest"
         self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
         whole = geometry(preprocessing, height_px, width_px)
@@ -52,9 +51,7 @@ class Resizer:
         self.model_hw = self._shape.model_hw
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
-        """The part of a frame, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32; whole
-        ones where the model's pixels are rounded.
-        """
+        """A frame's part, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32."""
         frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
         if self._by_floats:
             if self._floats is None:

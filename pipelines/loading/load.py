@@ -90,9 +90,7 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
 
 
 def _with_lengths(model: Model, spec: ModelSpec) -> ModelSpec:
-    """The spec, also the model's own, that says of clips whether the network takes those of another length at
-    all.
-    """
+    """The spec, and the model's own, with `clip.fixed` where the network takes clips of one length only."""
     if spec.clip is None or spec.clip.fixed:
         return spec
     try:
@@ -115,9 +113,7 @@ def _other_length(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
-    """What may take torch's place, by name: the one engine that is asked for, or all that may be faster
-    here.
-    """
+    """What may replace torch, by name: the one engine asked for, or all that may be faster here."""
     layers, device = torch_runner.layers, model.device
     buckets = bucket_sizes(spec.max_batch)
 
@@ -246,9 +242,7 @@ def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Batches of several counts, and sizes where they are free: what was written down for one may fit no
-    other.
-    """
+    """Batches of several counts, and sizes where they are free: a graph of one may fit no other."""
     counts = FEW_CLIPS if spec.clip else FEW
     shapes = [spec.example_shape(min(count, spec.max_batch)) for count in counts]
     if spec.preprocessing.fixed_hw is None:

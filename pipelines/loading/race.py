@@ -1,6 +1,4 @@
-"""Which of several engines computes a model fastest, on one picture and on many. Knows no agreement, no
-media.
-"""
+"""Which of several engines computes a model fastest, on one picture and on many. Knows no media."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ LONG_BATCH_S = 0.3
 
 
 def fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
-    """The name of the rival to run by: the first, which is torch, unless another one is clearly faster on one
-    picture and on many.
-    """
+    """The rival to run: the first, torch, unless another is clearly faster on one picture and on many."""
     first = next(iter(rivals))
     shape = _usual_shape(spec)
     single_s = _race(model, (1, *shape), rivals, RACE_S[0], beside=False)

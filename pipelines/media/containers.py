@@ -17,8 +17,7 @@ from av.video.stream import VideoStream
 from pipelines.media.medium import Limits
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 
-# Containers that are read. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and
-# hosts.
+# What is read. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and hosts.
 CONTAINERS = (
     "mov,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,asf,ogg,mxf,ivf,obu,h264,hevc,vvc,m4v,vc1,mjpeg,dv,nut"
 )

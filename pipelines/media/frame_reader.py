@@ -1,6 +1,4 @@
-"""PyAV's decoded frames → pixels: upright RGB, and the model's levels, as far as each is wanted. Knows no
-medium.
-"""
+"""PyAV's frames → pixels: upright RGB, and the model's levels, each where it is wanted. Knows no medium."""
 
 from __future__ import annotations
 
@@ -25,18 +23,14 @@ BLOCK_BYTES = (32 << 20) - (64 << 10)
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One frame's: uint8 RGB `(H, W, 3)`, and its levels for the model `(3, h, w)`; each where it is
-    wanted.
-    """
+    """A frame's uint8 RGB `(H, W, 3)`, and its levels for the model `(3, h, w)`; each where wanted."""
 
     pixels_hwc: npt.NDArray[np.uint8] | None
     levels: Tensor | None
 
 
 class FrameReader:
-    """Decoded frames → pixels, while they are fresh in the cache; a frame that comes again is not read
-    again.
-    """
+    """Decoded frames → pixels, while they are fresh in the cache; one that comes again is not read again."""
 
     def __init__(self, orientation: Orientation, wanted: Wanted, size_hw: tuple[int, int]) -> None:
         self._orientation = orientation

@@ -113,9 +113,7 @@ class Orientation(NamedTuple):
 
     @property
     def rotation_deg(self) -> int:
-        """The turn in it, counter-clockwise; a picture that is mirrored too counts as mirrored left to
-        right.
-        """
+        """The turn in it, counter-clockwise; what is mirrored too counts as mirrored left to right."""
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0

@@ -67,8 +67,7 @@ def query_caps(codec: int, device: str) -> DecodeCaps | str:
         library = ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:
         return f"NVIDIA's decoding library does not load ({error})"
-    # The query reads the calling thread's CUDA context; a first small allocation makes torch's the current
-    # one.
+    # The query reads the thread's CUDA context; a first small allocation makes torch's the current one.
     torch.zeros(1, device=device)
     caps = DecodeCaps(codec=codec, chroma=CHROMA_420, depth_minus_8=DEPTH_BITS - 8)
     status = library.cuvidGetDecoderCaps(ctypes.byref(caps))
@@ -167,9 +166,7 @@ def open_nvdec(
 
 
 def _build(info: MediaInfo, length: int, wanted: Wanted, *, device: str, dali_device: str) -> Any:
-    """The graph: encoded bytes → frames FHWC where they are kept, and the model's pixels FCHW where
-    wanted.
-    """
+    """The graph: encoded bytes → frames FHWC and the model's pixels FCHW, each where it is wanted."""
     untyped: Any = Pipeline
     pipeline = untyped(
         batch_size=1,
@@ -226,9 +223,7 @@ def _batches(
 
 
 def _run(pipeline: Any, device: str, *, after: int) -> list[torch.Tensor]:
-    """One sequence: its frames `(F, H, W, 3)` and, where asked for, model pixels `(F, 3, h, w)`; not
-    copied.
-    """
+    """One sequence, not copied: frames `(F, H, W, 3)` and model pixels `(F, 3, h, w)`, where wanted."""
     stream = [torch.cuda.current_stream(device)] if torch.device(device).type == "cuda" else []
     try:
         return [from_dlpack(output.as_tensor())[0] for output in pipeline.run(*stream)]

@@ -153,9 +153,7 @@ def _attention_step_by_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print graphs, and warn of what they then do well or fail at; failures are raised all the
-    same.
-    """
+    """Without what exporters print and warn of; their failures are raised all the same."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,6 +1,4 @@
-"""ONNX Runtime: a graph that takes a torch tensor and gives torch tensors. Knows no networks, tasks or
-settings.
-"""
+"""ONNX Runtime: a graph from torch tensor to torch tensors. Knows no networks, tasks or settings."""
 
 from __future__ import annotations
 
@@ -165,9 +163,7 @@ def _open(
 
 
 def _providers(device: torch.device, batches: tuple[Shape, Shape] | None) -> list[Any]:
-    """What may compute it, best first, with its options as ONNX Runtime's pages on each provider name
-    them.
-    """
+    """Providers, best first, with options by the names of ONNX Runtime's page on each provider."""
     if device.type != "cuda":
         return [CPU]
     import onnxruntime

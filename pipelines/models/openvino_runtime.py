@@ -1,6 +1,4 @@
-"""OpenVINO: a graph that takes a torch tensor and gives torch tensors, on the CPU. Knows no networks, tasks
-or settings.
-"""
+"""OpenVINO: a graph from torch tensor to torch tensors, on the CPU. Knows no networks, tasks or settings."""
 
 from __future__ import annotations
 
@@ -95,9 +93,7 @@ class OpenvinoGraph:
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO itself, of which nobody is told: without this package it does not send statistics of its
-    use.
-    """
+    """OpenVINO itself; without its telemetry package it sends nobody statistics of its use."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

@@ -1,6 +1,4 @@
-"""What a network gave, in the form of its task: logits of N frames, or boxes of each. Knows no model, no
-device.
-"""
+"""What a network gave, in the form of its task: logits or boxes of N frames. Knows no model, no device."""
 
 from __future__ import annotations
 
@@ -118,9 +116,7 @@ def read_output(given: Any, task: TaskName, name: str, size_px: tuple[int, int])
 
 
 def named_tensors(given: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a network's answer by name: its own names in a mapping, else `logits`, `logits_1` and so
-    on.
-    """
+    """The tensors a network gave, by name: its own in a mapping, else `logits`, `logits_1` and so on."""
     if isinstance(given, Tensor):
         yield "logits", given
     elif isinstance(given, Mapping):
@@ -153,9 +149,7 @@ def are_probabilities(output: Output) -> bool:
 
 
 def output_facts(output: Output) -> tuple[OutputFacts, ...]:
-    """Names, types and dimensions: what comes behind the classes of a dense output, and how many boxes,
-    varies.
-    """
+    """Names, types and dimensions; heights, widths and numbers of boxes vary."""
     if isinstance(output, BoxOutput):
         return tuple(
             OutputFacts(name=name, dtype=tensor.dtype, dims=(None, *tensor.shape[1:]))
@@ -200,9 +194,7 @@ def bands(scores_nkhw: Tensor, size_hw: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _down(coarse: int, fine: int) -> tuple[Tensor, list[int], list[int]]:
-    """The share `(fine, coarse)` of every coarse row in every fine one, and of each the first and last it is
-    made of.
-    """
+    """How much of each coarse row is in each fine one, `(fine, coarse)`, and the first and last that is."""
     place = ((torch.arange(fine) + 0.5) * (coarse / fine) - 0.5).clamp_min(0)
     first = place.long()
     last = (first + 1).clamp_max(coarse - 1)

@@ -1,6 +1,4 @@
-"""ModelSpec and its parts: what a model is, as data. Knows no network, no device, and not where weights come
-from.
-"""
+"""ModelSpec and its parts: what a model is, as data. Knows no network, no device, and no files of weights."""
 
 from __future__ import annotations
 

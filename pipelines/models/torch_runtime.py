@@ -38,9 +38,7 @@ class Coarse(Protocol):
 
 @runtime_checkable
 class InTwoSteps(Coarse, Protocol):
-    """A detector whose forward is `boxes(maps(pixels), (h, w))`: `boxes` is what depends on the values of
-    maps.
-    """
+    """A detector whose forward is `boxes(maps(pixels), (h, w))`; the maps' values decide on `boxes`' work."""
 
     def boxes(self, maps: Any, size_px: tuple[int, int]) -> list[dict[str, Tensor]]: ...
 
@@ -92,9 +90,7 @@ class Maps(nn.Module):
 
 
 def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
-    """The layers of a network, and what makes its answers of their tensors and the height and width of the
-    pixels.
-    """
+    """A network's layers, and what makes answers of their tensors and the pixels' height and width."""
     if task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
     if task == "segmentation" and isinstance(network, Coarse):

@@ -1,6 +1,4 @@
-"""Columns: the named tensors of an answer as they cross the wire, padding included. numpy only; knows no
-protocol.
-"""
+"""Columns: the named tensors of an answer on the wire, padding included. numpy only; knows no protocol."""
 
 from __future__ import annotations
 

@@ -38,9 +38,7 @@ class TrividError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def to_json(self) -> bytes:
-        """The error as it stands in the `error` column; messages tell what a client sent, which may be
-        long.
-        """
+        """The error as in the `error` column; what a client sent may be long, and is cut."""
         message = self.message[:MOST_CHARACTERS] + ("…" if len(self.message) > MOST_CHARACTERS else "")
         return json.dumps({"code": self.code, "message": message, "hint": self.hint}).encode()
 

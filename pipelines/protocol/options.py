@@ -156,9 +156,7 @@ def parse_options(
 
 
 def _read_scalar(name: str, value: Scalar) -> Scalar:
-    """One parameter's value in the type of its option; text is read as a number or truth where that is
-    asked.
-    """
+    """A parameter in the type of its option; text is read as a number or truth value where one is due."""
     kind = OPTION_TYPES[name]
     try:
         if kind is bool:

@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# A point of text is a pixel here. The least size that one can read, and how many lines of text a frame would
-# hold.
+# The least size of text that one can read, and how many lines of text a frame would hold.
 LEAST_FONT_PX = 10
 FONT_LINES, BANNER_LINES = 50, 36
 LONGEST_TEXT = 200
@@ -28,8 +27,7 @@ DOTS = ".."
 LINE_PART = 300
 BANNER_SHADE = 0.35
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
-# The bones of a person of COCO's 17 keypoints: "skeleton" in its person_keypoints annotations, counted from
-# 0.
+# A person's bones between COCO's 17 keypoints, from 0: "skeleton" in its person_keypoints annotations.
 COCO_BONES = (
     *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
     *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
@@ -124,9 +122,7 @@ def draw_caption(pixels_hwc: Pixels, lines: Sequence[str]) -> Pixels:
 
 
 def _span(box: npt.NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The first and last column and row that a box touches, (x, y, x, y), in a frame of size (width,
-    height).
-    """
+    """First and last column and row that a box touches, (x, y, x, y), in a frame of (width, height)."""
     if not np.isfinite(box).all():
         return None
     left, top, right, bottom = (float(edge) for edge in box)
@@ -186,9 +182,7 @@ def _font(height_px: int, lines: int) -> Font:
 
 
 def _line_height_px(font: Font) -> int:
-    """From the top of a line to that of the next; the letters are the highest and the lowest of Latin
-    ones.
-    """
+    """From one line's top to the next; the letters are the highest and lowest of Latin ones."""
     return math.ceil(font.getbbox("ÁÜgj|")[3] * 1.15)
 
 

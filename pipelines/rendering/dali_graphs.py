@@ -31,9 +31,7 @@ MOSAIC_BLOCK_PX = 16
 
 
 def palette(classes: int) -> npt.NDArray[np.uint8]:
-    """Colours uint8 `(K, 3)`: black for the background, then hues as far apart as any number of them
-    can be.
-    """
+    """Colours uint8 `(K, 3)`: black for the background, then hues that are far apart for any K."""
     hues = (number * GOLDEN_RATIO % 1 for number in range(classes - 1))
     colours = [colorsys.hsv_to_rgb(hue, 0.85, 1.0) for hue in hues]
     levels: npt.NDArray[np.uint8] = np.round(255 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
@@ -41,9 +39,7 @@ def palette(classes: int) -> npt.NDArray[np.uint8]:
 
 
 def look_up(colours: npt.NDArray[np.uint8], class_map_nhw: Tensor) -> Any:
-    """Colours `(K, 3)` of class maps, `(N, h, w, 3)`, where the maps are; on the CPU numpy is six times
-    faster.
-    """
+    """The maps' colours, `(N, h, w, 3)`, where the maps are; on the CPU numpy is six times faster."""
     if class_map_nhw.is_cuda:
         return torch.from_numpy(colours).to(class_map_nhw.device)[class_map_nhw.int()]
     return np.take(colours, class_map_nhw.numpy(), axis=0)
@@ -55,9 +51,7 @@ def block_px(source_hw: tuple[int, int]) -> int:
 
 
 def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool, device: str) -> list[Any]:
-    """The outputs of one graph: labels uint8 HW1, all classes or 1 for the one, and the picture of a
-    style.
-    """
+    """A graph's outputs: labels uint8 HW1 (of all classes, or 1 for the one) and the picture of a style."""
     size = number_input("size")
     region = {"roi_start": number_input("start"), "roi_end": number_input("end")}
     if kind == "all":
@@ -86,9 +80,7 @@ def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool,
 
 
 def _outline(labels: Any, size: Any, outline_px: int) -> Any:
-    """255 where a class's pixel has one of another class `outline_px` above, below, left or right of it; else
-    0.
-    """
+    """255 where another class lies `outline_px` above, below, left or right of a class's pixel; else 0."""
     differs = None
     for offset in ([outline_px, 0], [-outline_px, 0], [0, outline_px], [0, -outline_px]):
         shift = np.array(offset, np.float32)

@@ -1,6 +1,4 @@
-"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no protocol, files or
-terminal.
-"""
+"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no wire, no files."""
 
 from __future__ import annotations
 
@@ -191,9 +189,7 @@ class Client:
         return info
 
     def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
-        """The request for a medium; the time that asking for the server's limits takes is part of the
-        call's.
-        """
+        """The request for a medium; asking for the server's limits takes from the call's own time."""
         for name in ("base64", *STREAM_OPTIONS):
             if name in options:
                 raise InvalidOptions(

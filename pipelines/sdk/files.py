@@ -1,6 +1,4 @@
-"""Answers of one medium as files and text: JSON lines, pictures, masks, a film. Knows no connection, no
-codec.
-"""
+"""Answers of one medium as files: JSON lines, pictures, masks, a film. Knows no connection, no codec."""
 
 from __future__ import annotations
 

@@ -183,9 +183,7 @@ def read_answer(call: Call, response: http.client.HTTPResponse) -> dict[str, Ten
 
 
 def _status_error(address: Address, status: int, body: bytes) -> TrividError:
-    """The typed error of an HTTP status, and of Triton's `{"error": …}`, the front's JSON or a proxy's
-    page.
-    """
+    """The typed error of a status and body: Triton's `{"error": …}`, the front's JSON, a proxy's page."""
     try:
         told = json.loads(body)
     except ValueError:

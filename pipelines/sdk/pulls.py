@@ -19,8 +19,7 @@ from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.transport import Call, Transport, broken_off
 
-# The first pull says nothing of the pace yet, and its answers must not take the caller 30 s, with which
-# sessions end.
+# Of the first pull the pace is not known, and a session ends if its answers take the caller 30 s.
 FIRST_CREDITS, MOST_CREDITS = 2, 32
 PULL_S = 2.0
 LEAVE_S = 5.0
@@ -65,9 +64,7 @@ class Pulls:
             self._leave()
 
     def _pull(self, credits: int) -> Generator[Row, None, None]:
-        """The rows of one pull; where its connection breaks, those that did not come are asked for again,
-        once.
-        """
+        """The rows of one pull; after a break of the connection, once more those that did not come."""
         parameters: dict[str, Scalar] = {"credits": credits}
         while True:
             before = self._last_seq

@@ -1,6 +1,4 @@
-"""What a whole medium shows, in one line: counted from its answers as they come. Knows no connection, no
-files.
-"""
+"""Answers as text: a JSON line for each row, a line for a whole medium. Knows no connection, no files."""
 
 from __future__ import annotations
 

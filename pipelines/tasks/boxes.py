@@ -1,6 +1,4 @@
-"""What a detector found in one frame: read from its output, brought to the source, joined over tiles. Draws
-nothing.
-"""
+"""What a detector found in a frame: read, brought to the source, joined over tiles. Draws nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What each object covers of its frame: its mask's pixels, or its box's; and the bytes of a mask. Draws
-nothing.
-"""
+"""What an object covers of its frame: its mask's pixels or its box's; a mask's bytes. Draws nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ from pipelines.tasks.boxes import Found
 
 # As torchvision's references have it: a pixel more probably the object's than not.
 INSIDE = 0.5
-# A mask is enlarged whole to its region up to so many times the frame's pixels; of larger ones, only what
-# shows is.
+# A mask is enlarged whole to a region of up to so many times the frame's pixels; of others, what shows.
 WHOLE_REGION = 4
 # Beyond it a float32 tells no pixels apart and an int64 in time overflows.
 FAR_PX = 1e9
@@ -31,9 +28,7 @@ ClassMap = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastedMask:
-    """One object's mask: how probable a pixel is the object's, float32 0..1, in a window of the frame; else
-    0.
-    """
+    """One object's mask: how probably a pixel is its own, float32 0..1, in a window of the frame; else 0."""
 
     probability_hw: Floats
     rows: slice

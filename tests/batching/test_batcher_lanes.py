@@ -22,9 +22,7 @@ from tests.support.toy_batcher import Gate, frames, make_batcher, read, values, 
 
 
 class Lanes(Gate, Foreign):
-    """A gate for two threads at once; notes how many were within, and the threads that torch had of each
-    call.
-    """
+    """A gate for two threads at once; notes how many were within, and torch's threads in each call."""
 
     engine = "torch"
     lanes = 2

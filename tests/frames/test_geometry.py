@@ -1,6 +1,4 @@
-"""How model pixels lie on source pixels: torchvision's sizes, for any size; coordinates there and back;
-tiles.
-"""
+"""How model pixels lie on source pixels: torchvision's sizes; coordinates there and back; tiles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Only the part of a frame that the model sees is converted and resized: the pixels are those of the whole
-frame.
-"""
+"""Only the part that the model sees is converted and resized: its pixels are those of the whole frame."""
 
 from __future__ import annotations
 

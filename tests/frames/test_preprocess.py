@@ -27,9 +27,7 @@ SIZES = [(361, 643), (643, 361), (720, 1280), (37, 29), (2, 3), (1, 1), (224, 22
 
 
 def check(got: Tensor, expected: Tensor, preprocessing: Preprocessing) -> None:
-    """One level at most; on the rim of an uncropped picture, where DALI repeats pixels and torchvision does
-    not weigh those beyond it, a few more.
-    """
+    """One level at most; a few more on the rim of an uncropped picture, where DALI repeats pixels."""
     assert got.shape == expected.shape
     assert got.dtype == torch.float32
     apart = levels_apart(got.cpu(), expected, preprocessing)

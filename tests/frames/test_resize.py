@@ -1,6 +1,4 @@
-"""The CPU's way to the model's pixels: those of torchvision and Pillow, whatever the form, the size and the
-strides.
-"""
+"""The CPU's way to the model's pixels: torchvision's and Pillow's, whatever the form, size and strides."""
 
 from __future__ import annotations
 

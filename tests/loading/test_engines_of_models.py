@@ -1,6 +1,4 @@
-"""Engines of models: which of them `auto` takes, what it leaves out, and by how many threads they are
-called.
-"""
+"""Engines of models: which `auto` takes, what it leaves out, and by how many threads they are called."""
 
 from __future__ import annotations
 

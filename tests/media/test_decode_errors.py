@@ -1,6 +1,4 @@
-"""Media that cannot be served: a typed error that says why and what to do, after all good frames, and
-quickly.
-"""
+"""Media that cannot be served: a typed error with a way out, after all good frames, and quickly."""
 
 from __future__ import annotations
 
@@ -234,9 +232,7 @@ def test_mutated_media_give_frames_or_typed_errors(name: str) -> None:
 
 
 def test_a_stream_that_appears_on_the_way_does_no_harm() -> None:
-    """Here damage makes a second stream out of a broadcast's packets; PyAV's demuxer then ends with
-    IndexError.
-    """
+    """Here damage makes a second stream of packets, at which PyAV's demuxer ends with IndexError."""
     chunks, error = read_until_error(mutated(clip(container="mpegts", frames=40), 187))
     assert sum(map(len, chunks)) > 20
     assert error is None or isinstance(error, InvalidMedia)

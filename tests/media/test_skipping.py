@@ -1,6 +1,4 @@
-"""Frames that nobody asked for: not decoded where no other one needs them, and the answer is the same to the
-bit.
-"""
+"""Frames that nobody needs are not decoded, and the answer is the same to the bit."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ def both_ways(
     *,
     repeat: bool = False,
 ) -> tuple[int, int, str]:
-    """How many frames are decoded with all of them, and without those that nobody needs; and the error's
-    code.
-    """
+    """How many frames are decoded with all of them, and without those not needed; the error's code."""
     with monkeypatch.context() as patch:
         patch.setattr(pyav_decode, "SKIPPING", ())
         plain, plain_code = read(data, options, repeat=repeat)

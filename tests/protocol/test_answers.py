@@ -1,6 +1,4 @@
-"""Answers of every form: across the wire in both of its shapes and over both protocols, joined, and
-refused.
-"""
+"""Answers of every form: over the wire in both shapes and protocols, joined, and refused."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ FORMS: dict[str, Answer] = {
 
 
 def assert_same(got: Answer, given: Answer) -> None:
-    """The same form, values, and dtypes; how long dimensions are of which there is nothing does not
-    matter.
-    """
+    """The same form, values and dtypes; how long the dimensions of nothing are does not matter."""
     assert type(got) is type(given)
     for entry in fields(given):
         one, other = getattr(got, entry.name), getattr(given, entry.name)

@@ -213,9 +213,7 @@ def test_the_command_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A folder and a file, everything dumped: what lies there afterwards are pictures, a film and JSON
-    lines.
-    """
+    """A folder and a file, everything dumped: pictures, a film and JSON lines lie there afterwards."""
     url = request.getfixturevalue(f"{scheme}_url")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "clip.mp4").write_bytes(clip)

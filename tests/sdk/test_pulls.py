@@ -1,6 +1,4 @@
-"""How the client pulls streams: credits at the caller's pace, breaks bridged, and the server told who
-leaves.
-"""
+"""How the client pulls streams: credits at its caller's pace, breaks bridged, the server told who leaves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Clips over a medium's frames: which frames are in them, that each is used as it is, and what becomes of the
-rest.
-"""
+"""Clips over a medium's frames: which frames are in them, used as they are, and what becomes of the rest."""
 
 from __future__ import annotations
 

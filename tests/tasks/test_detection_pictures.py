@@ -1,6 +1,4 @@
-"""Masks of detections against torchvision's, and pictures of boxes and masks: overlays, extracts, redaction,
-films.
-"""
+"""Masks of detections against torchvision's; pictures of them: overlays, extracts, redaction, films."""
 
 from __future__ import annotations
 
