@@ -1,10 +1,8 @@
-"""ModelSpec → Model: model pixels in, outputs out. Knows no video, no Triton, and not where weights come
-from.
+"""ModelSpec → Model: model pixels in, outputs out. Knows no video, no Triton, and no source of weights.
 
 A `ModelSpec` is data: which network, whose weights, which labels, and how its pixels are prepared; the
-modules of `pipelines/zoo` make them. A `Model` is a loaded spec on one device, which has answered a first,
-random
-batch: what that batch gave is what the model is known to give.
+modules of `pipelines/zoo` make them. A `Model` is a loaded spec on one device. It has answered a random
+batch, which showed what it gives.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ TOO_LATE = "ask for less, or allow more time"
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Work(Generic[T]):
-    """One submitted chunk: frames not yet taken start at `taken`; `parts` are the outputs read so far, by
-    where they start, of `computed` frames in all.
-    """
+    """A submitted chunk: `taken` frames are off the queue, `computed` ones in `parts`, by their start."""
 
     pixels: Tensor
     read: Callable[[Output], T]

@@ -37,8 +37,7 @@ class FrameBatch:
     """N decoded frames of one medium, upright, with their own times.
 
     Attributes:
-        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy on the CPU, a CUDA torch tensor after NVDEC; None where
-            nobody draws on them.
+        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy, after NVDEC a CUDA tensor; None where nobody draws.
         size_hw: height and width of the frames.
         pts_s: float64 `(N,)`, the medium's presentation times in seconds.
         frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.

@@ -25,8 +25,7 @@ class Geometry:
         crop_yxhw: top, left, height and width of the model's window in the resized frame; it may reach beyond
             it (a letterbox, a crop of a smaller frame): top and left are negative then.
 
-    Coordinates are continuous: 0 is the left edge of the first pixel, and the width the right edge of the
-        last.
+    Coordinates are continuous: 0 is the left edge of the first pixel, the width the right edge of the last.
     """
 
     source_hw: tuple[int, int]
@@ -116,8 +115,7 @@ def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
 def tiles(
     source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
 ) -> list[tuple[int, int, int, int]]:
-    """Windows (top, left, height, width) that cover a frame, row by row, neighbours sharing `overlap_px` or
-    more.
+    """Windows (top, left, height, width) that cover a frame row by row and share `overlap_px` or more.
 
     All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the
     frame. Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off

@@ -1,5 +1,4 @@
-"""Frames of any size → the model's pixels, with DALI: on a GPU, and wherever the DALI stage alone is asked
-for.
+"""Frames of any size → the model's pixels, with DALI: on a GPU, and where only the DALI stage is asked for.
 
 Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
 halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.

@@ -1,5 +1,4 @@
-"""Frames → the model's pixels on the CPU, by the kernels that torchvision itself resizes with. Knows no
-decoder.
+"""Frames → the model's pixels on the CPU, by torchvision's own resizing kernels. Knows no decoder.
 
 They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and
 Pillow's but for one level at some pixels in a thousand, and take a third to an eighth of what DALI's CPU

@@ -39,8 +39,7 @@ def example_pixels(shapes: Iterable[tuple[int, ...]]) -> Iterator[Tensor]:
 
 
 def deviation(before: Any, after: Any) -> float:
-    """The largest difference of two answers of a network's layers, as a share of the spread of the tensor it
-    is in.
+    """The largest difference of two answers of a network's layers, as a share of its tensor's spread.
 
     The spread is that from the least to the largest number, but no less than `LEAST_SPREAD` of them: rounding
     goes by their size. Rows of `after` that `before` has not are left out.

@@ -1,5 +1,4 @@
-"""Loading a model with the engine that its spec asks for, and the proof that it answers as torch does in
-fp32.
+"""Loading a model with the engine that its spec asks for, and the proof that it answers as torch in fp32.
 
 An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise:
 winners of at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again; in fp32 all
@@ -55,16 +54,14 @@ Ask = Callable[[], _Known]
 
 
 def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
-    """The model by the engine and in the precision that its spec asks for; its own spec names the engine that
-    runs.
+    """The model with the engine and precision that its spec asks for; its own spec names what runs.
 
     Args:
         device: `cpu` or `cuda`.
         threads: how many the process's models may use on the CPU; 0: as torch has it.
 
     Raises:
-        ModelUnavailable: as of `Model`; or what is asked for does not work, or answers otherwise than torch
-            in fp32.
+        ModelUnavailable: as of `Model`; or what is asked for fails, or answers otherwise than torch in fp32.
     """
     model = Model(spec, device, threads)
     spec = _with_lengths(model, spec)

@@ -74,8 +74,7 @@ def _race(
     """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike.
 
     Args:
-        beside: whether passes run beside each other where there are lanes; a pass then counts its share of
-            the time.
+        beside: whether lanes, where there are any, run at once; a pass then counts its share of the time.
 
     Returns:
         infinity for a rival that fails on such pixels.

@@ -82,8 +82,7 @@ class MediaInfo:
     Attributes:
         container, codec, pixel_format: the names that FFmpeg or Pillow use.
         width_px, height_px: of the upright frame.
-        rotation_deg: how far the stored picture is turned counter-clockwise to stand upright: 0, 90, 180,
-            270.
+        rotation_deg: the stored picture's counter-clockwise turn to stand upright: 0, 90, 180, 270.
         mirrored: whether it is mirrored too.
         matrix, colour_range, transfer: of the stored colours; frames keep their transfer (HDR is not mapped).
         fps, duration_s: as the container claims; None where it does not.

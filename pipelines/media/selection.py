@@ -52,8 +52,7 @@ def select(
     Args:
         frames: all frames of the medium, in presentation order.
         tick_s: how finely the medium counts time; `fps` takes half of it for equal.
-        repeat: with `fps`, a frame that is shown for longer is given as often as the rate asks, up to
-            MAX_REPEATS times; else once.
+        repeat: with `fps`, a frame is given as often as the rate asks, up to MAX_REPEATS times; else once.
 
     Raises:
         TooLarge: `limits.max_frames` are selected and there is one more.

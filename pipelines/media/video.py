@@ -266,8 +266,7 @@ def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
-    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2; rows a b u, c d v, x y
-    w).
+    """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2: abu, cdv, xyw).
 
     To be asked of one frame alone: PyAV ties a frame and its side data into a cycle, and memory would grow by
     every frame until Python's collector comes by.

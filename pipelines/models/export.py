@@ -1,8 +1,6 @@
-"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks, and not whether
-it pays.
+"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks.
 
-The exporter is torch's older one, by tracing: it takes a second, the current one half a minute for a
-detector.
+It is torch's older exporter, by tracing: it takes a second, the current one half a minute for a detector.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ Shape = tuple[int, ...]
 
 
 class OnnxGraph:
-    """A graph of one input, opened for a device; calling it gives its outputs by name, on the device of the
-    pixels.
+    """A graph of one input, opened for a device; a call gives its outputs by name, where the pixels are.
 
     On the CPU it has as many threads as torch has now; a call by a thread for which torch has one alone is
     computed by that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that
@@ -41,8 +40,7 @@ class OnnxGraph:
     Args:
         graph: a file, or what would be in one.
         optimise: False: quicker to open, to look at it alone.
-        batches: the smallest and the largest batch; with both TensorRT may build its engine, where it is
-            installed.
+        batches: the smallest and the largest; with both TensorRT, where installed, may build its engine.
 
     Attributes:
         engine, lanes: what a user calls it; by how many threads at once it is called with gain.

@@ -40,8 +40,7 @@ class OpenvinoGraph:
 
     Raises:
         ValueError: this processor does not compute in that precision.
-        RuntimeError: the graph cannot be read; in a call: it does not take these pixels. The message is one
-            line.
+        RuntimeError: it cannot be read; in a call: it does not take these pixels. The message is one line.
     """
 
     engine: Engine = "openvino"

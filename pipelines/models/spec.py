@@ -29,12 +29,10 @@ class Preprocessing:
     Attributes:
         resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
         max_px: with a shorter side: no side becomes longer than this, as torchvision's detectors have it.
-        fit: with (height, width): `stretch` to it, or `letterbox`, which keeps the aspect and pads with
-            `pad_value`.
+        fit: with (height, width): `stretch`, or `letterbox`: keep the aspect and pad with `pad_value`.
         crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
         mean, std: per channel, in the model's order of channels, of values in 0..1.
-        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are, or kept as
-            they are.
+        round_pixels: whether resized pixels are rounded to whole levels of 255, as images are.
         channels: the order in which the model takes colours.
         pad_value: level 0..255 of the bars of a letterbox.
     """

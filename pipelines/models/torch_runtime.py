@@ -1,5 +1,4 @@
-"""How a network's layers are computed by torch: as they are, compiled, as CUDA graphs. Knows no weights, no
-task.
+"""A network's layers computed with torch: as they are, compiled, as CUDA graphs. Knows no weights, no task.
 
 Detectors end in code whose work depends on what the layers say: how many boxes there are. `halves` splits off
 what can be written down once and for all; only that is compiled, recorded, or given to another engine.
@@ -27,8 +26,7 @@ Finish = Callable[[Any, tuple[int, int]], Any]
 
 @runtime_checkable
 class Coarse(Protocol):
-    """A network whose forward has a last step that can be left out: for segmentation, to enlarge what `maps`
-    gives.
+    """A network whose last step can be left out: for segmentation, to enlarge what `maps` gives.
 
     `maps` gives tensors alone, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
     """

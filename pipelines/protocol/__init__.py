@@ -1,5 +1,4 @@
-"""Options, columns, answers, errors, run lengths and KServe's bytes: what client and server share. numpy
-only.
+"""What client and server share: options, columns, answers, errors, run lengths, KServe's bytes. numpy only.
 
 Knows no connection, no medium, no model.
 """

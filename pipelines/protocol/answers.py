@@ -39,8 +39,7 @@ def column(
     """A field that crosses the wire as a column.
 
     Args:
-        join: how the parts of one medium become one: rows one behind the other, or what the first or last
-            says.
+        join: how the parts of one medium become one: all rows, or what the first or last part says.
         needs: the field is empty where this one is.
     """
     facts = {"dims": dims, "dtype": dtype, "help": help_text, "binary": binary, "join": join, "needs": needs}

@@ -1,5 +1,4 @@
-"""Tensors and options on the wire: the KServe v2 binary form, and the flat JSON of Triton's generate
-endpoints.
+"""Tensors and options on the wire: KServe v2's binary form, and the flat JSON of generate endpoints.
 
 numpy only; knows no connection. Whatever does not fit its column is an InternalError that names it.
 """

@@ -1,9 +1,4 @@
-"""Options and tensors of a request and an answer, as they cross the wire. numpy only; knows no protocol.
-
-An `Options` object is made from request parameters (`parse_options`), validated at birth. A `Column` is one
-named output; `to_tensors` lays the answers of several requests out as Triton tensors and `from_tensors`
-reads them back, so that the server and the client cannot disagree.
-"""
+"""Options of a request, made from its parameters and validated at birth. Knows no protocol, no medium."""
 
 from __future__ import annotations
 

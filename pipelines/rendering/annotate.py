@@ -1,5 +1,4 @@
-"""Boxes, keypoints and text on frames, with Pillow. Knows no task: it draws what it is told, inside the
-frame.
+"""Boxes, keypoints and text on frames, with Pillow. Knows no task: it draws what it is told.
 
 All functions take uint8 RGB `(H, W, 3)` and give a new array. Coordinates are continuous: 0 is the left edge
 of the first pixel. What does not fit, such as text on a frame of few pixels, is shortened or left out.

@@ -1,5 +1,4 @@
-"""The DALI graphs of postprocessing: scores and frames of a patch → labels and a picture; its colours and
-blocks.
+"""The DALI graphs of postprocessing: a patch's scores and frames → labels and a picture; colours, blocks.
 
 A picture is made with as few operations as possible, since each costs a CPU about half a nanosecond a byte:
 masks are 0 or 255 and combined bit by bit, sums wrap around at 256 where a later step takes the same amount

@@ -76,8 +76,7 @@ class ServerInfo(TypedDict):
 
 
 class Client:
-    """A connection to one server; every call raises an error of `pipelines.protocol.errors`, and ends in
-    time.
+    """A connection to one server. Calls end in time, and raise errors of `pipelines.protocol.errors`.
 
     Args:
         url: `grpc://host:8001`, `http://host:8000`, or `grpcs://` and `https://` with TLS.
@@ -104,8 +103,7 @@ class Client:
         self._transport.close()
 
     def classify(self, media: Media, **options: Scalar) -> ClassificationAnswer:
-        """The likeliest classes of each frame of an image or a short video, in one piece;
-        `options` are fields of `contract.Options`."""
+        """The likeliest classes of each frame, in one piece; `options` are fields of `Options`."""
         return self.ask(ClassificationAnswer, media, options)
 
     def classify_stream(self, media: Media, **options: Scalar) -> Generator[ClassificationAnswer, None, None]:

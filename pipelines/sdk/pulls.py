@@ -1,5 +1,4 @@
-"""A stream from the client's side: pull by pull, no faster than its caller, and over one break of the
-connection.
+"""A stream from the client's side: pull by pull, no faster than its caller, over one broken connection.
 
 A pull asks for the answers of about PULL_S at the caller's pace, so that little is made in vain if the caller
 leaves, and a slow caller is back before the server gives the session up. Knows no protocol, media or tasks.
@@ -47,8 +46,7 @@ class Pulls:
         """The rows of all pulls; closing the generator ends the stream on the server too.
 
         Raises:
-            ModelUnavailable: the connection broke in the first pull, or in a later one twice with no answer
-                between.
+            ModelUnavailable: the connection broke in the first pull, or twice with no answer between.
             TrividError: whatever else the transport raises.
         """
         credits = FIRST_CREDITS

@@ -22,8 +22,7 @@ Line = dict[str, Any]
 
 
 def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator[str]:
-    """A JSON object for each frame or clip, and where there is a mean over the medium, one for that at its
-    end.
+    """A JSON object for each frame or clip, and at the end one for the mean over the medium, if any.
 
     A medium of no frames has no mean. `with_mask` adds run lengths (the option `mask=rle`).
     """

@@ -60,8 +60,7 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """`grpc://host:8001`, `http://host:8000`, or with TLS `grpcs://` and `https://`; the port may be left
-    out.
+    """`grpc://host:8001`, `http://host:8000`, or with TLS `grpcs://` and `https://`; the port is optional.
 
     Raises:
         InvalidOptions: another scheme, no host, or a port that is none.

@@ -34,8 +34,7 @@ class Found:
         class_id_d: int64 `(D,)`.
         keypoint_dp3: float32 `(D, P, 3)` of x, y, visible; of most models P is 0.
         keypoint_score_dp: float32 `(D, P)`; where the model gives none: whether they are visible.
-        mask_d1mm: float32 `(D, 1, m, m)`, how probable it is that a part of the region is the object's; or
-            None.
+        mask_d1mm: float32 `(D, 1, m, m)`, how probably a part of the region is the object's; or None.
     """
 
     box_d4: Floats

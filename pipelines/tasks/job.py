@@ -1,8 +1,7 @@
 """What a task is: a job for each medium, its options and its answer. Knows no model and no transport.
 
 A job is asked in the order of the medium's chunks: for the model's inputs of a chunk, then, once the model
-has given its outputs, for the answer. Between both lies the batcher, on whose thread `read` leaves what is
-needed.
+has given its outputs, for the answer. Between both, on the batcher's thread, `read` keeps what is needed.
 """
 
 from __future__ import annotations

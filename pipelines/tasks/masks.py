@@ -85,8 +85,7 @@ def object_masks(found: Found, frame_hw: tuple[int, int]) -> Iterator[PastedMask
 
 
 def _bilinear(cells: int, size_px: int, start: int, stop: int) -> Tensor:
-    """How much of each cell is in pixels `start` to `stop` of a side of `cells` that is enlarged to
-    `size_px`.
+    """How much of each cell is in pixels `start` to `stop` of `cells` that are enlarged to `size_px`.
 
     float32 `(stop - start, cells)`, as `F.interpolate(mode="bilinear", align_corners=False)` weighs them.
     """

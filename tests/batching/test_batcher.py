@@ -54,7 +54,7 @@ def test_frames_of_other_sizes_never_meet() -> None:
     batcher.close()
 
 
-def test_a_fault_of_the_model_fails_its_batch_and_the_engine_goes_on() -> None:
+def test_a_fault_of_the_model_fails_its_batch_and_the_batcher_goes_on() -> None:
     batcher = make_batcher(Gate())
     with pytest.raises(InternalError, match="negative pixels"):
         batcher.submit(frames(-1), read).result(timeout=10)

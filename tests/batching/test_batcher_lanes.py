@@ -113,7 +113,7 @@ def test_a_thread_keeps_the_threads_that_it_was_given() -> None:
     assert found == [1]
 
 
-def test_no_frames_are_refused_and_the_engine_goes_on() -> None:
+def test_no_frames_are_refused_and_the_batcher_goes_on() -> None:
     batcher = make_batcher(Gate())
     with pytest.raises(ValueError, match="no frames"):
         batcher.submit(torch.empty(0, 3, 4, 4), read)

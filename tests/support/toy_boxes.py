@@ -65,7 +65,7 @@ def ask(
     slices: int = 2,
     **options: Any,
 ) -> DetectionAnswer:
-    """The answer to detections of V·N frames, view by view, that come from the engine in slices."""
+    """The answer to detections of V·N frames, view by view, that come from the batcher in slices."""
     given = model or spec()
     job = Detection(given, Options(**options))
     output = BoxOutput(frames)
