@@ -6,14 +6,23 @@ packing, reading and joining follow from them. Rows are frames (`N`, in `action`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.protocol.columns import Column, Tensor, bytes_column, text_column
+from pipelines.protocol.columns import (
+    ERROR_COLUMN,
+    Column,
+    Join,
+    Tensor,
+    bytes_column,
+    count_column,
+    text_column,
+)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -21,9 +30,8 @@ Times = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
 AnswerT = TypeVar("AnswerT", bound="Answer")
 
-Join = Literal["rows", "first", "last"]
-# How many rows are real stands in a column of its own, since Triton knows no tensor without elements.
-COUNTS = {"N": "count", "D": "box_count"}
+# The columns that say how many rows are real.
+COUNTS: Mapping[str | int, str] = {"N": "count", "D": "box_count"}
 
 
 def column(
@@ -36,12 +44,7 @@ def column(
     join: Join = "first",
     needs: str = "",
 ) -> Any:
-    """A field that crosses the wire as a column.
-
-    Args:
-        join: how the parts of one medium become one: all rows, or what the first or last part says.
-        needs: the field is empty where this one is.
-    """
+    """A field that crosses the wire as a `Column` of these facts."""
     facts = {"dims": dims, "dtype": dtype, "help": help_text, "binary": binary, "join": join, "needs": needs}
     return field(metadata=facts) if default is None else field(default_factory=default, metadata=facts)
 
@@ -83,19 +86,24 @@ class Answer:
     final: bool = column((1,), np.uint8, "1 on the last answer of a medium", default=bool, join="last")
 
     def __post_init__(self) -> None:
-        lengths: dict[str, dict[str, int]] = {}
-        for entry in fields(self):
-            value, facts = getattr(self, entry.name), entry.metadata
-            needs = facts["needs"]
-            absent = len(getattr(self, needs)) == 0 if needs else facts["binary"]
-            if facts["dims"][0] in COUNTS and not (absent and len(value) == 0):
-                lengths.setdefault(facts["dims"][0], {})[entry.name] = len(value)
+        lengths: dict[str | int, dict[str, int]] = {}
+        for one in self.own_columns():
+            value, rows_of = getattr(self, one.name), one.dims[0]
+            absent = len(getattr(self, one.needs)) == 0 if one.needs else one.binary
+            if rows_of in COUNTS and not (absent and len(value) == 0):
+                lengths.setdefault(rows_of, {})[one.name] = len(value)
         for found in lengths.values():
             if len(set(found.values())) > 1:
                 raise ValueError(f"columns disagree: {found}")
 
     def __len__(self) -> int:
         return len(self.frame_index)
+
+    @classmethod
+    @functools.cache
+    def own_columns(cls) -> tuple[Column, ...]:
+        """The columns that are its fields."""
+        return tuple(Column(name=entry.name, **entry.metadata) for entry in fields(cls))
 
     @property
     def height_px(self) -> int:
@@ -108,18 +116,17 @@ class Answer:
     @property
     def nbytes(self) -> int:
         """Bytes of everything that grows with the pixels."""
-        values = [getattr(self, entry.name) for entry in fields(self) if entry.metadata["binary"]]
+        values = [getattr(self, one.name) for one in self.own_columns() if one.binary]
         return sum(len(value) if isinstance(value, bytes) else sum(map(len, value)) for value in values)
 
     def to_columns(self) -> dict[str, Tensor]:
         """The answer as named columns, without the row dimension."""
-        packed = {entry.name: _pack(_column(entry), getattr(self, entry.name)) for entry in fields(self)}
+        own = self.own_columns()
+        packed = {one.name: _pack(one, getattr(self, one.name)) for one in own}
         counts = {
-            COUNTS[entry.metadata["dims"][0]]: np.array([len(getattr(self, entry.name))], np.int64)
-            for entry in fields(self)
-            if entry.metadata["dims"][0] in COUNTS
-            and not entry.metadata["needs"]
-            and not entry.metadata["binary"]
+            COUNTS[one.dims[0]]: np.array([len(getattr(self, one.name))], np.int64)
+            for one in own
+            if one.dims[0] in COUNTS and not one.needs and not one.binary
         }
         return {**packed, **counts, "error": text_column("")}
 
@@ -127,13 +134,13 @@ class Answer:
     def from_columns(cls: type[AnswerT], columns: Mapping[str, Tensor]) -> AnswerT:
         """The inverse of `to_columns`; padding beyond the counts is dropped."""
         values: dict[str, Any] = {}
-        for entry in fields(cls):
-            tensor, dims = columns[entry.name], entry.metadata["dims"]
-            if dims[0] in COUNTS:
-                tensor = tensor[: int(columns[COUNTS[dims[0]]][0])]
-            if (needs := entry.metadata["needs"]) and not any(columns[needs]):
+        for one in cls.own_columns():
+            tensor, rows_of = columns[one.name], one.dims[0]
+            if rows_of in COUNTS:
+                tensor = tensor[: int(columns[COUNTS[rows_of]][0])]
+            if one.needs and not any(columns[one.needs]):
                 tensor = tensor[:0]
-            values[entry.name] = _unpack(_column(entry), tensor)
+            values[one.name] = _unpack(one, tensor)
         return cls(**values)
 
     @classmethod
@@ -142,67 +149,48 @@ class Answer:
         if len(parts) == 1:
             return parts[0]
         joined = {
-            entry.name: _join(entry.metadata["join"], [getattr(part, entry.name) for part in parts])
-            for entry in fields(cls)
+            one.name: _join(one.join, [getattr(part, one.name) for part in parts])
+            for one in cls.own_columns()
         }
         return cls(**joined)
 
 
 def answer_columns(kind: type[Answer]) -> tuple[Column, ...]:
     """The columns of a form of answer, counts and error included."""
-    own = tuple(_column(entry) for entry in fields(kind))
-    dims = dict.fromkeys(one.dims[0] for one in own if one.dims[0] in COUNTS)
-    counts = tuple(
-        Column(
-            name=COUNTS[str(dim)],
-            dtype=np.int64,
-            dims=(1,),
-            help=f"how many rows of {dim} are real; none are padded to one",
-        )
-        for dim in dims
+    dims = dict.fromkeys(one.dims[0] for one in kind.own_columns() if one.dims[0] in COUNTS)
+    counts = (
+        count_column(COUNTS[dim], f"how many rows of {dim} are real; none are padded to one") for dim in dims
     )
-    error = Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}')
-    return (*own, *counts, error)
+    return (*kind.own_columns(), *counts, ERROR_COLUMN)
 
 
-def _column(entry: Any) -> Column:
-    facts = entry.metadata
-    return Column(
-        name=entry.name, dtype=facts["dtype"], dims=facts["dims"], help=facts["help"], binary=facts["binary"]
-    )
-
-
-def _pack(facts: Column, value: Any) -> Tensor:
-    if facts.dtype is not object:
-        return np.asarray([value] if facts.dims == (1,) else value, dtype=facts.dtype)
-    if facts.dims == (1,):
+def _pack(one: Column, value: Any) -> Tensor:
+    if one.dtype is not object:
+        return np.asarray([value] if one.dims == (1,) else value, dtype=one.dtype)
+    if one.dims == (1,):
         return text_column(value)
-    if facts.binary:
+    if one.binary:
         return bytes_column(value)
     texts = np.asarray(value, dtype=object)
     return bytes_column([text.encode() for text in texts.flat]).reshape(texts.shape)
 
 
-def _unpack(facts: Column, tensor: Tensor) -> Any:
-    if facts.dtype is not object:
-        return _scalar(facts, tensor) if facts.dims == (1,) else tensor
-    if facts.binary:
+def _unpack(one: Column, tensor: Tensor) -> Any:
+    if one.dtype is not object:
+        if one.dims != (1,):
+            return tensor
+        # Flags are bytes on the wire.
+        return bool(tensor[0]) if one.dtype is np.uint8 else int(tensor[0])
+    if one.binary:
         values = [bytes(value) for value in tensor]
-        # Padding: one of empty texts alone is no entries.
-        return values[0] if facts.dims == (1,) else values if any(values) else []
+        # Nothing but an empty text is padding.
+        return values[0] if one.dims == (1,) else values if any(values) else []
     texts = [bytes(text).decode() for text in tensor.flat]
-    if facts.dims == (1,):
+    if one.dims == (1,):
         return texts[0]
-    if len(facts.dims) == 1 and facts.dims[0] not in COUNTS:
+    if len(one.dims) == 1 and one.dims[0] not in COUNTS:
         return tuple(texts) if any(texts) else ()
-    column_of_texts = np.empty(len(texts), dtype=object)
-    column_of_texts[:] = texts
-    return column_of_texts.reshape(tensor.shape)
-
-
-def _scalar(facts: Column, tensor: Tensor) -> bool | int:
-    """The one value of a column of one; flags are bytes on the wire."""
-    return bool(tensor[0]) if facts.dtype is np.uint8 else int(tensor[0])
+    return np.array(texts, dtype=object).reshape(tensor.shape)
 
 
 def _join(how: Join, values: Sequence[Any]) -> Any:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Tensor = npt.NDArray[Any]
 Row = dict[str, Tensor]
+Join = Literal["rows", "first", "last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
     """One output: its name, numpy dtype (`object` for BYTES) and what its dimensions are called.
 
-    `dims` are the dimensions behind the row's: a name is a length that varies, a number a fixed one.
-    `binary` marks bytes that need not be text; a JSON client asks for those in base64.
+    Attributes:
+        dims: the dimensions after the row's: a name is a length that varies, a number a fixed one.
+        binary: bytes that need not be text; a JSON client asks for those in base64.
+        join: how the parts of one medium become one: all rows, or what the first or last part says.
+        needs: a column without whose entries this one is empty.
     """
 
     name: str
@@ -27,6 +31,8 @@ class Column:
     dims: tuple[str | int, ...]
     help: str
     binary: bool = False
+    join: Join = "first"
+    needs: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,17 +40,20 @@ class Column:
         return tuple(dim if isinstance(dim, int) else -1 for dim in self.dims)
 
 
+def count_column(name: str, help_text: str) -> Column:
+    """How many rows are real: Triton knows no tensor without elements."""
+    return Column(name=name, dtype=np.int64, dims=(1,), help=help_text)
+
+
+ERROR_COLUMN = Column(
+    name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'
+)
 COMMON_COLUMNS = (
-    Column(
-        name="count",
-        dtype=np.int64,
-        dims=(1,),
-        help="how many frames are real; a row of none is padded to one",
-    ),
+    count_column("count", "how many frames are real; a row of none is padded to one"),
     Column(name="decoder", dtype=object, dims=(1,), help="which decoder ran"),
     Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
     Column(name="final", dtype=np.uint8, dims=(1,), help="1 on the last answer of a medium"),
-    Column(name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'),
+    ERROR_COLUMN,
 )
 
 STREAM_COLUMNS = (
@@ -53,7 +62,7 @@ STREAM_COLUMNS = (
         name="session",
         dtype=object,
         dims=(1,),
-        help="empty, or the token to go on with, where the stream pauses behind this answer",
+        help="empty, or the token to go on with, where the stream pauses after this answer",
     ),
 )
 

@@ -20,7 +20,7 @@ from pipelines.protocol.answers import (
     SegmentationAnswer,
     answer_columns,
 )
-from pipelines.protocol.columns import STREAM_COLUMNS, Column, Tensor
+from pipelines.protocol.columns import ERROR_COLUMN, STREAM_COLUMNS, Column, Tensor
 from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TooLarge
 from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import STREAM_OPTIONS, Scalar
@@ -32,7 +32,7 @@ DEFAULT_URL = "grpc://127.0.0.1:8001"
 STATUS = "status"
 STATUS_COLUMNS = (
     Column(name="status", dtype=object, dims=(1,), help="the server's description as JSON"),
-    Column(name="error", dtype=object, dims=(1,), help="empty, or the error as JSON"),
+    ERROR_COLUMN,
 )
 READY_POLL_S = 0.2
 

@@ -15,7 +15,7 @@ from pipelines.frames.geometry import View
 from pipelines.models.outputs import BoxOutput, Output
 from pipelines.models.spec import ModelSpec
 from pipelines.protocol.answers import DetectionAnswer
-from pipelines.protocol.columns import Column
+from pipelines.protocol.columns import Column, count_column
 from pipelines.protocol.options import Options
 from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
@@ -146,12 +146,7 @@ TASK = Task(
         ),
         Column(name="scores", dtype=np.float32, dims=("D",), help="how sure the model is, best first"),
         Column(name="labels", dtype=np.int64, dims=("D",), help="numbers of the boxes' classes"),
-        Column(
-            name="box_count",
-            dtype=np.int64,
-            dims=(1,),
-            help="how many boxes are real; none are padded to one",
-        ),
+        count_column("box_count", "how many boxes are real; none are padded to one"),
     ),
     tiles=True,
 )
