@@ -14,45 +14,18 @@ import torch
 from torch import Tensor
 
 from pipelines.models.outputs import (
-    BOX_OUTPUTS,
     BoxOutput,
-    LogitOutput,
     Output,
-    OutputFacts,
     are_probabilities,
     check_rows,
     output_facts,
     read_output,
 )
-from pipelines.models.spec import (
-    Clip,
-    Engine,
-    Interpolation,
-    ModelSpec,
-    Precision,
-    Preprocessing,
-    TaskName,
-    Tiling,
-)
+from pipelines.models.spec import Clip, ModelSpec, Preprocessing, Tiling
 from pipelines.models.torch_runtime import Runner, TorchRunner, as_given, bucket_of, halves, padded
 from pipelines.protocol.errors import ModelUnavailable
 
-__all__ = [
-    "BOX_OUTPUTS",
-    "BoxOutput",
-    "Clip",
-    "Engine",
-    "Interpolation",
-    "LogitOutput",
-    "Model",
-    "ModelSpec",
-    "Output",
-    "OutputFacts",
-    "Precision",
-    "Preprocessing",
-    "TaskName",
-    "Tiling",
-]
+__all__ = ["Clip", "Model", "ModelSpec", "Preprocessing", "Tiling"]
 # Class maps are bytes.
 MAX_SEGMENTS = 256
 

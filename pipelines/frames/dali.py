@@ -25,8 +25,6 @@ THREADS = 2
 class Graph:
     """A DALI pipeline as a function: built on first use, by one thread at a time, anew after any error.
 
-    The default executor with a queue of one is the setting that never answers with another call's output.
-
     Args:
         define: makes the graph's output nodes for the DALI device (`"cpu"`, `"gpu"`) of pixels.
         device: torch's name of the device.
@@ -48,28 +46,36 @@ class Graph:
         pipeline, self._pipeline = self._pipeline, None
         try:
             pipeline = pipeline or self._build()
-            stream = [torch.cuda.current_stream(self._device)] if self._device.type == "cuda" else []
             for name, samples in inputs.items():
                 pipeline.feed_input(name, samples)
-            outputs = [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
+            outputs = run_pipeline(pipeline, self._device)
         except (RuntimeError, IndexError) as error:
             raise InternalError(f"DALI failed: {_reason(error)}") from error
         self._pipeline = pipeline
         return outputs
 
     def _build(self) -> Any:
-        on_gpu = self._device.type == "cuda"
-        untyped: Any = Pipeline
-        pipeline = untyped(
-            batch_size=self._max_samples,
-            num_threads=THREADS,
-            device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=1,
-        )
-        with pipeline:
-            pipeline.set_outputs(*self._define("gpu" if on_gpu else "cpu"))
-        pipeline.build()
-        return pipeline
+        kind = "gpu" if self._device.type == "cuda" else "cpu"
+        device_id = (self._device.index or 0) if kind == "gpu" else None
+        return build_pipeline(lambda: self._define(kind), batch_size=self._max_samples, device_id=device_id)
+
+
+def build_pipeline(define: Callable[[], Sequence[Any]], *, batch_size: int, device_id: int | None) -> Any:
+    """A DALI pipeline that never runs ahead: a queue of two gives the output of another call."""
+    untyped: Any = Pipeline
+    pipeline = untyped(
+        batch_size=batch_size, num_threads=THREADS, device_id=device_id, prefetch_queue_depth=1
+    )
+    with pipeline:
+        pipeline.set_outputs(*define())
+    pipeline.build()
+    return pipeline
+
+
+def run_pipeline(pipeline: Any, device: torch.device) -> list[Tensor]:
+    """One run, on torch's stream of the device; a tensor for each output, not copied."""
+    stream = [torch.cuda.current_stream(device)] if device.type == "cuda" else []
+    return [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
 
 
 def release_unused() -> None:

@@ -43,21 +43,13 @@ class Geometry:
         return self.crop_yxhw[2], self.crop_yxhw[3]
 
     @property
-    def region_yxyx(self) -> tuple[float, float, float, float]:
-        """The model's window in source pixels: top, left, bottom, right."""
-        (source_h, source_w), (resized_h, resized_w) = self.source_hw, self.resized_hw
-        top, left, height, width = self.crop_yxhw
-        scale_y, scale_x = source_h / resized_h, source_w / resized_w
-        return top * scale_y, left * scale_x, (top + height) * scale_y, (left + width) * scale_x
-
-    @property
     def _ratios_xy(self) -> tuple[float, float]:
         """Source pixels in one resized pixel, as torchvision has them: divided in float32."""
         x, y = (np.float32(self.source_hw[axis]) / np.float32(self.resized_hw[axis]) for axis in (1, 0))
         return float(x), float(y)
 
     def to_source_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
-        """Model pixels → source pixels, of float `(…, 2)` (x, y), numpy or torch alike.
+        """Model pixels → source pixels, of points `(…, 2)` or boxes `(…, 4)`, float, numpy or torch alike.
 
         The arithmetic is that of torchvision's `resize_boxes`. With `clip` nothing lies outside the source.
         """
@@ -76,14 +68,6 @@ class Geometry:
         moved[..., 0::2] = moved[..., 0::2] / ratio_x - left
         moved[..., 1::2] = moved[..., 1::2] / ratio_y - top
         return cast(Coordinates, _clipped(moved, self.model_hw) if clip else moved)
-
-    def boxes_to_source(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
-        """Boxes float `(N, 4)` xyxy in model pixels → in source pixels; see `to_source_xy`."""
-        return self.to_source_xy(boxes_n4, clip=clip)
-
-    def boxes_to_model(self, boxes_n4: Coordinates, *, clip: bool = False) -> Coordinates:
-        """Boxes float `(N, 4)` xyxy in source pixels → in model pixels; see `to_model_xy`."""
-        return self.to_model_xy(boxes_n4, clip=clip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

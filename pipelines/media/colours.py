@@ -14,15 +14,7 @@ from av.video.reformatter import VideoReformatter
 from pipelines.protocol.errors import UnsupportedMedia
 
 # Matrices of ITU-T H.273 by which swscale converts; untagged is taken for BT.601, as FFmpeg does.
-MATRICES = {
-    1: "bt709",
-    2: "unspecified",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    9: "bt2020-ncl",
-}
+MATRICES = {1: "bt709", 2: "unspecified", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020-ncl"}
 TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
 # Of these swscale converts each pixel by itself, so a part of a frame is the same by itself. (It blends the
 # chroma of neighbours in others.)

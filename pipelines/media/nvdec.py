@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn
-from nvidia.dali.pipeline import Pipeline
-from torch.utils.dlpack import from_dlpack
 
 from pipelines.frames.batch import FrameBatch
+from pipelines.frames.dali import build_pipeline, run_pipeline
 from pipelines.frames.geometry import geometry
 from pipelines.frames.preprocess import prepare_frames
 from pipelines.media.medium import MediaInfo, Medium, Wanted
@@ -34,7 +33,6 @@ PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 CHROMA_420, DEPTH_BITS = 1, 8
 # DALI converts by BT.601 whatever the medium says; it does honour the range.
 MATRICES = ("bt601", "unspecified")
-THREADS = 2
 
 
 class DecodeCaps(ctypes.Structure):
@@ -167,14 +165,8 @@ def open_nvdec(
 
 def _build(info: MediaInfo, length: int, wanted: Wanted, *, device: str, dali_device: str) -> Any:
     """The graph: encoded bytes → frames FHWC and the model's pixels FCHW, each where it is wanted."""
-    untyped: Any = Pipeline
-    pipeline = untyped(
-        batch_size=1,
-        num_threads=THREADS,
-        device_id=None if dali_device == "cpu" else torch.device(device).index or 0,
-        prefetch_queue_depth=1,
-    )
-    with pipeline:
+
+    def define() -> list[Any]:
         frames = fn.experimental.inputs.video(
             name="media", device=dali_device, sequence_length=length, last_sequence_policy="partial"
         )
@@ -182,9 +174,10 @@ def _build(info: MediaInfo, length: int, wanted: Wanted, *, device: str, dali_de
         if wanted.prepare is not None:
             shape = geometry(wanted.prepare, info.height_px, info.width_px)
             outputs.append(prepare_frames(frames, shape, wanted.prepare, layout="FCHW"))
-        pipeline.set_outputs(*outputs)
-    pipeline.build()
-    return pipeline
+        return outputs
+
+    device_id = None if dali_device == "cpu" else torch.device(device).index or 0
+    return build_pipeline(define, batch_size=1, device_id=device_id)
 
 
 def _batches(
@@ -224,9 +217,8 @@ def _batches(
 
 def _run(pipeline: Any, device: str, *, after: int) -> list[torch.Tensor]:
     """One sequence, not copied: frames `(F, H, W, 3)` and model pixels `(F, 3, h, w)`, where wanted."""
-    stream = [torch.cuda.current_stream(device)] if torch.device(device).type == "cuda" else []
     try:
-        return [from_dlpack(output.as_tensor())[0] for output in pipeline.run(*stream)]
+        return [output[0] for output in run_pipeline(pipeline, torch.device(device))]
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\nStacktrace")[0].split())
         raise InvalidMedia(

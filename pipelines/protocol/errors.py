@@ -84,20 +84,7 @@ class InternalError(TrividError):
     code = "internal_error"
 
 
-BY_CODE: dict[str, type[TrividError]] = {
-    kind.code: kind
-    for kind in (
-        InvalidMedia,
-        UnsupportedMedia,
-        TooLarge,
-        InvalidOptions,
-        Overloaded,
-        DeadlineExceeded,
-        Cancelled,
-        ModelUnavailable,
-        InternalError,
-    )
-}
+BY_CODE: dict[str, type[TrividError]] = {kind.code: kind for kind in TrividError.__subclasses__()}
 
 
 def from_json(text: bytes) -> TrividError:

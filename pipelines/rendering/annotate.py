@@ -68,10 +68,7 @@ def draw_boxes(
 
 
 def draw_keypoints(
-    pixels_hwc: Pixels,
-    keypoints_dp3: npt.NDArray[np.float32],
-    colours_d3: Pixels,
-    width_px: int,
+    pixels_hwc: Pixels, keypoints_dp3: npt.NDArray[np.float32], colours_d3: Pixels, width_px: int
 ) -> Pixels:
     """The points of D objects, and the bones between them where they are COCO's 17 of a person.
 

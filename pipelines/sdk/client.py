@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TypedDict, TypeVar
 
 from pipelines.protocol import errors
@@ -94,9 +93,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
-from pipelines.protocol.answers import (
-    Answer,
-    DetectionAnswer,
-    SegmentationAnswer,
-)
+from pipelines.protocol.answers import Answer, DetectionAnswer, SegmentationAnswer
 
 # What a row's bytes are saved as; raw ones get the head of a Netpbm file, which any viewer reads.
 OVERLAY_NAMES = {"jpeg": "overlay.jpg", "raw": "overlay.ppm"}
@@ -69,9 +64,7 @@ class Dump:
     def __enter__(self) -> Dump:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lines is not None:
             self._lines.close()
         if self._film is not None:

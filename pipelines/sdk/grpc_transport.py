@@ -23,13 +23,13 @@ from pipelines.sdk.transport import (
     Address,
     Call,
     Watchdog,
-    body_too_large,
-    broken_off,
-    late,
-    no_access,
-    no_trust,
+    access_error,
+    broken_off_error,
+    deadline_error,
     server_error,
-    unreachable,
+    too_large_error,
+    trust_error,
+    unreachable_error,
 )
 
 CHANNEL_OPTIONS = (
@@ -106,7 +106,7 @@ class GrpcTransport:
             except grpc.RpcError as error:
                 failure = self._typed(error, timeout_s)
         if watchdog.expired:
-            raise late(self.address, timeout_s)
+            raise deadline_error(self.address, timeout_s)
         if failure is not None:
             raise failure
         return reply
@@ -115,13 +115,13 @@ class GrpcTransport:
         code, details = error.code(), error.details() or ""
         proxy_status = PROXY_STATUS.search(details)
         if proxy_status and proxy_status[1] == "413":
-            return body_too_large(self.address)
+            return too_large_error(self.address)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return late(self.address, timeout_s)
+            return deadline_error(self.address, timeout_s)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return no_access(self.address)
+            return access_error(self.address)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message" in details:
-            return body_too_large(self.address)
+            return too_large_error(self.address)
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return ModelUnavailable(f"{self.address} does not serve this: {details}")
         if code is grpc.StatusCode.CANCELLED:
@@ -130,8 +130,10 @@ class GrpcTransport:
         if code is grpc.StatusCode.UNAVAILABLE and not _said_by_triton(typed):
             lowered = details.lower()
             if "handshake" in lowered:
-                return no_trust(self.address, details)
-            return broken_off(self.address) if "closed" in lowered else unreachable(self.address, details)
+                return trust_error(self.address, details)
+            if "closed" in lowered:
+                return broken_off_error(self.address)
+            return unreachable_error(self.address, details)
         return typed
 
 

@@ -30,13 +30,13 @@ from pipelines.sdk.transport import (
     Address,
     Call,
     Watchdog,
-    body_too_large,
-    broken_off,
-    late,
-    no_access,
-    no_trust,
+    access_error,
+    broken_off_error,
+    deadline_error,
     server_error,
-    unreachable,
+    too_large_error,
+    trust_error,
+    unreachable_error,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -146,7 +146,7 @@ class _Exchange:
             except (OSError, http.client.HTTPException) as error:
                 failure = self._typed(error)
         if watchdog.expired:
-            raise late(self._address, self._timeout_s)
+            raise deadline_error(self._address, self._timeout_s)
         if failure is not None:
             raise failure
         return result  # type: ignore[return-value]
@@ -159,14 +159,14 @@ class _Exchange:
 
     def _typed(self, error: OSError | http.client.HTTPException) -> TrividError:
         if isinstance(error, TimeoutError):
-            return late(self._address, self._timeout_s)
+            return deadline_error(self._address, self._timeout_s)
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            return unreachable(self._address, "what listens there speaks no HTTP")
+            return unreachable_error(self._address, "what listens there speaks no HTTP")
         if self._connected:
-            return broken_off(self._address)
+            return broken_off_error(self._address)
         if isinstance(error, ssl.SSLError):
-            return no_trust(self._address, error.reason)
-        return unreachable(self._address, getattr(error, "strerror", None) or error)
+            return trust_error(self._address, error.reason)
+        return unreachable_error(self._address, getattr(error, "strerror", None) or error)
 
 
 def raise_for_status(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
@@ -193,9 +193,9 @@ def _status_error(address: Address, status: int, body: bytes) -> TrividError:
     if fields.get("code") in BY_CODE and "message" in fields:
         return from_json(body)
     if status in (401, 403):
-        return no_access(address)
+        return access_error(address)
     if status == 413:
-        return body_too_large(address)
+        return too_large_error(address)
     if status == 429:
         return Overloaded(f"{address} has no room for this request", hint="try again later")
     if status in (408, 504):

@@ -16,7 +16,7 @@ from pipelines.protocol.columns import Row
 from pipelines.protocol.errors import ModelUnavailable, TrividError
 from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import Scalar
-from pipelines.sdk.transport import Call, Transport, broken_off
+from pipelines.sdk.transport import Call, Transport, broken_off_error
 
 # Of the first pull the pace is not known, and a session ends if its answers take the caller 30 s.
 FIRST_CREDITS, MOST_CREDITS = 2, 32
@@ -89,7 +89,7 @@ class Pulls:
                 yield row
                 return
             yield row
-        raise broken_off(self._transport.address)
+        raise broken_off_error(self._transport.address)
 
     def _note(self, row: Row) -> bool:
         """Remember how far the stream is; whether it pauses behind this row."""

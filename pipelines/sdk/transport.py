@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -131,39 +130,40 @@ class Watchdog:
         self._timer.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
 
-def late(address: Address, timeout_s: float) -> DeadlineExceeded:
+# What a transport raises; each says what to do about it.
+
+
+def deadline_error(address: Address, timeout_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"no answer from {address} within {timeout_s:.3g} s",
         hint="raise the timeout; a stream's is for each answer alone",
     )
 
 
-def unreachable(address: Address, cause: object) -> ModelUnavailable:
+def unreachable_error(address: Address, cause: object) -> ModelUnavailable:
     return ModelUnavailable(f"no server at {address}: {_one_line(str(cause))}", hint="is it running?")
 
 
-def broken_off(address: Address) -> ModelUnavailable:
+def broken_off_error(address: Address) -> ModelUnavailable:
     return ModelUnavailable(
         f"{address} broke off the answer", hint="did it stop, or is this the port of the other protocol?"
     )
 
 
-def no_access(address: Address) -> ModelUnavailable:
+def access_error(address: Address) -> ModelUnavailable:
     return ModelUnavailable(f"{address} refuses access", hint="send its token, or another one")
 
 
-def no_trust(address: Address, cause: object) -> ModelUnavailable:
+def trust_error(address: Address, cause: object) -> ModelUnavailable:
     hint = "the variable SSL_CERT_FILE names a file of authorities to trust"
     return ModelUnavailable(f"no TLS with {address}: {_one_line(str(cause))}", hint=hint)
 
 
-def body_too_large(address: Address) -> TooLarge:
+def too_large_error(address: Address) -> TooLarge:
     return TooLarge(f"the request is larger than {address} takes", hint="send a shorter medium")
 
 

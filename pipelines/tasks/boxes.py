@@ -121,11 +121,11 @@ def to_source(found: Found, view: View) -> Found:
     """
     shift = np.array([view.left_px, view.top_px], np.float32)
     spots = view.geometry.to_source_xy(found.keypoint_dp3[..., :2]) + shift
-    box_d4 = view.geometry.boxes_to_source(found.box_d4, clip=True)
+    box_d4 = view.geometry.to_source_xy(found.box_d4, clip=True)
     moved = replace(
         found,
         box_d4=box_d4 + np.tile(shift, 2),
-        region_d4=view.geometry.boxes_to_source(found.region_d4) + np.tile(shift, 2),
+        region_d4=view.geometry.to_source_xy(found.region_d4) + np.tile(shift, 2),
         keypoint_dp3=np.concatenate([spots, found.keypoint_dp3[..., 2:]], axis=-1),
     )
     return moved.pick((box_d4[:, :2] < box_d4[:, 2:]).all(axis=1))

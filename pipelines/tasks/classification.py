@@ -16,7 +16,7 @@ from pipelines.protocol.options import Options
 from pipelines.rendering.annotate import draw_caption
 from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
-from pipelines.tasks.job import SELECTION, FrameJob, Task
+from pipelines.tasks.job import FRAME_PIXELS, SELECTION, FrameJob, Task
 from pipelines.tasks.ranking import Ranking, Ranks, probabilities
 
 
@@ -75,6 +75,6 @@ TASK = Task(
     answer=ClassificationAnswer,
     options=(*SELECTION, "top_k", "overlay", "alpha"),
     job=Classification,
-    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    inputs=(FRAME_PIXELS,),
     outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
 )

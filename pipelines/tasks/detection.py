@@ -21,7 +21,7 @@ from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import Found, join_views, read_frame, to_source
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task
+from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
 from pipelines.tasks.masks import ClassMap, box_pixels, object_masks
 from pipelines.tasks.painter import Painter
 
@@ -134,12 +134,9 @@ class Detection(FrameJob):
 
 TASK = Task(
     answer=DetectionAnswer,
-    options=(
-        *(*SELECTION, *PICTURES),
-        *("class_name", "class_id", "score_threshold", "style", "background", "mask"),
-    ),
+    options=(*SELECTION, *PICTURES, *CLASSES),
     job=Detection,
-    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    inputs=(FRAME_PIXELS,),
     outputs=(
         Column(
             name="boxes", dtype=np.float32, dims=("D", 4), help="left, top, right, bottom in model pixels"

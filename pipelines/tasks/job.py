@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from pipelines.frames.batch import FrameBatch
@@ -26,6 +27,8 @@ SELECTION = (
     "deadline_ms",
 )
 PICTURES = ("overlay", "alpha", "outline_px")
+CLASSES = ("class_name", "class_id", "score_threshold", "style", "background", "mask")
+FRAME_PIXELS = Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels")
 
 
 class Job(Protocol):

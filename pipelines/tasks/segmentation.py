@@ -27,7 +27,7 @@ from pipelines.protocol.options import Options
 from pipelines.rendering import encode
 from pipelines.rendering.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle, whole_frame
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.job import PICTURES, SELECTION, FrameJob, Task
+from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
 
 DEFAULT_CLASS_THRESHOLD = 0.5
 LEAST_PROBABILITY = 1e-12
@@ -175,12 +175,9 @@ def _levels(probability_nhw: Tensor, source_hw: tuple[int, int]) -> npt.NDArray[
 
 TASK = Task(
     answer=SegmentationAnswer,
-    options=(
-        *(*SELECTION, *PICTURES),
-        *("class_name", "class_id", "score_threshold", "style", "background", "mask"),
-    ),
+    options=(*SELECTION, *PICTURES, *CLASSES),
     job=Segmentation,
-    inputs=(Column(name="pixels", dtype=np.float32, dims=(3, "h", "w"), help="one frame's model pixels"),),
+    inputs=(FRAME_PIXELS,),
     outputs=(Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes"),),
     tiles=True,
 )

@@ -147,14 +147,14 @@ def test_boxes_go_there_and_back(name: str, kind: str) -> None:
         corners = random.uniform(0, 1, (200, 2, 2)) * (width, height)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
         given: Any = boxes if kind == "numpy" else torch.from_numpy(boxes)
-        there = shape.boxes_to_model(given)
-        back = shape.boxes_to_source(there)
+        there = shape.to_model_xy(given)
+        back = shape.to_source_xy(there)
         assert type(back) is type(given)
         assert back.dtype == given.dtype
         assert np.abs(np.asarray(back) - boxes).max() <= 0.01
         assert np.array_equal(np.asarray(given), boxes)
         # Through whole model pixels, as a model answers, at most half of one is lost.
-        rounded = shape.boxes_to_source(there.round())
+        rounded = shape.to_source_xy(there.round())
         scale = max(full / small for full, small in zip((height, width), shape.resized_hw, strict=True))
         assert np.abs(np.asarray(rounded) - boxes).max() <= 0.5 * scale + 0.01
 
@@ -164,9 +164,11 @@ def test_the_window_maps_onto_its_region(name: str) -> None:
     shape = geometry(WAYS[name], 720, 1281)
     model_h, model_w = shape.model_hw
     whole = np.array([[0, 0, model_w, model_h]], np.float64)
-    top, left, bottom, right = shape.region_yxyx
-    assert shape.boxes_to_source(whole)[0] == pytest.approx([left, top, right, bottom], abs=1e-3)
-    clipped = shape.boxes_to_source(whole, clip=True)[0]
+    scale_y, scale_x = 720 / shape.resized_hw[0], 1281 / shape.resized_hw[1]
+    top, left = shape.crop_yxhw[0] * scale_y, shape.crop_yxhw[1] * scale_x
+    bottom, right = top + model_h * scale_y, left + model_w * scale_x
+    assert shape.to_source_xy(whole)[0] == pytest.approx([left, top, right, bottom], abs=1e-3)
+    clipped = shape.to_source_xy(whole, clip=True)[0]
     assert clipped == pytest.approx([max(0, left), max(0, top), min(1281, right), min(720, bottom)], abs=1e-3)
 
 
@@ -180,7 +182,7 @@ def test_a_marked_pixel_is_found_again() -> None:
         bright = (values > (model_hw.max() + model_hw.min()) / 2 - model_hw.mean()).nonzero().double()
         first, last = bright.min(dim=0).values, bright.max(dim=0).values + 1
         box = torch.tensor([[first[1], first[0], last[1], last[0]]])
-        found = geometry(preprocessing, 360, 480).boxes_to_source(box)[0]
+        found = geometry(preprocessing, 360, 480).to_source_xy(box)[0]
         scale = max(360 / geometry(preprocessing, 360, 480).resized_hw[0], 1)
         assert np.abs(found.numpy() - [200, 160, 260, 200]).max() <= 0.5 * scale + 0.5
 
@@ -190,7 +192,7 @@ def test_detectors_boxes_are_torchvisions_to_the_bit() -> None:
     for hw in ((720, 1280), (641, 359), (427, 640)):
         shape = geometry(DETECTOR, *hw)
         boxes = torch.rand(500, 4, generator=random) * 800
-        assert torch.equal(shape.boxes_to_source(boxes), resize_boxes(boxes, shape.resized_hw, hw))
+        assert torch.equal(shape.to_source_xy(boxes), resize_boxes(boxes, shape.resized_hw, hw))
 
 
 def test_points_of_any_form_map() -> None:
