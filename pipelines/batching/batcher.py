@@ -5,7 +5,7 @@ the model's `max_batch`, runs them as one batch and gives every stream its own s
 waits for a batch to fill: while one runs the next ones gather, so batches grow with the load. While several
 streams wait, each gets its share of a batch, and those that were served longest ago come first.
 
-Where a model gains by it there is a lane for each core. A batch that is alone is computed by all cores;
+Where a model gains by it there is a lane for each core. A single batch is computed by all cores;
 batches beside each other by one each, which then never wait for one another within a layer.
 """
 
@@ -43,7 +43,7 @@ class Batcher:
     """One model, one queue, and as many lanes as the model has.
 
     Args:
-        threads: of the CPU for a batch that is alone; 0 leaves torch's own choice.
+        threads: of the CPU for a single batch; 0 leaves torch's own choice.
         batch_s: how long a batch may take; one frame is always let in.
     """
 
@@ -54,7 +54,7 @@ class Batcher:
         self._urgent_until_s = 0.0
         # Works of each stream in order; streams in the order in which they were served last.
         self._pending: dict[Hashable, deque[Work[Any]]] = {}
-        # What the first lane waits for, and what the others do: they compute beside it alone.
+        # What the first lane waits for, and what the others do: they compute only beside it.
         lock = threading.RLock()
         self._changed, self._beside = threading.Condition(lock), threading.Condition(lock)
         self._first_runs = False
@@ -93,7 +93,7 @@ class Batcher:
                 so that what it leaves out (logits are large) is freed at once. It must not keep the outputs.
             stream: whose they are; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
-            urgent: whether somebody waits for these alone, as for a picture; more of the kind are expected,
+            urgent: whether somebody waits for only these, as for a picture; more of the kind are expected,
                 and batches are short for a while.
         """
         if not len(pixels):
@@ -141,7 +141,7 @@ class Batcher:
     def _gather(self, first: bool) -> list[Slice]:
         """Slices of equal frame size for one batch; empty once closed and drained.
 
-        A batch that is alone is always the first lane's, so that no other ever has threads beside its own.
+        A single batch is always the first lane's, so that no other ever has threads beside its own.
         """
         changed = self._changed if first else self._beside
         with changed:
@@ -234,7 +234,7 @@ class Batcher:
             del self._frame_s[next(iter(self._frame_s))]
 
     def _forward(self, slices: list[Slice], first: bool) -> None:
-        """Run one batch and hand the slices back; an error goes to the works of this batch alone."""
+        """Run one batch and hand the slices back; an error goes only to the works of this batch."""
         shape, begun_s = slices[0].pixels.shape[1:], time.perf_counter()
         count = sum(len(one.pixels) for one in slices)
         parts: list[Any] = []

@@ -69,5 +69,5 @@ def read(one: Slice, output: Output) -> Any:
     """What the work's reader makes of its outputs, or its error."""
     try:
         return one.work.read(output)
-    except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is its stream's alone
+    except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is only its stream's
         return error

@@ -18,7 +18,7 @@ from pipelines.protocol.errors import InternalError
 
 # Frames go through a graph in groups of about this many pixels: 16 of 1280x720, 2 of 3840x2160.
 MAX_RUN_PIXELS = 16 << 20
-# One stream alone is prepared almost twice as fast by two threads; more would only fight with other streams.
+# A single stream is prepared almost twice as fast by two threads; more would only fight with other streams.
 THREADS = 2
 
 

@@ -86,7 +86,7 @@ def prepare_frames(
     if isinstance(window, Geometry):
         window = Window.of(window, preprocessing)
     swaps, rounds = preprocessing.channels == "BGR", preprocessing.round_pixels
-    # DALI swaps channels of uint8 alone: of the resized pixels, which are fewer, where those are.
+    # DALI swaps channels of uint8 only: of the resized pixels, which are fewer, where those are.
     pixels: Any = _swapped(frames) if swaps and not rounds else frames
     pixels = fn.resize(
         pixels,

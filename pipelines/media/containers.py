@@ -118,7 +118,7 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
             if packet.size:
                 yield packet
     except IndexError:
-        # PyAV 17 flushes every stream behind the last packet, and stumbles over one that appeared on the way.
+        # PyAV 17 flushes every stream after the last packet, and stumbles over one that appeared on the way.
         return
 
 

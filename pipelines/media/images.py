@@ -1,4 +1,4 @@
-"""Images by Pillow, as clips of one frame. Knows no video, no DALI, no torch."""
+"""Images with Pillow, as clips of one frame. Knows no video, no DALI, no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.media.selection import Selected, select
 from pipelines.protocol.errors import InvalidMedia, TooLarge, UnsupportedMedia
 from pipelines.protocol.options import Options
 
-# First bytes of the file → Pillow's name of the format. WebP and AVIF carry their name behind a length.
+# First bytes of the file → Pillow's name of the format. WebP and AVIF carry their name after a length.
 MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -83,7 +83,7 @@ def open_image(media: bytes, *, options: Options, limits: Limits) -> Medium:
 
 
 def _open(media: bytes, limits: Limits) -> Image.Image:
-    """Read the header alone, and refuse by it what is too large."""
+    """Read only the header, and refuse by it what is too large."""
     # Pillow warns of odd metadata and of large pictures; the second is an error by our own limit.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     name = str(image_format(media))

@@ -63,7 +63,7 @@ class Wanted:
         prepare: the model's pixels, for which the frames are read.
         keep_pixels: whether the frames themselves are kept; without it `prepare` is needed.
         repeat_frames: with the option `fps`, frames that are shown for longer come as often as the rate asks
-            (models of clips know one rate alone); else each comes once.
+            (models of clips know one rate only); else each comes once.
     """
 
     prepare: Preprocessing | None = None

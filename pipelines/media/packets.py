@@ -74,7 +74,7 @@ class Plan:
     Attributes:
         ticks: their times in ticks.
         times: how often each is given, by its number.
-        fault: what comes behind the last of them.
+        fault: what comes after the last of them.
     """
 
     ticks: frozenset[int]
@@ -98,7 +98,7 @@ class Plan:
         return cls(ticks=frozenset(index.ticks[number] for number in times), times=times, fault=fault)
 
     def pick(self, frames: Iterable[Selected[Frame]]) -> Iterator[Selected[Frame]]:
-        """The frames of the plan, of frames in presentation order; stops reading behind the last of them."""
+        """The frames of the plan, of frames in presentation order; stops reading after the last of them."""
         left = sum(self.times.values())
         for one in frames if left else ():
             count = self.times.get(one.frame_index, 0)

@@ -44,7 +44,7 @@ def select(
     tick_s: float = 0.0,
     repeat: bool = False,
 ) -> Iterator[Selected[Frame]]:
-    """The frames that the options ask for, in the order given; stops reading behind the last of them.
+    """The frames that the options ask for, in the order given; stops reading after the last of them.
 
     `start_s` and `end_s` bound the time (a `start_s` of 0 takes negative times too); of what lies between,
     `fps` or `keyframes_only` choose, and of those `stride` takes every n-th, from the first.
@@ -123,7 +123,7 @@ class _Slots:
     past: int = 0
 
     def take(self, time_s: float) -> int:
-        """How many there are before a time and behind those that are past."""
+        """How many there are before a time and after those that are past."""
         before = math.ceil((time_s - self.slack_s - self.start_s) * self.fps)
         count = before - self.past
         self.past = max(self.past, before)
@@ -131,7 +131,7 @@ class _Slots:
 
 
 def in_groups(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
-    """Lists of `length` frames, the last one shorter; an error comes behind the frames before it."""
+    """Lists of `length` frames, the last one shorter; an error comes after the frames before it."""
     group: list[Frame] = []
     try:
         for frame in frames:

@@ -1,4 +1,4 @@
-"""Video by PyAV (FFmpeg) on the CPU: bytes → frames with the medium's own times, upright, RGB.
+"""Video with PyAV (FFmpeg) on the CPU: bytes → frames with the medium's own times, upright, RGB.
 
 Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
 believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
@@ -55,7 +55,7 @@ class Video:
         self._last_s: float | None = None
         self._key_ticks: set[int] = set()
         self._index: PacketIndex | None = None
-        # Which packets are decoded: of key frames alone; those that others need, and those of the plan.
+        # Which packets are decoded: only key frames; those that others need, and those of the plan.
         self._keys_only = False
         self._plan: Plan | None = None
         try:
@@ -108,7 +108,7 @@ class Video:
         context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
 
     def _read(self) -> Iterator[Selected[VideoFrame]]:
-        """Frames in presentation order; InvalidMedia behind the last good one."""
+        """Frames in presentation order; InvalidMedia after the last good one."""
         whole, last_dts = True, None
         try:
             for packet in read_packets(self.container, self.stream):
@@ -268,7 +268,7 @@ def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[
 def _orientation(frame: VideoFrame) -> Orientation:
     """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2: abu, cdv, xyw).
 
-    To be asked of one frame alone: PyAV ties a frame and its side data into a cycle, and memory would grow by
+    To be asked of one frame only: PyAV ties a frame and its side data into a cycle, and memory would grow by
     every frame until Python's collector comes by.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")

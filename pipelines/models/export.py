@@ -48,7 +48,7 @@ class Graph(Protocol):
 
 
 class ExportedRunner:
-    """Layers as a graph; their answers have the form that they have by torch.
+    """Layers as a graph; their answers have the form that they have with torch.
 
     Args:
         graph: of `exported`.
@@ -115,7 +115,7 @@ def write_traced(
     axes: Mapping[str, Mapping[int, str]],
     opset: int | None = None,
 ) -> None:
-    """Write a network of one tensor that gives tensors, by torch's older exporter, in silence.
+    """Write a network of one tensor that gives tensors, with torch's older exporter, in silence.
 
     Args:
         axes: of the input, which comes first, and of every output, the names of the dimensions that are free.
@@ -128,7 +128,7 @@ def write_traced(
         torch.onnx.export(
             network,
             (example,),
-            # Its signature names paths alone.
+            # Its signature names only paths.
             cast(Any, str(target) if isinstance(target, Path) else target),
             dynamo=False,
             input_names=[INPUT],

@@ -33,7 +33,7 @@ Shape = tuple[int, ...]
 class OnnxGraph:
     """A graph of one input, opened for a device; a call gives its outputs by name, where the pixels are.
 
-    On the CPU it has as many threads as torch has now; a call by a thread for which torch has one alone is
+    On the CPU it has as many threads as torch has now; a call by a thread for which torch has only one is
     computed by that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that
     stay there; without it pixels go through host memory and are computed on the CPU.
 

@@ -28,7 +28,7 @@ PLACE = "Exception from "
 class OpenvinoGraph:
     """An ONNX graph of one float32 input; calling it gives its outputs in their order, named by their place.
 
-    A call by a thread for which torch has one alone is computed by one core, beside others; any other by as
+    A call by a thread for which torch has only one is computed by one core, beside others; any other by as
     many threads as torch has now. The weights are held for each of the two ways that is used.
 
     Args:

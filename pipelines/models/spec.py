@@ -118,7 +118,7 @@ class ModelSpec:
         max_batch: most frames, or clips, in one pass.
         thread_safe: several threads may call the network at once: it keeps nothing of a pass in itself.
         precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load
-            runs by torch in plain fp32. Of a loaded model: the engine that runs.
+            runs with torch in plain fp32. Of a loaded model: the engine that runs.
     """
 
     name: str

@@ -28,7 +28,7 @@ Finish = Callable[[Any, tuple[int, int]], Any]
 class Coarse(Protocol):
     """A network whose last step can be left out: for segmentation, to enlarge what `maps` gives.
 
-    `maps` gives tensors alone, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
+    `maps` gives only tensors, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
     """
 
     def maps(self, pixels_nchw: Tensor) -> Any: ...

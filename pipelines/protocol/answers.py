@@ -238,7 +238,7 @@ class ActionAnswer(Answer):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DetectionAnswer(Answer):
-    """D boxes in N frames; a frame without boxes is in `frame_index` alone."""
+    """D boxes in N frames; a frame without boxes is in `frame_index` only."""
 
     task: ClassVar[str] = "detection"
 

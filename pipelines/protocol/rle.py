@@ -78,7 +78,7 @@ def encode_object(
     """
     height, width = size or mask_hw.shape
     (top, left), (rows, columns) = corner, mask_hw.shape
-    # Column by column, between a pixel of no object before and one behind.
+    # Column by column, between pixels of no object before and after.
     pixels = np.zeros(columns * height + 2, bool)
     pixels[1:-1].reshape(columns, height)[:, top : top + rows] = mask_hw.T
     borders = np.flatnonzero(pixels[1:] != pixels[:-1]) + left * height

@@ -152,7 +152,7 @@ def _label(
 
 
 def _inside(point: npt.NDArray[np.float32], size: tuple[int, int]) -> bool:
-    """Whether a keypoint is there and within the frame; never where it is no number."""
+    """Whether a keypoint is there and within the frame; never where it is not a number."""
     x, y, visible = (float(value) for value in point)
     return visible > 0 and 0 <= x <= size[0] and 0 <= y <= size[1]
 
@@ -189,7 +189,7 @@ def _length_px(text: str, font: Font) -> int:
 def _shortened(text: str, font: Font, room_px: int) -> str:
     """As much of one line of text as there is room for; empty where it is not even a letter.
 
-    Pillow's own font knows ASCII alone, and shows other letters as boxes; those with accents lose them.
+    Pillow's own font knows only ASCII, and shows other letters as boxes; those with accents lose them.
     """
     letters = unicodedata.normalize("NFKD", text[:LONGEST_TEXT])
     clean = "".join(

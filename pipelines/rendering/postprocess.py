@@ -94,7 +94,7 @@ class RenderStyle:
     """What pictures show.
 
     Attributes:
-        style: `overlay` colours the classes and outlines them in white; `extract` leaves the classes alone on
+        style: `overlay` colours the classes and outlines them in white; `extract` leaves only the classes on
             `background`; `redact` replaces them by a mosaic. Elsewhere (class 0) frames stay.
         alpha: opacity of the overlay's colours; at 0 the frames are left untouched, without outlines.
         outline_px: how far within a class its outline reaches, in source pixels; 0 for none.
@@ -318,7 +318,7 @@ def _score_inputs(
     """What every graph takes: scores, the patch in model pixels, its size in source pixels.
 
     The patch of class maps is moved by half of the least distance that the middle of a source pixel can have
-    from the border of two model pixels: one on a border goes to the pixel behind it, however sums are
+    from the border of two model pixels: one on a border goes to the pixel after it, however sums are
     rounded.
     """
     scales = [resized / side for resized, side in zip(geometry.resized_hw, geometry.source_hw, strict=True)]

@@ -217,7 +217,7 @@ def _connect(url: str, token: str) -> Transport:
     """The transport for a URL's scheme; nothing is sent yet."""
     address = parse_address(url)
     if address.scheme.startswith("grpc"):
-        from pipelines.sdk.grpc_transport import GrpcTransport  # HTTP alone needs no grpc
+        from pipelines.sdk.grpc_transport import GrpcTransport  # HTTP needs no grpc
 
         return GrpcTransport(address, token)
     from pipelines.sdk.http_transport import HttpTransport

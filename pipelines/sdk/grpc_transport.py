@@ -138,7 +138,7 @@ class GrpcTransport:
 
 
 def _credentials() -> Any:
-    """Trust as the rest of Python does: gRPC alone would not look at SSL_CERT_FILE."""
+    """Trust as the rest of Python does: gRPC itself would not look at SSL_CERT_FILE."""
     authorities = os.environ.get("SSL_CERT_FILE")
     return grpc.ssl_channel_credentials(Path(authorities).read_bytes() if authorities else None)
 

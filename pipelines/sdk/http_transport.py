@@ -1,4 +1,4 @@
-"""KServe v2 over HTTP with the standard library alone: binary tensors, and server-sent events for streams.
+"""KServe v2 over HTTP with the standard library only: binary tensors, and server-sent events for streams.
 
 A call opens its own connection, so calls may come from several threads. Knows no gRPC, media or tasks.
 """
@@ -227,7 +227,7 @@ def binary_request(call: Call) -> Request:
 
 
 def _binary_tensors(head_bytes: str | None, body: bytes) -> dict[str, Tensor]:
-    """The JSON head and the tensors behind it. Raises InternalError at anything else."""
+    """The JSON head and the tensors after it. Raises InternalError at anything else."""
     try:
         offset = int(head_bytes or "")
         outputs = json.loads(body[:offset])["outputs"]

@@ -32,7 +32,7 @@ def credits_at_pace(answers: int, took_s: float) -> int:
 
 
 class Pulls:
-    """One stream: `rows` gives its answers, error rows included, and ends behind the one that is final."""
+    """One stream: `rows` gives its answers, error rows included, and ends after the final one."""
 
     def __init__(self, transport: Transport, call: Call) -> None:
         self._transport = transport
@@ -92,7 +92,7 @@ class Pulls:
         raise broken_off_error(self._transport.address)
 
     def _note(self, row: Row) -> bool:
-        """Remember how far the stream is; whether it pauses behind this row."""
+        """Remember how far the stream is; whether it pauses after this row."""
         with reading():
             token = bytes(row["session"][0]).decode()
             self._last_seq = int(row["seq"][0])
@@ -106,7 +106,7 @@ class Pulls:
         """Tell the server that the rest is not wanted, and let it end what it is at.
 
         Triton keeps a request in flight for ever if its client leaves at the wrong moment. The token, if
-        there is none yet, comes with the answer behind the first.
+        there is none yet, comes with the second answer.
         """
         if sys.is_finalizing():  # no thread starts any more, and a call would wait for ever
             return

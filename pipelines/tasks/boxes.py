@@ -70,7 +70,7 @@ class Found:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Found]) -> Found:
-        """The objects of several looks at one frame, one behind the other."""
+        """The objects of several looks at one frame, one after the other."""
         columns = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(cls)}
         joined: dict[str, Any] = {
             name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()
@@ -81,7 +81,7 @@ class Found:
 def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int]) -> Found:
     """One frame of a `BoxOutput` → the objects that count: scored above the threshold, of one of the classes.
 
-    A box with a coordinate that is no number is left out; of more than MAX_OBJECTS the best stay.
+    A box with a coordinate that is not a number is left out; of more than MAX_OBJECTS the best stay.
 
     Args:
         class_ids: empty for all classes.

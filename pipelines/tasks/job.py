@@ -84,7 +84,7 @@ class Task:
         answer: its form of answer, which gives the endpoints' outputs and the client's columns.
         options: names of the options that it takes.
         job: makes the job for one medium. Raises InvalidOptions.
-        inputs, outputs: tensors of the endpoint that has the model alone; outputs as far as they are the same
+        inputs, outputs: tensors of the endpoint that has only the model; outputs as far as they are the same
             for all models of the task.
         tiles: whether large frames may be looked at in pieces.
         select: the options by which frames are selected, where the model has a say in it.

@@ -62,7 +62,7 @@ def object_masks(found: Found, frame_hw: tuple[int, int]) -> Iterator[PastedMask
 
     They are those of torchvision's `paste_masks_in_image`, which pastes each into a whole frame; here its
     parts paste into what the frame has of the box. Those whose box is far larger than the frame are enlarged
-    to what shows alone, and equal torchvision's but for rounding.
+    only to what shows, and equal torchvision's but for rounding.
     """
     from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 

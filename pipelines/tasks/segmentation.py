@@ -35,7 +35,7 @@ LEAST_PROBABILITY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Which classes count, and above which probability: one alone, or the winner among all.
+    """Which classes count, and above which probability: only one, or the winner among all.
 
     `class_ids` are those that count where they win; empty for all. With `confident`, how probable the winner
     is stays with the scores.
