@@ -133,10 +133,9 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
     """Where the model's window lies on a frame of this size, in torchvision's integers.
 
     Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop`
-    (Python's `round`, half to even; a side that is too short is padded, the odd pixel after it), or, with
+    (Python's `round`, half to even; a side that is too short is padded, the odd pixel last), or, with
     `max_px`, of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the
-    odd pixel after it. The window reaches beyond the resized frame where pixels are padded: its top or left is
-    negative then.
+    odd pixel last. Where pixels are padded the window's top or left is negative.
 
     Raises:
         TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.

@@ -15,6 +15,7 @@ from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import InternalError
 from pipelines.rendering.dali_graphs import palette
 from pipelines.rendering.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle
+from pipelines.telemetry.counters import Telemetry
 
 CLASSES = 5
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -259,6 +260,31 @@ def test_one_postprocessor_takes_sizes_and_styles_in_turn() -> None:
                 expected = overlaid(pixels, nearest(maps, source_hw), alpha, 2)
                 assert rendered.pixels_nhwc is not None
                 assert np.abs(rendered.pixels_nhwc - expected).max() <= 1.0
+
+
+class OnGpu:
+    """What torch's tensors on a GPU look like to `on_host`."""
+
+    is_cuda = True
+
+    def __init__(self, pixels: Array) -> None:
+        self._pixels, self.shape = pixels, pixels.shape
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def cpu(self) -> Array:
+        return self._pixels
+
+
+def test_pictures_that_leave_the_gpu_are_counted() -> None:
+    telemetry, pixels = Telemetry(), frames(3, (4, 6))
+    post = Postprocessor(device="cpu", max_frames=4, classes=CLASSES, telemetry=telemetry)
+    assert post.on_host(pixels) is pixels
+    assert "copies" not in telemetry.snapshot()
+    on_gpu: Any = OnGpu(pixels)
+    assert np.array_equal(post.on_host(on_gpu), pixels)
+    assert telemetry.snapshot()["copies"] == {"pictures_from_gpu": 3}
 
 
 def test_scores_of_successive_batches_join() -> None:
