@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.protocol.columns import Column, Tensor, empty_value
+from pipelines.protocol.columns import Column, Tensor, bytes_column, empty_value
 from pipelines.protocol.errors import InternalError, InvalidOptions
 from pipelines.protocol.options import Scalar
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
 
 
 @contextlib.contextmanager
@@ -27,16 +36,6 @@ def reading() -> Iterator[None]:
         raise InternalError(
             f"the answer cannot be read: {error!r}", hint="are client and server of the same version?"
         ) from None
-
-
-DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
 
 
 def wire_parameters(parameters: Mapping[str, object]) -> dict[str, Scalar]:
@@ -86,9 +85,7 @@ def _unpack_bytes(raw: bytes) -> Tensor:
             raise InternalError(f"the answer has a BYTES element that ends at {end} of {len(raw)} bytes")
         values.append(raw[offset + 4 : end])
         offset = end
-    flat = np.empty(len(values), dtype=object)
-    flat[:] = values
-    return flat
+    return bytes_column(values)
 
 
 def read_columns(columns: Sequence[Column], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,13 +126,11 @@ def _flat(column: Column, value: Any) -> Tensor:
     try:
         if column.dtype is not object:
             return np.array(values, dtype=column.dtype).reshape(len(values))
-        flat = np.empty(len(values), dtype=object)
-        flat[:] = [
-            base64.b64decode(text, validate=True) if column.binary else text.encode() for text in values
-        ]
+        if column.binary:
+            return bytes_column([base64.b64decode(text, validate=True) for text in values])
+        return bytes_column([text.encode() for text in values])
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InternalError(f"the answer's {column.name!r} cannot be read: {error}") from None
-    return flat
 
 
 def _shaped(column: Column, flat: Tensor, sizes: Mapping[str | int, int]) -> Tensor:

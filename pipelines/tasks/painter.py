@@ -99,7 +99,6 @@ class Painter:
 
     def names(self, class_ids: Ints) -> Texts:
         """Names of classes, `(D,)`."""
-        names = np.empty(len(class_ids), object)
         known = len(self.labels)
-        names[:] = [self.labels[one] if 0 <= one < known else str(one) for one in class_ids.tolist()]
-        return names
+        names = [self.labels[one] if 0 <= one < known else str(one) for one in class_ids.tolist()]
+        return np.array(names, dtype=object)
