@@ -34,6 +34,7 @@ test-gpu: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python -m scripts.reference.openapi
+	$(BIN)/python -m scripts.reference.page
 	$(BIN)/python -m scripts.reference.codecs
 
 parity: $(STAMP)

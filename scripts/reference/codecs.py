@@ -1,11 +1,6 @@
-"""Write docs/codecs.md: which codecs and pixel formats are decoded, found by encoding and decoding each of
-them.
+"""Write docs/codecs.md: which codecs and pixel formats are decoded, found by encoding and decoding each.
 
-python -m scripts.reference.codecs            write the file
-python -m scripts.reference.codecs --check    exit 1 if the file is not what would be written
-
-NVDEC's column is what its route decides by the medium alone; whether a GPU has a decoder for it is asked
-there.
+NVDEC's column is what its route decides by the medium only; a GPU's own decoders are asked there.
 """
 
 from __future__ import annotations
@@ -29,6 +24,7 @@ from pipelines.media.video import Video
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
 from scripts import ROOT
+from scripts.reference import write_or_check
 
 FILE = ROOT / "docs" / "codecs.md"
 LAYOUTS = ("420", "422", "444")
@@ -154,21 +150,5 @@ def document() -> str:
     return f"{intro}\n\n{without}\n\n{route}\n\n{note}\n"
 
 
-def main() -> int:
-    wanted = document()
-    stale = not FILE.is_file() or FILE.read_text() != wanted
-    if sys.argv[1:] == ["--check"]:
-        if stale:
-            print(
-                f"error: {FILE.relative_to(ROOT)} is stale: run python -m scripts.reference.codecs",
-                file=sys.stderr,
-            )
-        return 1 if stale else 0
-    if stale:
-        FILE.write_text(wanted)
-        print(f"wrote {FILE.relative_to(ROOT)}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(FILE, document()))

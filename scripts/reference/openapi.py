@@ -1,8 +1,4 @@
-"""Write docs/openapi.json, the HTTP side of the endpoints, from the columns and options that serve them.
-
-python -m scripts.reference.openapi            write the file
-python -m scripts.reference.openapi --check    exit 1 if the file is not what would be written
-"""
+"""Write docs/openapi.json, the HTTP side of the endpoints, from the columns and options that serve them."""
 
 from __future__ import annotations
 
@@ -15,10 +11,9 @@ from pipelines.protocol.errors import BY_CODE
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, Options
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE, EndpointFacts
 from scripts import ROOT
+from scripts.reference import write_or_check
 
 FILE = ROOT / "docs" / "openapi.json"
-README = ROOT / "README.md"
-MARKS = ("<!-- options: made by python -m scripts.reference.openapi -->", "<!-- end of options -->")
 TRITON_TYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
 
 
@@ -34,11 +29,15 @@ def option_schema(name: str) -> dict[str, Any]:
     return described if default == float("inf") else {**described, "default": default}
 
 
+def triton_type(column: Column) -> str:
+    """What Triton calls the type of a column's values."""
+    return "BYTES" if column.dtype is object else TRITON_TYPES[column.dtype.__name__]
+
+
 def tensor_schema(column: Column) -> dict[str, Any]:
     """One tensor in KServe's v2 form; its shape has the row dimension in front."""
-    triton = "BYTES" if column.dtype is object else TRITON_TYPES[column.dtype.__name__]
     shape = ", ".join(str(dim) for dim in ("rows", *column.dims))
-    return {"type": "object", "description": f"{column.name}: {triton} ({shape}): {column.help}"}
+    return {"type": "object", "description": f"{column.name}: {triton_type(column)} ({shape}): {column.help}"}
 
 
 def operation(name: str, facts: EndpointFacts) -> dict[str, Any]:
@@ -103,39 +102,5 @@ def document() -> dict[str, Any]:
     }
 
 
-def options_table() -> str:
-    """The README's table of options, in the order of their definition."""
-    lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in OPTION_FIELDS.items():
-        schema = option_schema(name)
-        kind = ", ".join(f"`{choice}`" for choice in schema.get("enum", ())) or schema["type"]
-        default = json.dumps(schema["default"]).strip('"') if "default" in schema else "none"
-        lines.append(f"| `{name}` | {kind} | {default or 'empty'} | {field.metadata['help']} |")
-    return "\n".join(lines)
-
-
-def readme_with(table: str) -> str:
-    """The README with its table between the two marks replaced."""
-    head, _, rest = README.read_text().partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    return f"{head}{MARKS[0]}\n{table}\n{MARKS[1]}{tail}"
-
-
-def main() -> int:
-    wanted = {
-        FILE: json.dumps(document(), indent=1, sort_keys=True) + "\n",
-        README: readme_with(options_table()),
-    }
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
-    if sys.argv[1:] == ["--check"]:
-        for path in stale:
-            print(f"error: {path.relative_to(ROOT)} is stale: run `make reference`", file=sys.stderr)
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(wanted[path])
-        print(f"wrote {path.relative_to(ROOT)}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(FILE, json.dumps(document(), indent=1, sort_keys=True) + "\n"))

@@ -1,0 +1,149 @@
+"""Write docs/reference.md: `template.md` with its tables made from the code that serves them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+from pipelines.protocol.answers import Answer, answer_columns
+from pipelines.protocol.columns import STREAM_COLUMNS, Column
+from pipelines.protocol.errors import BY_CODE
+from pipelines.protocol.options import OPTION_FIELDS, STREAM_OPTIONS
+from pipelines.serving.endpoint_table import ENDPOINT_TABLE
+from pipelines.settings.flags import parse_args
+from pipelines.tasks import TASKS
+from scripts import ROOT
+from scripts.reference import write_or_check
+from scripts.reference.openapi import option_schema, triton_type
+
+FILE = ROOT / "docs" / "reference.md"
+TEMPLATE = Path(__file__).with_name("template.md")
+# What a client does at an error of each code.
+ADVICE = {
+    "invalid_media": "The bytes are no readable image or video, or break off. Check the file.",
+    "unsupported_media": "It is readable, but of a kind that is not served. Convert it.",
+    "too_large": "Bytes, pixels, frames or the answer exceed a limit. Use the stream, or ask for less.",
+    "invalid_options": "An option is unknown, of the wrong type or out of range. See the hint.",
+    "overloaded": "There is no room for this request now. Try again later.",
+    "deadline_exceeded": "The answer would come too late, or did not come in time.",
+    "cancelled": "The client left, or the session is closed. Begin anew.",
+    "model_unavailable": "The model or the server is not there, or not ready.",
+    "internal_error": "A fault of the server. Report it.",
+}
+# Defaults that follow from the machine.
+OF_THE_MACHINE = ("--workers", "--max-memory-mb")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = (head, ["---"] * len(head), *escaped)
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+
+
+def endpoints() -> str:
+    rows = [
+        (f"`{name}`", "stream" if facts.stream else "unary", facts.help)
+        for name, facts in ENDPOINT_TABLE.items()
+    ]
+    status = ("`status`", "unary", "models, labels, limits and counters as JSON")
+    return table(("endpoint", "kind", "what it is"), [*rows, status])
+
+
+def options() -> str:
+    rows = []
+    for name, field in OPTION_FIELDS.items():
+        schema = option_schema(name)
+        kind = ", ".join(f"`{choice}`" for choice in schema.get("enum", ())) or schema["type"]
+        default = json.dumps(schema["default"]).strip('"') if "default" in schema else "none"
+        rows.append((f"`{name}`", kind, default or "empty", field.metadata["help"]))
+    return table(("option", "type", "default", "meaning"), rows)
+
+
+def options_of_endpoints() -> str:
+    """Which endpoint takes which options; a stream takes those of its task and of pulls."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{option}`" for option in facts.allowed))
+        for name, facts in ENDPOINT_TABLE.items()
+        if facts.allowed and not facts.stream
+    ]
+    pulls = ", ".join(f"`{option}`" for option in STREAM_OPTIONS)
+    return table(("endpoint", "its options"), [*rows, ("`…_stream`", f"those of its task, and {pulls}")])
+
+
+def columns_table(columns: Iterable[Column]) -> str:
+    rows = [
+        (f"`{one.name}`", triton_type(one), f"({', '.join(map(str, one.dims))})", one.help) for one in columns
+    ]
+    return table(("column", "type", "shape", "meaning"), rows)
+
+
+def answers() -> str:
+    """The columns that all answers have, then those of each task, then those of streams."""
+    common = answer_columns(Answer)
+    shared = {column.name for column in common}
+    parts = ["Every answer has:", columns_table(common)]
+    for name, task in TASKS.items():
+        own = [column for column in answer_columns(task.answer) if column.name not in shared]
+        parts += [f"### {name}", columns_table(own)]
+    return "\n\n".join([*parts, "### Streams, besides", columns_table(STREAM_COLUMNS)])
+
+
+def errors() -> str:
+    rows = [(f"`{code}`", kind.fault, ADVICE[code]) for code, kind in BY_CODE.items()]
+    return table(("code", "whose fault", "what it means"), rows)
+
+
+def flags() -> str:
+    """The flags of server.py, as argparse prints them, on lines that need no wrapping."""
+    os.environ["COLUMNS"] = "2000"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        parse_args(["--help"], "")
+    found: list[list[str]] = []
+    # A flag stands two columns in; what follows further to the right belongs to it.
+    for line in re.split(r"\noptions:\n", printed.getvalue())[1].split("\n\n")[0].splitlines():
+        if line.startswith("  -"):
+            found.append(re.split(r"\s{2,}", line.strip(), maxsplit=1))
+        else:
+            found[-1].append(line.strip())
+    rows = [(f"`{flag}`", " ".join(text)) for flag, *text in found if "--help" not in flag]
+    return table(("flag", "meaning"), [(flag, _without_default(flag, text)) for flag, text in rows])
+
+
+def _without_default(flag: str, text: str) -> str:
+    if not flag.startswith(tuple(f"`{name} " for name in OF_THE_MACHINE)):
+        return text
+    return re.sub(r"\(default: .*\)$", "(default: by the machine)", text)
+
+
+def exit_codes(file: str) -> str:
+    """The exit codes that a program's text lists, e.g. `Exit codes: 0 all well, 1 some media failed.`"""
+    text = re.split(r"exit codes: ", (ROOT / file).read_text(), flags=re.IGNORECASE)[1]
+    listed = " ".join(re.split(r"\.?\n(?:\n|\"\"\")", text)[0].split())
+    return table(("code", "meaning"), re.findall(r"(\d+) (.+?)(?:, (?=\d)|$)", listed))
+
+
+def document() -> str:
+    made = Template(TEMPLATE.read_text()).substitute(
+        endpoints=endpoints(),
+        options=options(),
+        options_of_endpoints=options_of_endpoints(),
+        answers=answers(),
+        errors=errors(),
+        flags=flags(),
+        server_exit_codes=exit_codes("server.py"),
+        client_exit_codes=exit_codes("client.py"),
+    )
+    return f"<!-- Made by python -m scripts.reference.page; edit scripts/reference/template.md. -->\n{made}"
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check(FILE, document()))
