@@ -1,4 +1,4 @@
-"""The documents tell the truth: their commands run, their tables are the code's, their links lead somewhere."""
+"""The documents tell the truth: commands run, tables are what the code says, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -140,13 +140,32 @@ def sentences(text: str) -> Iterator[str]:
     text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^(\||#).*$", "", text, flags=re.MULTILINE)
     for paragraph in re.split(r"\n\s*\n|\n\s*(?:-|\d+\.) ", text):
-        yield from re.split(r"(?<=[.:?!])\*{0,2}\)?\s+", " ".join(paragraph.split()))
+        yield from re.split(r"(?<=[.?!])\*{0,2}\)?\s+", " ".join(paragraph.split()))
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
 def test_sentences_are_short(page: Path) -> None:
     long = [one for one in sentences(page.read_text()) if len(one.split()) > MOST_WORDS]
     assert long == []
+
+
+def test_a_client_needs_only_two_rooms(tmp_path: Path) -> None:
+    """What the README says to copy is all that the client imports of the project."""
+    (tmp_path / "pipelines").mkdir()
+    for name in ("client.py", "pipelines/__init__.py", "pipelines/protocol", "pipelines/sdk"):
+        assert f"`{name}`" in (ROOT / "README.md").read_text()
+        (tmp_path / name).symlink_to(ROOT / name)
+    # Isolated: `client.py` is a link, whose folder Python would search too.
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import client"
+    done = run([sys.executable, "-I", "-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_settings_file_is_read(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "server.toml").write_text(text)
+    settings = parse_args(["--settings", str(tmp_path / "server.toml")], "")
+    assert [model.task or model.source for model in settings.models] == ["resnet50", "detection"]
 
 
 def test_the_readme_is_short() -> None:
