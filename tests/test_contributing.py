@@ -23,12 +23,11 @@ def test_there_is_a_change_for_a_model_an_option_and_a_task() -> None:
 @pytest.mark.slow
 def test_the_changes_apply_and_their_tests_pass(tmp_path: Path) -> None:
     """All of them after each other, in a copy of the project."""
-    for folder in ("pipelines", "tests"):
+    for folder in ("pipelines", "scripts", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("client.py", "server.py", "model_inference.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     for diff in DIFFS:
-        # As `git apply` outside of a repository.
         done = subprocess.run(
             ["git", "apply"], cwd=tmp_path, input=diff, capture_output=True, text=True, check=False
         )
