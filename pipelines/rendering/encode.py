@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from PIL import Image
 
 from pipelines.frames.batch import PixelArray, to_numpy
@@ -73,11 +73,12 @@ class _Sink:
 
 
 class Mp4Writer:
-    """Frames → the bytes of one MP4, part by part; the parts, one behind the other, are the file.
+    """Frames → the bytes of one MP4, part by part; the parts, one after the other, are the file.
 
     H.264 4:2:0 in limited-range BT.709, tagged as such. An odd width or height is made even by repeating the
     last column or row, since 4:2:0 has no odd sizes. Times are kept to a 90000th of a second; one that does
-    not lie behind that of the frame before it is moved there.
+    not come after that of the frame before it is moved there. The same frames in the same writes give the
+    same bytes, whatever the number of cores.
     """
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
@@ -88,6 +89,7 @@ class Mp4Writer:
             self._sink, mode="w", format="mp4", options={"movflags": MOVFLAGS, "fflags": "+bitexact"}
         )
         self._stream = self._add_stream(width_px + width_px % 2, height_px + height_px % 2)
+        self._reformatter = VideoReformatter()
         self._last_tick = -1
         self._closed = False
 
@@ -132,8 +134,13 @@ class Mp4Writer:
 
     def _frame(self, pixels_hwc: npt.NDArray[np.uint8], time_s: float) -> av.VideoFrame:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_hwc), format="rgb24")
-        frame = rgb.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        # One thread: otherwise each frame would start a pool, as large as the machine.
+        frame = self._reformatter.reformat(
+            rgb,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
         )
         self._last_tick = max(round(time_s * TICKS_PER_S), self._last_tick + 1)
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_PER_S)
@@ -141,9 +148,7 @@ class Mp4Writer:
 
 
 class PictureWriter:
-    """The pictures of one medium's answers in the form that was asked for: JPEG, raw bytes, or parts of a
-    film.
-    """
+    """The pictures of one medium's answers as they were asked for: JPEG, raw bytes, or parts of a film."""
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,19 @@ def test_a_film_without_frames_is_empty() -> None:
     assert encode.Mp4Writer(width_px=16, height_px=16).close() == b""
 
 
-def test_two_films_of_the_same_frames_are_the_same_bytes() -> None:
-    pixels = pictures(4, 32, 32)
-    assert film(pixels, [0, 1, 2, 3]) == film(pixels, [0, 1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (145, 63)])
+def test_two_films_of_the_same_frames_are_the_same_bytes(height: int, width: int) -> None:
+    """Also on another number of cores; the larger one is encoded by two threads."""
+    pixels, cores = pictures(4, height, width), os.sched_getaffinity(0)
+    one = film(pixels, [0, 1, 2, 3])
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        other = film(pixels, [0, 1, 2, 3])
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert [len(part) for part in one] == [len(part) for part in other]
+    differing = np.nonzero(np.frombuffer(b"".join(one), np.uint8) != np.frombuffer(b"".join(other), np.uint8))
+    assert not differing[0].size, f"first at byte {differing[0][0]} of {sum(map(len, one))}"
 
 
 def test_a_real_clip_is_rewritten_frame_by_frame(shared_media: Path) -> None:
