@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import pytest
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from scripts.demo.judging import MEASURES, Truth, read_truth
-from tests.conftest import ROOT, Server
+from scripts.demo.train import draw
+from tests.conftest import Server
 
 FRESH_SEED = 31_415
 SECONDS = {"action": 12, "other": 3}
@@ -19,15 +18,12 @@ SECONDS = {"action": 12, "other": 3}
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Truth]]:
-    """Clips that the models have not seen, neither in training nor tests, and their truth, by task."""
+    """Clips of a seed that neither trained nor tested the models, and their truth: of actions, of shapes."""
     folder = tmp_path_factory.mktemp("drawing")
     drawn = {}
     for kind, seconds in SECONDS.items():
         clip, truth = folder / f"{kind}.mp4", folder / f"{kind}.npz"
-        draw = ["--draw", clip, "--truth", truth, "--seed", FRESH_SEED, "--seconds", seconds]
-        task = ["--task", kind] if kind == "action" else []
-        command = [sys.executable, "-m", "scripts.demo.train", *map(str, draw), *task]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=100)
+        draw(clip, truth, FRESH_SEED, seconds, action=kind == "action")
         drawn[kind] = clip, read_truth(truth)
     return drawn
 

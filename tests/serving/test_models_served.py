@@ -1,8 +1,9 @@
-"""Real servers with models by name and from files: four tasks in one process, files without options."""
+"""One real server with a model for each task: two by name, two from exported files that need no options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -29,28 +30,38 @@ from scripts.export import __main__ as export
 from tests.conftest import Server, start_server
 from tests.support import media
 
-NAMED = {
-    "classification": "resnet50",
-    "detection": "ssdlite320_mobilenet_v3_large",
-    "segmentation": "lraspp_mobilenet_v3_large",
-    "action": "r3d_18",
-}
+NAMED = {"detection": "ssdlite320_mobilenet_v3_large", "action": "r3d_18"}
+EXPORTED = {"classification": "squeezenet1_1", "segmentation": "lraspp_mobilenet_v3_large"}
+TASKS = (*NAMED, *EXPORTED)
 
-# Four models take a minute to load and compare engines, and more on a busy machine.
-pytestmark = pytest.mark.timeout(240)
+# Four models take a while to load and compare engines, and more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The server, and the networks that its files were made of."""
+
+    server: Server
+    networks: dict[str, Model]
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model by name for each task, from one process."""
-    models = [flag for task, name in NAMED.items() for flag in ("--model", f"{task}={name}")]
-    flags = [*models, "--weights", "random", "--device", "cpu"]
-    running = start_server(tmp_path_factory.mktemp("four"), *flags, "--endpoints", "media")
-    try:
-        running.wait_ready()
-        yield running
-    finally:
-        running.stop()
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """ONNX files that say themselves how to be fed, and models by name, in one process."""
+    folder = tmp_path_factory.mktemp("four")
+    networks, tables = {}, '[server]\ndevice = "cpu"\nendpoints = "media"\n'
+    for task, name in EXPORTED.items():
+        spec = resolve(ModelSettings(source=name, weights="random"), allow_code=False)
+        export.export_model(spec, folder / f"{task}.onnx")
+        networks[task] = Model(spec, "cpu")
+        tables += f'[[model]]\nsource = "{task}.onnx"\n'
+    for task, name in NAMED.items():
+        tables += f'[[model]]\ntask = "{task}"\nsource = "{name}"\nweights = "random"\nengine = "torch"\n'
+    settings = folder / "server.toml"
+    settings.write_text(tables)
+    with start_server(folder, "--settings", str(settings)) as running:
+        yield Served(server=running, networks=networks)
 
 
 def ask(server: Server, protocol: str, task: str, medium: bytes, *, stream: bool, **options: str) -> Answer:
@@ -64,12 +75,12 @@ def ask(server: Server, protocol: str, task: str, medium: bytes, *, stream: bool
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize("task", list(NAMED))
-def test_all_tasks_answer_from_one_process(four: Server, task: str, protocol: str, stream: bool) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_all_tasks_answer_from_one_process(four: Served, task: str, protocol: str, stream: bool) -> None:
     """Random weights say nothing; what is checked is that the answer is whole and in its form."""
     clip = media.clip(frames=20, width=160, height=120, rate=15)
     options = {"score_threshold": "0.02"} if task == "detection" else {}
-    answer = ask(four, protocol, task, clip, stream=stream, max_frames="18", **options)
+    answer = ask(four.server, protocol, task, clip, stream=stream, max_frames="18", **options)
     assert answer.final
     assert (answer.height_px, answer.width_px) == (120, 160)
     if isinstance(answer, ActionAnswer):
@@ -91,35 +102,13 @@ def test_all_tasks_answer_from_one_process(four: Server, task: str, protocol: st
 
 
 @pytest.mark.slow
-def test_random_weights_are_said_loudly(four: Server) -> None:
-    assert four.output().count("RANDOM WEIGHTS") >= len(NAMED)
-    with Client(four.grpc_url) as client:
-        info = client.info()
-    assert {task: model["name"] for task, model in info["models"].items()} == NAMED
-    assert all("random" in model["source"].lower() for model in info["models"].values())
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Model]]]:
-    """An ONNX and a torch.export file that say how to be fed, and the networks that they were made of."""
-    folder = tmp_path_factory.mktemp("files")
-    specs = {
-        "classification": resolve(ModelSettings(source="squeezenet1_1", weights="random"), allow_code=False),
-        "segmentation": resolve(
-            ModelSettings(source="lraspp_mobilenet_v3_large", weights="random"), allow_code=False
-        ),
-    }
-    for task, spec in specs.items():
-        export.export_model(spec, folder / f"{task}.onnx")
-    settings = folder / "server.toml"
-    tables = "".join(f'[[model]]\nsource = "{task}.onnx"\n' for task in specs)
-    settings.write_text(f'[server]\ndevice = "cpu"\nendpoints = "media"\n{tables}')
-    running = start_server(folder, "--settings", str(settings))
-    try:
-        running.wait_ready()
-        yield running, {task: Model(spec, "cpu") for task, spec in specs.items()}
-    finally:
-        running.stop()
+def test_random_weights_are_said_loudly(four: Served) -> None:
+    assert four.server.output().count("RANDOM WEIGHTS") >= len(NAMED)
+    with Client(four.server.grpc_url) as client:
+        models = client.info()["models"]
+    assert models.keys() == set(TASKS)
+    assert {task: models[task]["name"] for task in NAMED} == NAMED
+    assert all("random" in models[task]["source"].lower() for task in NAMED)
 
 
 def logits_by_hand(model: Model, medium: bytes) -> torch.Tensor:
@@ -131,8 +120,8 @@ def logits_by_hand(model: Model, medium: bytes) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_an_exported_file_alone_answers_as_its_network(files: tuple[Server, dict[str, Model]]) -> None:
-    server, models = files
+def test_an_exported_file_alone_answers_as_its_network(four: Served) -> None:
+    server, models = four.server, four.networks
     clip = media.clip(frames=6, width=200, height=150)
     probabilities = torch.softmax(logits_by_hand(models["classification"], clip), dim=1)
     answer = ask(server, "grpc", "classification", clip, stream=False, top_k="3")
