@@ -6,14 +6,13 @@ nor does the background, which drifts as it likes; only that no circle rotates, 
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels
-from scripts.demo.shapes import CIRCLE, SQUARE, STAR, Floats, background, grainy, noise, paint
+from scripts.demo.shapes import CIRCLE, SQUARE, STAR, Floats, Shape, background, grainy, noise, paint, rgb
 
 MOVES_LEFT, MOVES_RIGHT, ROTATES, GROWS = range(4)
 PAN_PX = 160
@@ -23,11 +22,11 @@ CLEAR_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Actor:
+class Actor(Shape):
     """A shape and its one action, from `begin_s` to `end_s`.
 
     Attributes:
-        start_px: centre at `begin_s`.
+        start_px, angle_rad, radius_px: at `begin_s`.
         wobble: phases (radians) of the slight swaying and breathing that every shape shows.
         growth_hz: rate of exponential growth.
     """
@@ -35,19 +34,11 @@ class Actor:
     action: int
     begin_s: float
     end_s: float
-    class_id: int
-    radius_px: float
-    start_px: tuple[float, float]
-    velocity_px_s: tuple[float, float]
-    angle_rad: float
-    spin_rad_s: float
     growth_hz: float
     wobble: tuple[float, float]
-    colour: Floats
-    stripes: tuple[float, float]
 
     def place(self, time_s: float) -> tuple[float, float, float, float]:
-        """Centre x, centre y (pixels), angle (radians) and circumradius (pixels) at `time_s`."""
+        """As a shape's, without walls."""
         passed_s = time_s - self.begin_s
         x, y = (
             start + speed * passed_s for start, speed in zip(self.start_px, self.velocity_px_s, strict=True)
@@ -131,13 +122,10 @@ def _start(rng: np.random.Generator, length_px: int, travel_px: float, margin_px
 
 def _any_colour(rng: np.random.Generator) -> Floats:
     """Of any hue, saturated so that it stands out from the muted background, RGB float32 `(3,)`."""
-    colour = colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0.6, 1), rng.uniform(0.5, 0.95))
-    return np.array([255 * level for level in colour], np.float32)
+    return rgb(rng.uniform(0, 1), rng.uniform(0.6, 1), rng.uniform(0.5, 0.95))
 
 
 def clip_action(actions: npt.NDArray[np.int64]) -> int:
-    """The action of a clip from those of its frames: the most frequent, -1 unless `CLEAR_SHARE` of them show
-    it.
-    """
+    """The most frequent action of a clip's frames, -1 unless `CLEAR_SHARE` of them show it."""
     counts = np.bincount(actions)
     return int(counts.argmax()) if counts.max() >= CLEAR_SHARE * len(actions) else -1

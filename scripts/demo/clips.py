@@ -16,9 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def encode(target: Path | IO[bytes], frames: Iterable[Pixels], crf: int) -> None:
-    """Write frames `(H, W, 3)` as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so, as PyAV reads
-    it.
-    """
+    """Write frames `(H, W, 3)` as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so."""
     with av.open(target, "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast", "bf": "2", "g": "60", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)

@@ -1,6 +1,4 @@
-"""What the demo models are trained and judged on: drawn, encoded, decoded again, resized as the models want
-it.
-"""
+"""What the demo models are trained and judged on: drawn, encoded, decoded again, resized for the model."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,8 @@ from scripts.demo.actions import ActionScene
 from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels, decode, encode
 from scripts.demo.shapes import Scene, Truth
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 CLIP_CRF = 26
 CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 300, 6, 25
 ACTION_CLIPS, ACTION_FRAMES = 600, 16
@@ -51,17 +51,21 @@ class FrameData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionData:
-    """Runs of frames at a model's size and rate: `pixels` uint8 `(N, F, 3, h, w)`, `actions` int64 `(N,
-    F)`.
-    """
+    """Runs at a model's size and rate: `pixels` uint8 `(N, F, 3, h, w)`, `actions` int64 `(N, F)`."""
 
     pixels: Tensor
     actions: Tensor
 
 
-def draw_clip(seed: int, frame_indices: Iterable[int], target: Path | IO[bytes], crf: int) -> list[Truth]:
+class Drawing(Protocol[T_co]):
+    """A scene: `draw` gives the pixels of any of its frames, and what is true of it."""
+
+    def draw(self, frame_index: int) -> tuple[Pixels, T_co]: ...
+
+
+def draw_clip(scene: Drawing[T], frame_indices: Iterable[int], target: Path | IO[bytes], crf: int) -> list[T]:
     """Draw and encode some frames of a scene; returns what is true of each."""
-    scene, truths = Scene(seed), []
+    truths: list[T] = []
 
     def frames() -> Iterator[Pixels]:
         for index in frame_indices:
@@ -73,20 +77,14 @@ def draw_clip(seed: int, frame_indices: Iterable[int], target: Path | IO[bytes],
     return truths
 
 
-def draw_action_clip(
-    seed: int, frame_indices: Iterable[int], target: Path | IO[bytes], crf: int
-) -> npt.NDArray[np.int64]:
-    """Draw and encode some frames of an action scene; returns the action of each, `(N,)`."""
-    scene, actions = ActionScene(seed), []
-
-    def frames() -> Iterator[Pixels]:
-        for index in frame_indices:
-            pixels, action = scene.draw(index)
-            actions.append(action)
-            yield pixels
-
-    encode(target, frames(), crf)
-    return np.array(actions, np.int64)
+def drawn_frames(
+    scene: Drawing[T], frame_indices: Iterable[int], crf: int = CLIP_CRF
+) -> tuple[list[Pixels], list[T]]:
+    """Some frames of a scene as a decoder gives them back, and what is true of each."""
+    clip = io.BytesIO()
+    truths = draw_clip(scene, frame_indices, clip, crf)
+    clip.seek(0)
+    return list(decode(clip)), truths
 
 
 def prepare(frames: list[Pixels], facts: DemoFacts) -> Tensor:
@@ -108,11 +106,9 @@ def training_frames(facts: DemoFacts) -> FrameData:
     """Six frames each of 300 scenes, five seconds of each, encoded more or less finely."""
     parts = []
     for seed in range(CLIPS):
-        clip = io.BytesIO()
         indices = range(0, FRAMES_PER_CLIP * FRAME_STEP, FRAME_STEP)
-        truths = draw_clip(seed, indices, clip, crf=20 + seed % 12)
-        clip.seek(0)
-        parts.append(frame_data(list(decode(clip)), truths, facts))
+        frames, truths = drawn_frames(Scene(seed), indices, crf=20 + seed % 12)
+        parts.append(frame_data(frames, truths, facts))
     names = FrameData.__dataclass_fields__
     return FrameData(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -153,12 +149,11 @@ def training_runs(facts: DemoFacts) -> ActionData:
     step = round(FRAMES_PER_S / facts.clip_rate_hz)
     pixels, actions = [], []
     for seed in range(ACTION_CLIPS):
-        clip = io.BytesIO()
         begin = int(np.random.default_rng([seed, 2]).integers(0, 60 * FRAMES_PER_S))
         indices = range(begin, begin + ACTION_FRAMES * step, step)
-        actions.append(torch.from_numpy(draw_action_clip(seed, indices, clip, crf=20 + seed % 12)))
-        clip.seek(0)
-        pixels.append(prepare(list(decode(clip)), facts))
+        frames, shown = drawn_frames(ActionScene(seed), indices, crf=20 + seed % 12)
+        pixels.append(prepare(frames, facts))
+        actions.append(torch.tensor(shown))
     return ActionData(pixels=torch.stack(pixels), actions=torch.stack(actions))
 
 
@@ -167,11 +162,3 @@ def clip_windows(frame_count: int, facts: DemoFacts) -> list[range]:
     step = round(FRAMES_PER_S / facts.clip_rate_hz)
     span = step * facts.clip_frames
     return [range(begin, begin + span, step) for begin in range(0, frame_count - span + step, span)]
-
-
-def action_batch(runs: ActionData, rows: Tensor, begins: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """From each chosen run, `count` frames from `begins` on: uint8 `(B, count, 3, h, w)`, int64 `(B,
-    count)`.
-    """
-    frames = begins[:, None] + torch.arange(count)
-    return runs.pixels[rows[:, None], frames], runs.actions[rows[:, None], frames]

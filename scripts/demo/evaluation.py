@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pipelines.zoo.demo.networks import DEMO_FACTS, DemoTask, build_demo
-from scripts.demo.actions import clip_action
-from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels, decode
-from scripts.demo.data import (
-    CLIP_CRF,
-    box_scale,
-    clip_windows,
-    draw_action_clip,
-    draw_clip,
-    normalize,
-    prepare,
-)
+from scripts.demo.actions import ActionScene, clip_action
+from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels
+from scripts.demo.data import box_scale, clip_windows, drawn_frames, normalize, prepare
 from scripts.demo.metrics import (
     FoundBoxes,
     TrueBoxes,
@@ -32,8 +24,9 @@ from scripts.demo.metrics import (
     class_iou,
     mean_average_precision,
 )
-from scripts.demo.shapes import Truth
+from scripts.demo.shapes import Scene, Truth
 
+Ids = npt.NDArray[np.int64]
 # Seeds 0 and up train; these are far beyond them.
 EVALUATION_SEEDS = range(900_001, 900_009)
 MANY_SEEDS = range(910_001, 910_081)
@@ -50,15 +43,14 @@ def load(task: DemoTask, weights: str) -> nn.Module:
 
 def evaluate(task: DemoTask, weights: str) -> None:
     """Print how good a file of weights is on fresh clips."""
-    network = load(task, weights)
-    judge = {
+    judges: dict[DemoTask, Callable[[nn.Module], None]] = {
         "segmentation": evaluate_segmentation,
         "classification": evaluate_classification,
         "detection": evaluate_detection,
         "action": evaluate_action,
     }
     print(task)
-    judge[task](network)
+    judges[task](load(task, weights))
 
 
 def evaluate_segmentation(network: nn.Module) -> None:
@@ -66,12 +58,10 @@ def evaluate_segmentation(network: nn.Module) -> None:
     labels = DEMO_FACTS["segmentation"].labels
     rows = []
     for seed in EVALUATION_SEEDS:
-        frames, truths = fresh_frames(seed)
+        frames, truths = drawn_frames(Scene(seed), FRESH_FRAMES)
         ids = np.stack([truth.class_ids for truth in truths])
         rows.append(class_iou(segment(network, frames), ids, len(labels)))
-        print(
-            f"seed {seed}: mean {np.mean(rows[-1]):.4f}, " + ", ".join(f"{value:.3f}" for value in rows[-1])
-        )
+        print(f"seed {seed}: mean {np.mean(rows[-1]):.4f},", ", ".join(f"{one:.3f}" for one in rows[-1]))
     scores = np.array(rows)
     for label, value in zip(labels, scores.mean(0), strict=True):
         print(f"{label}: {value:.4f}")
@@ -85,16 +75,17 @@ def evaluate_classification(network: nn.Module) -> None:
     """
     found, truth = [], []
     for seed in MANY_SEEDS:
-        frames, truths = fresh_frames(seed, (10, 80))
+        frames, truths = drawn_frames(Scene(seed), (10, 80))
         found.append(classify(network, frames))
         truth.append(np.array([one.dominant for one in truths]))
-    every_found, every_truth = np.concatenate(found), np.concatenate(truth)
-    for index, label in enumerate(DEMO_FACTS["classification"].labels):
-        print(f"{label}: {(every_found[every_truth == index] == index).mean():.4f}")
-    decided = np.sum(every_truth >= 0)
-    print(
-        f"accuracy {accuracy(every_found, every_truth):.4f}, {decided} of {len(every_truth)} frames decided"
-    )
+    print_accuracy("classification", np.concatenate(found), np.concatenate(truth))
+
+
+def print_accuracy(task: DemoTask, found: Ids, truth: Ids) -> None:
+    """For each label, then for all; both `(N,)`, -1 where the truth is undecided."""
+    for index, label in enumerate(DEMO_FACTS[task].labels):
+        print(f"{label}: {(found[truth == index] == index).mean():.4f}")
+    print(f"accuracy {accuracy(found, truth):.4f}, {np.sum(truth >= 0)} of {len(truth)} decided")
 
 
 def evaluate_detection(network: nn.Module) -> None:
@@ -102,7 +93,7 @@ def evaluate_detection(network: nn.Module) -> None:
     found: list[FoundBoxes] = []
     true: list[TrueBoxes] = []
     for seed in EVALUATION_SEEDS:
-        frames, truths = fresh_frames(seed)
+        frames, truths = drawn_frames(Scene(seed), FRESH_FRAMES)
         found += detect(network, frames)
         true += true_boxes(truths)
         ours = slice(-len(frames), None)
@@ -117,28 +108,15 @@ def evaluate_action(network: nn.Module) -> None:
     """Accuracy over the clips of one action, cut one after another from twelve seconds per seed."""
     found, truth = [], []
     for seed in EVALUATION_SEEDS:
-        clip = io.BytesIO()
-        actions = draw_action_clip(seed, range(12 * FRAMES_PER_S), clip, CLIP_CRF)
-        clip.seek(0)
-        found.append(act(network, list(decode(clip))))
-        truth.append(true_actions(actions))
+        frames, actions = drawn_frames(ActionScene(seed), range(12 * FRAMES_PER_S))
+        found.append(act(network, frames))
+        truth.append(true_actions(np.array(actions)))
         print(f"seed {seed}: accuracy {accuracy(found[-1], truth[-1]):.4f}, {(truth[-1] >= 0).sum()} clips")
-    every_found, every_truth = np.concatenate(found), np.concatenate(truth)
-    for index, label in enumerate(DEMO_FACTS["action"].labels):
-        print(f"{label}: {(every_found[every_truth == index] == index).mean():.4f}")
-    print(f"accuracy {accuracy(every_found, every_truth):.4f}")
+    print_accuracy("action", np.concatenate(found), np.concatenate(truth))
 
 
-def fresh_frames(seed: int, indices: Iterable[int] = FRESH_FRAMES) -> tuple[list[Pixels], list[Truth]]:
-    """Some frames of a scene, every fifth of five seconds, encoded and decoded."""
-    clip = io.BytesIO()
-    truths = draw_clip(seed, indices, clip, CLIP_CRF)
-    clip.seek(0)
-    return list(decode(clip)), truths
-
-
-def run(network: nn.Module, task: DemoTask, frames: list[Pixels]) -> list[Tensor]:
-    """The logits of each batch of frames."""
+def run(network: nn.Module, task: DemoTask, frames: list[Pixels]) -> list[Any]:
+    """What the network answers to each batch of frames `(H, W, 3)`."""
     facts = DEMO_FACTS[task]
     with torch.inference_mode():
         return [
@@ -154,30 +132,30 @@ def segment(network: nn.Module, frames: list[Pixels]) -> npt.NDArray[np.uint8]:
     return full[:, 0].numpy().astype(np.uint8, copy=False)
 
 
-def classify(network: nn.Module, frames: list[Pixels]) -> npt.NDArray[np.int64]:
+def classify(network: nn.Module, frames: list[Pixels]) -> Ids:
     """Class `(N,)` of frames `(H, W, 3)`."""
     return torch.cat(run(network, "classification", frames)).argmax(1).numpy().astype(np.int64, copy=False)
 
 
 def detect(network: nn.Module, frames: list[Pixels]) -> list[FoundBoxes]:
     """Boxes in source pixels, labels and scores in each frame `(H, W, 3)`."""
-    facts = DEMO_FACTS["detection"]
-    found = []
-    for start in range(0, len(frames), BATCH):
-        pixels = normalize(prepare(frames[start : start + BATCH], facts), facts)
-        with torch.inference_mode():
-            answers = network(pixels)
-        for answer in answers:
-            boxes = answer["boxes"].numpy() / box_scale(pixels.shape[-2:])
-            labels, scores = answer["labels"].numpy(), answer["scores"].numpy()
-            found.append(FoundBoxes(boxes=boxes, labels=labels, scores=scores))
-    return found
+    short = DEMO_FACTS["detection"].resize_px
+    scale = box_scale(torch.Size((short, short * WIDTH_PX // HEIGHT_PX)))
+    return [
+        FoundBoxes(
+            boxes=answer["boxes"].numpy() / scale,
+            labels=answer["labels"].numpy(),
+            scores=answer["scores"].numpy(),
+        )
+        for answers in run(network, "detection", frames)
+        for answer in answers
+    ]
 
 
-def act(network: nn.Module, frames: list[Pixels]) -> npt.NDArray[np.int64]:
+def act(network: nn.Module, frames: list[Pixels]) -> Ids:
     """The action `(C,)` of each whole clip in frames `(H, W, 3)` at the drawn rate."""
     facts = DEMO_FACTS["action"]
-    found = []
+    found: list[Tensor] = []
     for window in clip_windows(len(frames), facts):
         pixels = normalize(prepare([frames[index] for index in window], facts), facts)
         with torch.inference_mode():
@@ -187,12 +165,10 @@ def act(network: nn.Module, frames: list[Pixels]) -> npt.NDArray[np.int64]:
 
 def true_boxes(truths: Sequence[Truth]) -> list[TrueBoxes]:
     """Boxes in source pixels of each frame."""
-    return [
-        TrueBoxes(boxes=truth.boxes, labels=truth.box_class, ignored=truth.box_ignored) for truth in truths
-    ]
+    return [TrueBoxes(boxes=one.boxes, labels=one.box_class, ignored=one.box_ignored) for one in truths]
 
 
-def true_actions(actions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def true_actions(actions: Ids) -> Ids:
     """The action `(C,)` of each whole clip, -1 where it changes, from those of the frames `(N,)`."""
     windows = clip_windows(len(actions), DEMO_FACTS["action"])
     return np.array([clip_action(actions[window]) for window in windows])

@@ -34,7 +34,7 @@ class Measure:
 
 
 def read_truth(path: Path) -> Truth:
-    """The arrays that `train_demo.py --draw --truth` writes."""
+    """The arrays that `python -m scripts.demo.train --draw --truth` writes."""
     with np.load(path) as arrays:
         return {name: arrays[name] for name in arrays.files}
 

@@ -1,4 +1,4 @@
-"""How good answers are: accuracy, IoU and mean average precision. NumPy alone; knows no model and no clip."""
+"""How good answers are: accuracy, IoU and mean average precision. Knows no model and no clip."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchvision.ops import box_iou
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -32,9 +34,7 @@ class TrueBoxes:
 
 
 def accuracy(found: Integers, truth: Integers) -> float:
-    """The share of right class ids among those whose truth is not -1, which stands for undecided; both
-    `(N,)`.
-    """
+    """The share of right class ids where the truth is not -1, which stands for undecided; both `(N,)`."""
     decided = truth >= 0
     if not decided.any():
         raise ValueError(f"none of {len(truth)} truths is decided")
@@ -48,16 +48,6 @@ def class_iou(found: Integers, truth: Integers, classes: int) -> list[float]:
         union = int(np.sum((found == k) | (truth == k)))
         overlaps.append(float(np.sum((found == k) & (truth == k)) / union) if union else float("nan"))
     return overlaps
-
-
-def box_iou(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
-    """Intersection over union of each pair of boxes: `(A, 4)` and `(B, 4)` → `(A, B)`."""
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    corner = np.maximum(first[:, None, :2], second[None, :, :2])
-    sides = np.clip(np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner, 0, None)
-    shared = sides.prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (first, second)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12))
 
 
 def mean_average_precision(
@@ -107,7 +97,8 @@ def _match(
     ours = ours[np.argsort(-found.scores[ours], kind="stable")]
     theirs = truth.labels == label
     ignored = truth.ignored[theirs]
-    overlaps = box_iou(found.boxes[ours], truth.boxes[theirs])
+    pair = (torch.from_numpy(np.asarray(boxes, float)) for boxes in (found.boxes[ours], truth.boxes[theirs]))
+    overlaps = box_iou(*pair).numpy()
     free = ~ignored
     scores, hits = [], []
     for index, row in zip(ours, overlaps, strict=True):

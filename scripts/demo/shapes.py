@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,10 @@ NOISE_SPAN_PX = 64
 REACH = {CIRCLE: 0.85, SQUARE: 1.1, TRIANGLE: 1.3, STAR: 1.35}
 STAR_WAIST = 0.5
 # Of the circumradius squared.
-AREA = {
-    CIRCLE: np.pi,
-    SQUARE: 2.0,
-    TRIANGLE: 0.75 * np.sqrt(3),
-    STAR: 5 * STAR_WAIST * np.sin(np.pi / 5),
-}
+AREA = {CIRCLE: np.pi, SQUARE: 2.0, TRIANGLE: 0.75 * np.sqrt(3), STAR: 5 * STAR_WAIST * np.sin(np.pi / 5)}
 # Less of a shape than this is no fair demand on a detector.
 LEAST_SHARE, LEAST_PX = 0.35, 150
-# The leading class must have more than this many times the pixels of the next, or the frame has no dominant
-# class.
+# A frame's dominant class has more than this many times the pixels of the next, or there is none.
 CLEAR_LEAD = 1.25
 # Each class has its own family of hues (degrees: middle, width), so that a tiny model learns them in minutes;
 # the segmenter then goes by colour first: with hues swapped between the classes it finds next to nothing.
@@ -69,19 +62,6 @@ class Truth:
         return int(counts.argmax()) if first > CLEAR_LEAD * second else -1
 
 
-class Moving(Protocol):
-    """What `paint` can lay over a frame."""
-
-    @property
-    def class_id(self) -> int: ...
-    @property
-    def colour(self) -> Floats: ...
-    @property
-    def stripes(self) -> tuple[float, float]: ...
-    def place(self, time_s: float) -> tuple[float, float, float, float]:
-        """Centre x, centre y (pixels), angle (radians) and circumradius (pixels) at `time_s`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """One shape and its motion: straight on, bouncing before half of it has left the frame; turning.
@@ -103,11 +83,9 @@ class Shape:
     def place(self, time_s: float) -> tuple[float, float, float, float]:
         """Centre x, centre y (pixels), angle (radians) and circumradius (pixels) at `time_s`."""
         margin = self.radius_px / 2
+        axes = zip(self.start_px, self.velocity_px_s, (WIDTH_PX, HEIGHT_PX), strict=True)
         x, y = (
-            margin + _bounce(start + speed * time_s, length - 2 * margin)
-            for start, speed, length in zip(
-                self.start_px, self.velocity_px_s, (WIDTH_PX, HEIGHT_PX), strict=True
-            )
+            margin + _bounce(start + speed * time_s, length - 2 * margin) for start, speed, length in axes
         )
         return x, y, self.angle_rad + self.spin_rad_s * time_s, self.radius_px
 
@@ -167,7 +145,7 @@ def _bounce(position: float, length: float) -> float:
     return length - abs(position % (2 * length) - length)
 
 
-def paint(shape: Moving, time_s: float, pixels: Floats, layers: Pixels, layer: int) -> None:
+def paint(shape: Shape, time_s: float, pixels: Floats, layers: Pixels, layer: int) -> None:
     """Lay one shape over a frame: blurred by its motion in `pixels`, sharp as `layer` in `layers`."""
     x, y, angle, radius = shape.place(time_s)
     reach = radius + 8
@@ -196,9 +174,7 @@ def _local(columns: Floats, rows: Floats, x: float, y: float, angle: float) -> t
 
 
 def distance(class_id: int, x: Floats, y: Floats, radius: float) -> Floats:
-    """Signed distance in pixels from the nearest edge line, negative inside, for a shape around the
-    origin.
-    """
+    """Signed distance in pixels from the nearest edge of a shape around the origin, negative inside."""
     if class_id == CIRCLE:
         return np.asarray(np.hypot(x, y) - np.float32(radius))
     if class_id == SQUARE:
@@ -248,8 +224,12 @@ def _colour(rng: np.random.Generator, class_id: int) -> Floats:
     """A saturated colour of the class's family, RGB float32 `(3,)`."""
     middle, width = HUES[class_id]
     hue = (middle + rng.uniform(-width / 2, width / 2)) / 360 % 1
-    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.65, 0.95))
-    return np.array([255 * level for level in colour], np.float32)
+    return rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.65, 0.95))
+
+
+def rgb(hue: float, saturation: float, value: float) -> Floats:
+    """A colour of three numbers 0..1 as RGB float32 `(3,)`, 0..255."""
+    return np.array([255 * level for level in colorsys.hsv_to_rgb(hue, saturation, value)], np.float32)
 
 
 def background(rng: np.random.Generator, drift_px: int) -> Floats:

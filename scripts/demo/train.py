@@ -1,5 +1,4 @@
-"""Makes the embedded demo models: draws clips of shapes, encodes them, and trains on what a decoder gives
-back.
+"""Makes the embedded demo models: draws clips, encodes them, and trains on what a decoder gives back.
 
     python -m scripts.demo.train     train all, write the weights to assets/, print how good they are
     python -m scripts.demo.train --task detection    only this one
@@ -23,10 +22,11 @@ from safetensors.torch import save_file
 
 from pipelines.zoo.demo.networks import DemoTask
 from scripts import ROOT
+from scripts.demo.actions import ActionScene
 from scripts.demo.clips import FRAMES_PER_S
-from scripts.demo.data import CLIP_CRF, draw_action_clip, draw_clip
+from scripts.demo.data import CLIP_CRF, draw_clip
 from scripts.demo.evaluation import evaluate
-from scripts.demo.shapes import Truth
+from scripts.demo.shapes import Scene, Truth
 from scripts.demo.training import train
 
 TASKS: tuple[DemoTask, ...] = get_args(DemoTask)
@@ -75,9 +75,9 @@ def draw(clip: Path, truth: Path | None, seed: int, seconds: float, *, action: b
     """Write a clip, and its truth: `truth_arrays`, or `action_id` int8 `(N,)` of an action clip."""
     indices = range(max(1, round(seconds * FRAMES_PER_S)))
     if action:
-        arrays = {"action_id": draw_action_clip(seed, indices, clip, CLIP_CRF).astype(np.int8)}
+        arrays = {"action_id": np.array(draw_clip(ActionScene(seed), indices, clip, CLIP_CRF), np.int8)}
     else:
-        arrays = truth_arrays(draw_clip(seed, indices, clip, CLIP_CRF))
+        arrays = truth_arrays(draw_clip(Scene(seed), indices, clip, CLIP_CRF))
     if truth:
         np.savez_compressed(truth, **arrays)
 

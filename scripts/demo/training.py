@@ -86,9 +86,7 @@ def segmentation_loss(network: DemoSegmenter, frames: FrameData) -> Loss:
 
 
 def classification_loss(network: DemoClassifier, frames: FrameData) -> Loss:
-    """Cross-entropy of the class of the frame, and of the shares of the classes in each cell, from the
-    masks.
-    """
+    """Cross-entropy of the class of the frame, and of the classes' shares of each cell, from the masks."""
     facts = DEMO_FACTS["classification"]
     decided = torch.nonzero(frames.dominant >= 0)[:, 0]
 
@@ -134,9 +132,7 @@ def detection_loss(network: DemoDetector, frames: FrameData) -> Loss:
 
 
 def box_losses(logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor) -> Tensor:
-    """Of C cells, P of them positive: logits `(C, K - 1)`, labels `(C,)`, 0 in the others; boxes `(P, 4)`
-    both.
-    """
+    """Of C cells, P of them positive: logits `(C, K - 1)`, labels `(C,)`, else 0; both boxes `(P, 4)`."""
     from torchvision.ops import generalized_box_iou_loss
 
     place = 1 - generalized_box_iou_loss(boxes, true_boxes)
@@ -188,9 +184,7 @@ def flip_boxes(pixels: Tensor, owners: Tensor, boxes: Tensor) -> tuple[Tensor, T
 
 
 def mirror(clips: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole batch `(N, T, 3, h, w)` mirrored along each axis in half the cases; left and right change
-    places.
-    """
+    """The whole batch `(N, T, 3, h, w)` mirrored along each axis in half the cases, its actions too."""
     if torch.rand(()) < 0.5:
         clips = clips.flip(-1)
         swapped = torch.where(actions == MOVES_LEFT, MOVES_RIGHT, MOVES_LEFT)

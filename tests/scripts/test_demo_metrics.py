@@ -12,7 +12,6 @@ from scripts.demo.metrics import (
     TrueBoxes,
     accuracy,
     average_precision,
-    box_iou,
     class_iou,
     mean_average_precision,
 )
@@ -74,13 +73,6 @@ def test_accuracy_passes_over_the_undecided() -> None:
     assert accuracy(np.array([0, 1, 2, 3]), np.array([0, -1, 2, 0])) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="none of 2"):
         accuracy(np.array([0, 1]), np.array([-1, -1]))
-
-
-def test_box_iou_of_every_pair() -> None:
-    boxes = np.array([LEFT, RIGHT, HALF_OF_LEFT], float)
-    np.testing.assert_allclose(box_iou(boxes, boxes[:2]), [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
-    assert box_iou(np.zeros((0, 4)), boxes).shape == (0, 3)
-    assert box_iou(np.array([[3.0, 3, 3, 3]]), np.array([[3.0, 3, 3, 3]])) == 0
 
 
 def test_class_iou() -> None:

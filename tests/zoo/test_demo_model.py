@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from pipelines.zoo.demo.networks import (
     ACTION_LABELS,
@@ -27,14 +28,14 @@ from pipelines.zoo.demo.networks import (
 )
 from scripts.demo.actions import MOVES_LEFT, MOVES_RIGHT, ActionScene, clip_action
 from scripts.demo.clips import decode, encode
-from scripts.demo.data import draw_clip
+from scripts.demo.data import drawn_frames
 from scripts.demo.evaluation import act, classify, detect, load, segment, true_actions, true_boxes
-from scripts.demo.metrics import TrueBoxes, accuracy, box_iou, class_iou, mean_average_precision
+from scripts.demo.metrics import TrueBoxes, accuracy, class_iou, mean_average_precision
 from scripts.demo.shapes import LEAST_PX, Scene, Truth
+from scripts.demo.train import draw
 from tests.conftest import ROOT
 
 ASSETS = ROOT / "assets"
-SCRIPT = (sys.executable, "-m", "scripts.demo.train")
 TASKS: tuple[DemoTask, ...] = ("segmentation", "classification", "detection", "action")
 SHIPPED_SEED = 2027
 FRAME_STEP = 10
@@ -64,27 +65,24 @@ def fresh() -> tuple[list[Array], list[Truth]]:
     frames: list[Array] = []
     truths: list[Truth] = []
     for seed in FRESH_SEEDS:
-        clip = io.BytesIO()
-        truths += draw_clip(seed, (10, 60, 110), clip, crf=26)
-        clip.seek(0)
-        frames += decode(clip)
+        pixels, true = drawn_frames(Scene(seed), (10, 60, 110))
+        frames += pixels
+        truths += true
     return frames, truths
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Array], Array]]:
-    """A short clip, twice, as the script draws and writes them: frames and masks by name."""
+    """A short clip as the script draws and writes it, and once more: frames and masks by name."""
     folder = tmp_path_factory.mktemp("clips")
-    running = {}
-    for name in ("first", "again"):
-        outputs = ["--draw", str(folder / f"{name}.mp4"), "--truth", str(folder / f"{name}.npz")]
-        command = [*SCRIPT, *outputs, "--seed", str(SHIPPED_SEED), "--seconds", "0.2"]
-        running[name] = subprocess.Popen(command, cwd=ROOT)
-    clips = {}
-    for name, process in running.items():
-        assert process.wait(timeout=60) == 0
-        clips[name] = list(decode(folder / f"{name}.mp4")), np.load(folder / f"{name}.npz")["masks"]
-    return clips
+    outputs = ["--draw", str(folder / "first.mp4"), "--truth", str(folder / "first.npz")]
+    command = [sys.executable, "-m", "scripts.demo.train", *outputs, "--seconds", "0.2"]
+    subprocess.run([*command, "--seed", str(SHIPPED_SEED)], cwd=ROOT, check=True, timeout=100)
+    draw(folder / "again.mp4", folder / "again.npz", SHIPPED_SEED, 0.2, action=False)
+    return {
+        name: (list(decode(folder / f"{name}.mp4")), np.load(folder / f"{name}.npz")["masks"])
+        for name in ("first", "again")
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -127,7 +125,7 @@ def test_a_detector_answers_as_torchvisions_do(score_bias: float) -> None:
         assert (scores.diff() <= 0).all()
         assert (scores >= SCORE_FLOOR).all()
         assert set(labels.tolist()) <= {1, 2, 3, 4}
-        overlaps = np.triu(box_iou(boxes.numpy(), boxes.numpy()), 1)
+        overlaps = np.triu(box_iou(boxes, boxes).numpy(), 1)
         assert overlaps[labels[:, None] == labels].max(initial=0) <= NMS_IOU + 1e-5
     assert {len(answer["boxes"]) for answer in answers} != {0} or score_bias == -20
     assert {len(answer["boxes"]) for answer in answers} == {MAX_BOXES} or score_bias != 20
