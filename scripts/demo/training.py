@@ -79,7 +79,7 @@ def segmentation_loss(network: DemoSegmenter, frames: FrameData) -> Loss:
     def loss(step: int) -> Tensor:
         weights[0] = 0.2 if step < 0.6 * STEPS["segmentation"] else 1.0
         chosen = torch.randint(len(frames.pixels), (BATCH,))
-        pixels, ids = flip(frames.pixels[chosen], frames.class_ids[chosen])
+        pixels, ids, _ = flip(frames.pixels[chosen], frames.class_ids[chosen], frames.boxes[chosen])
         return nn.functional.cross_entropy(network(relight(normalize(pixels, facts))), ids.long(), weights)
 
     return loss
@@ -92,7 +92,7 @@ def classification_loss(network: DemoClassifier, frames: FrameData) -> Loss:
 
     def loss(step: int) -> Tensor:
         chosen = decided[torch.randint(len(decided), (BATCH,))]
-        pixels, ids = flip(frames.pixels[chosen], frames.class_ids[chosen])
+        pixels, ids, _ = flip(frames.pixels[chosen], frames.class_ids[chosen], frames.boxes[chosen])
         cells = network.cells(relight(normalize(turn_hues(pixels), facts)))
         one_hot = nn.functional.one_hot(ids.long(), len(facts.labels) + 1).permute(0, 3, 1, 2).float()
         shares = nn.functional.interpolate(one_hot, size=cells.shape[-2:], mode="area")
@@ -111,9 +111,7 @@ def detection_loss(network: DemoDetector, frames: FrameData) -> Loss:
 
     def loss(step: int) -> Tensor:
         chosen = torch.randint(len(frames.pixels), (BATCH,))
-        pixels, owners, true_boxes = flip_boxes(
-            frames.pixels[chosen], frames.owners[chosen], frames.boxes[chosen]
-        )
+        pixels, owners, true_boxes = flip(frames.pixels[chosen], frames.owners[chosen], frames.boxes[chosen])
         logits, boxes = network.maps(relight(normalize(turn_hues(pixels), facts)))
         owner = owners[:, :: network.STRIDE_PX, :: network.STRIDE_PX].long()
         shape = (owner - 1).clamp(min=0)
@@ -165,22 +163,14 @@ def action_loss(network: DemoActionNet, runs: ActionData) -> Loss:
     return loss
 
 
-def flip(pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole batch mirrored, in half the cases, along each axis."""
-    for axis in (-1, -2):
-        if torch.rand(()) < 0.5:
-            pixels, ids = pixels.flip(axis), ids.flip(axis)
-    return pixels, ids
-
-
-def flip_boxes(pixels: Tensor, owners: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `flip`, with boxes x0 y0 x1 y1 `(N, D, 4)`."""
+def flip(pixels: Tensor, ids: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole batch mirrored, in half the cases, along each axis; boxes x0 y0 x1 y1 `(N, D, 4)`."""
     for axis, low, high in ((-1, 0, 2), (-2, 1, 3)):
         if torch.rand(()) < 0.5:
-            pixels, owners = pixels.flip(axis), owners.flip(axis)
+            pixels, ids = pixels.flip(axis), ids.flip(axis)
             boxes = boxes.clone()
             boxes[..., [low, high]] = pixels.shape[axis] - boxes[..., [high, low]]
-    return pixels, owners, boxes
+    return pixels, ids, boxes
 
 
 def mirror(clips: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

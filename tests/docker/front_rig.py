@@ -33,9 +33,7 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 
 def run_front(folder: Path, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start front.sh with these variables and none of this process's own; skips where a program is
-    missing.
-    """
+    """Start front.sh with only these variables; skips where a program is missing."""
     for program in ("nginx", "envsubst"):
         if shutil.which(program, path=PATH) is None:
             pytest.skip(f"{program} is not installed")
@@ -222,9 +220,7 @@ def refusal(port: int, method: str, messages: list[bytes], **options: Any) -> st
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:
-    """Make tls.crt and tls.key for 127.0.0.1 in `folder`; returns the context of a client that trusts
-    them.
-    """
+    """Make tls.crt and tls.key for 127.0.0.1 in `folder`; the context of a client that trusts them."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     folder.mkdir(parents=True)

@@ -1,6 +1,4 @@
-"""The rules for docker/Dockerfile and the form of docker/compose.yaml. Knows no project file by name but
-uv.lock.
-"""
+"""The rules for docker/Dockerfile and the form of docker/compose.yaml. Names no project file but uv.lock."""
 
 from __future__ import annotations
 

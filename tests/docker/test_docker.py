@@ -1,6 +1,4 @@
-"""The container files: the Dockerfile's rules, the compose file's form and facts, the front's settings and
-words.
-"""
+"""The container files: the rules of the Dockerfile, the compose file's form, the front's settings."""
 
 from __future__ import annotations
 

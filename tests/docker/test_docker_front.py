@@ -1,6 +1,4 @@
-"""The front lets through inference, metadata and health, and nothing else; what it refuses, it refuses in
-form.
-"""
+"""The front lets through inference, metadata and health only, and refuses the rest in form."""
 
 from __future__ import annotations
 

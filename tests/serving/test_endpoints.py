@@ -270,7 +270,7 @@ def test_tensors_of_no_elements_are_typed_errors_and_stay_nowhere(server: Server
 
 
 def test_raw_pixels_beyond_the_answer_limit_are_refused(server: Server) -> None:
-    big = media.clip(frames=220, width=1280, height=720, codec="mpeg4")
+    big = media.clip(frames=98, width=1920, height=1080, codec="mpeg4")
     answer = infer_grpc(server, "segmentation", {"media": column(big)}, overlay="raw", mask="none")
     assert error_code(answer) == "too_large"
 

@@ -48,9 +48,7 @@ def info_of(data: bytes, limits: Limits | None = None) -> MediaInfo:
 
 
 def picture(number: int = 0, width: int = 64, height: int = 48) -> Picture:
-    """One picture `(height, width, 3)`: a colour ramp, a red square that moves with `number`, its number on
-    top.
-    """
+    """One picture `(height, width, 3)`: a colour ramp, a red square that moves with `number`, `number`."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[..., 0] = 64 + 96 * columns // width

@@ -1,6 +1,4 @@
-"""Small servers of HTTP and gRPC that say what a test tells them to, and sockets that misbehave: no Triton
-needed.
-"""
+"""Small servers of HTTP and gRPC that say what a test tells them to, and sockets that misbehave."""
 
 from __future__ import annotations
 
@@ -176,9 +174,7 @@ class GrpcStub:
         self._rows[f"{task}_stream"] = [{name: row[name][0] for name in row} for row in each]
 
     def stream(self, rows: Callable[[Any], Iterator[Mapping[str, Tensor]]], task: str) -> None:
-        """Answer the stream of a task with what this makes of each request; a ConnectionError breaks it
-        off.
-        """
+        """Answer the stream of a task with what this makes of each request; a ConnectionError ends it."""
         self._streams[f"{task}_stream"] = rows
 
     def _one(self, request: Any, _context: Any) -> Any:
@@ -273,9 +269,7 @@ def _text(column: Column, value: Any) -> Any:
 
 @contextlib.contextmanager
 def talker(say: Sequence[bytes] = (), pause_s: float = 0.0, close: bool = False) -> Iterator[int]:
-    """A port that takes every connection and says one thing after the other, or nothing at all: a black
-    hole.
-    """
+    """A port that takes every connection and says one thing after the other, or nothing at all."""
     done = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.02)
