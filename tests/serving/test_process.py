@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,10 +37,21 @@ FRAMES, CLIENTS = 120, 12
 
 
 def leftovers() -> set[str]:
-    """What this project's servers may leave: files of Triton's in /dev/shm and folders in the temp folder."""
+    """What this project's servers may leave: files of Triton's in /dev/shm and folders in the temp folder.
+
+    Those of other servers that run on this machine do not count: they come and go as they like.
+    """
     temporary = Path(tempfile.gettempdir())
     places = (Path("/dev/shm").iterdir(), temporary.glob("trivid-*"), temporary.glob("folder*"))
-    return {str(path) for place in places for path in place}
+    found = {path for place in places for path in place}
+    others = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    theirs = watchdog.stub_folders(others)
+    owner = {path: re.match(r"(?:pytrtion|trivid-)(\d+)-", path.name) for path in found}
+    return {
+        str(path)
+        for path in found
+        if path not in theirs and not ((match := owner[path]) and int(match[1]) in others)
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
