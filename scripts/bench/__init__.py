@@ -1,3 +1,1 @@
-"""The bench: stages, ceiling, throughput and latency, peers, scenarios. Start it with `python -m
-scripts.bench`.
-"""
+"""The bench: stages, ceiling, throughput, latency, comparisons, scenarios: `python -m scripts.bench`."""

@@ -1,39 +1,48 @@
-"""How fast the server is, beside what the machine could do and what others do. The source of every figure
-given.
+"""How fast the server is, beside what the machine could do and what others do. The source of all figures.
 
     python -m scripts.bench              the usual job: 4 clients, H.264 720p, top-5 of each frame
     python -m scripts.bench --peers                      the same through other servers, in turns, and ratios
     python -m scripts.bench --task detection --clients 1 4 16 64 --medium short --json out/detection.json
     python -m scripts.bench --medium image --clients 1 --no-stream
+    python -m scripts.bench --against ../other           this server and another checkout's, in turns
+    python -m scripts.bench --against-flags="--workers 1"        the same server with other flags, in turns
     python -m scripts.bench -- --max-frames 600          flags of server.py's own come last
 
 Rates of stages are measured alone, with all cores busy; the ceiling follows from them (on a CPU, where stages
 share the cores: 1 / sum of 1 / rate; on a GPU: the slowest). Clients run on the same machine and use its
-cores as well.
+cores as well. Where servers take turns, those that are not measured are held still, every second round goes
+backwards, and what counts is the median of the rounds' ratios: machines change their pace within minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from scripts import ROOT
 from scripts.bench import contenders, report
 from scripts.bench.contenders import Contender
 from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
 from scripts.bench.media import FRAMES, make_medium
 from scripts.bench.meter import measured
 from scripts.bench.report import Record
-from scripts.bench.runs import counters, load_of, measure_boundary, measure_point, measure_stages
+from scripts.bench.runs import Point, counters, load_of, measure_boundary, measure_point, measure_stages
 from scripts.bench.scenarios import SCENARIOS, Rig
+from scripts.bench.turns import Comparison, in_turns
 from scripts.servers import start_server
 
-PEER_CLIENTS = 4
 TAMED = "tamed"
+WEIGHTS_HELP = (
+    f"the model's state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
+    "reduced precisions need (default: random ones; the same for all servers)"
+)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,16 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--task", choices=list(MODELS), default="classification")
-    add(
-        "--model", default="", help=f"a torchvision model, or {DEMO} for the embedded ones (default: by task)"
-    )
-    add(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help=f"its state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
-        "reduced precisions need (default: random ones; the same for all servers)",
-    )
+    add("--model", default="", help=f"of torchvision's, or {DEMO} for the embedded ones (default: by task)")
+    add("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     kinds = ", ".join(FRAMES)
     add("--medium", default="clip", help=f"a file, or one of {kinds} (default: %(default)s)")
     add("--clients", type=int, nargs="+", default=[4], metavar="N", help="at once (default: 4)")
@@ -62,8 +63,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--duration", type=float, default=20.0, metavar="S", help="of each run (default: %(default)s)")
     add("--stage-seconds", type=float, default=1.5, metavar="S", help="of each stage, three times over")
     add("--peers", action="store_true", help="measure other servers of scripts/bench/peers as well, in turns")
-    add("--peer-clients", type=int, default=PEER_CLIENTS, metavar="N", help="(default: %(default)s)")
-    add("--rounds", type=int, default=2, metavar="N", help="turns of each server (default: %(default)s)")
+    add("--peer-clients", type=int, default=4, metavar="N", help="(default: %(default)s)")
+    add("--against", type=Path, metavar="FOLDER", help="compare with another checkout's server.py, in turns")
+    add("--against-flags", default="", metavar="FLAGS", help="more flags of the other server's, in one word")
+    add("--turn-s", type=float, default=10.0, metavar="S", help="of --against (default: %(default)s)")
+    add(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="turns of each (default: 2 of peers, 4 of scenarios, 8 of --against)",
+    )
     add("--scenario", choices=list(SCENARIOS), nargs="+", default=[], help="instead of a plain load")
     add("--json", type=Path, metavar="FILE", help="write the record of this run")
     add("--plot", type=Path, metavar="FILE", help="draw throughput and latency against clients (PNG, SVG)")
@@ -73,6 +82,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments.flags = tuple(argv[split + 1 :])
     if arguments.model == DEMO and arguments.weights:
         parser.error(f"--weights {arguments.weights}: the demo's models have their own")
+    if arguments.against and not (arguments.against / "server.py").is_file():
+        parser.error(f"--against {arguments.against}: no server.py there; name the folder of a checkout")
     if arguments.device == "cuda" and not _has_cuda():
         parser.error("--device cuda: no CUDA device is usable here")
     return arguments
@@ -106,21 +117,21 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
 
 
 def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """Stages, the server under each number of clients, its boundary, and the stages once more, for the
-    machine's pace may have changed meanwhile: ratios are to the mean of both.
+    """Stages, the server under each number of clients, its boundary, and the stages once more.
+
+    The machine's pace may have changed meanwhile: ratios are to the mean of both.
     """
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
     report.say_stages(record)
     with measured(start_server(folder, *job.server_flags())) as server:
-        urls: dict[Protocol, str] = {"grpc": server.grpc_url, "http": server.http_url}
         report.say_points_head()
         for clients in arguments.clients:
-            load = load_of(job, urls, clients, arguments.duration)
-            point = measure_point(server, load, job.frames, lambda: counters(server.http_url, job.task))
+            load = load_of(job, server, clients, arguments.duration)
+            point = measure_point(server, load, job.frames, lambda: counters(server, job.task))
             record.points.append(point)
             report.say_point(point, record.ceiling)
-        record.boundary = measure_boundary(server, urls[job.protocol], job)
+        record.boundary = measure_boundary(server, job)
         report.say_boundary(record.boundary)
         server.hold()
         again = measure_stages(job, arguments.stage_seconds)
@@ -130,34 +141,56 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
         record.ratios = report.ratios(record)
         report.say_numbers("ratios", record.ratios)
         if arguments.peers:
-            load = load_of(job, urls, arguments.peer_clients, arguments.duration)
-            run_peers(record, Contender(server=server, load=load), arguments, folder)
+            if reason := contenders.missing(job.task, job.model):
+                raise SystemExit(f"error: no peers: {reason}")
+            with contenders.peers(job, folder) as others:
+                rivals = {contenders.OURS: Contender.of(server, job), **others}
+                clients, rounds = arguments.peer_clients, arguments.rounds or 2
+                record.peers = compete(record, rivals, clients, arguments.duration, rounds)
+
+
+def run_against(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
+    """This server and the other one, in turns, with each number of clients."""
+    checkout, flags = (arguments.against or ROOT).resolve(), shlex.split(arguments.against_flags)
+    print(f"the other  {checkout} {' '.join(flags)}")
+    with contenders.versions(record.job, folder, checkout, *flags) as rivals:
+        for clients in arguments.clients:
+            found = compete(record, rivals, clients, arguments.turn_s, arguments.rounds or 8)
+            record.against[clients] = found
+
+
+def compete(
+    record: Record, rivals: Mapping[str, Contender], clients: int, seconds: float, rounds: int
+) -> dict[str, list[Point]]:
+    """Servers under the same load in turns, and how ours compares: of each the points of its rounds."""
+
+    def measure(one: Contender) -> Callable[[], Point]:
+        load = dataclasses.replace(one.load, clients=clients, seconds=seconds)
+        return lambda: measure_point(one.server, load, record.job.frames)
+
+    report.say_points_head()
+    points = in_turns(
+        {name: measure(one) for name, one in rivals.items()},
+        rounds,
+        servers={name: one.server for name, one in rivals.items()},
+        say=lambda name, point: report.say_point(point, record.ceiling, name),
+    )
+    rates = {name: [point.figures.frames_per_s for point in turns] for name, turns in points.items()}
+    ours = rates.pop(contenders.OURS)
+    for name, theirs in rates.items():
+        comparison = Comparison.of(ours, theirs)
+        title = f"ours to {name}, {clients} clients"
+        record.comparisons[title], record.ratios[title] = comparison, comparison.median
+        report.say_comparison(title, comparison)
+    return points
 
 
 def run_scenarios(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    rig = Rig(job=record.job, folder=folder, seconds=arguments.duration)
+    rounds = arguments.rounds or 4
+    rig = Rig(job=record.job, folder=folder, seconds=arguments.duration, rounds=rounds)
     for name in arguments.scenario:
         record.scenarios[name] = SCENARIOS[name](rig)
         report.say_numbers(name, record.scenarios[name])
-
-
-def run_peers(record: Record, ours: Contender, arguments: argparse.Namespace, folder: Path) -> None:
-    """The same job through other servers, and how much faster ours is."""
-    if reason := contenders.missing(record.job.task, record.job.model):
-        raise SystemExit(f"error: no peers: {reason}")
-    report.say_points_head()
-    with contenders.peers(record.job, folder) as others:
-        record.peers = contenders.in_turns(
-            {contenders.OURS: ours, **others},
-            record.job,
-            clients=arguments.peer_clients,
-            seconds=arguments.duration,
-            rounds=arguments.rounds,
-            say=lambda name, point: report.say_point(point, record.ceiling, name),
-        )
-    found = contenders.ratios(record.peers)
-    record.ratios |= found
-    report.say_numbers(f"frames/s with {arguments.peer_clients} clients", found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.say_head(record)
         if arguments.scenario:
             run_scenarios(record, arguments, folder)
+        elif arguments.against or arguments.against_flags:
+            run_against(record, arguments, folder)
         else:
             run_job(record, arguments, folder)
     if arguments.json:

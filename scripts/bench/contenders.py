@@ -1,9 +1,4 @@
-"""Other servers for the same job: started, warmed up, and measured in turns with ours. Their code:
-scripts/bench/peers.
-
-While one is measured the others are held still (SIGSTOP), so that they use no time; in turns, so that a
-machine that is busy for a while slows them all.
-"""
+"""Servers that are compared on one job: ours, another version of it, and those of scripts/bench/peers."""
 
 from __future__ import annotations
 
@@ -12,25 +7,24 @@ import dataclasses
 import importlib.util
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench.figures import median
 from scripts.bench.jobs import DEMO, Job
 from scripts.bench.load import Kind, Load
 from scripts.bench.meter import measured
-from scripts.bench.runs import Point, measure_point, send
-from scripts.servers import Server, free_ports, start
+from scripts.bench.runs import load_of, send
+from scripts.servers import Server, free_ports, start, start_server
 
-OURS = "trivid"
-# Which tasks each does: the seed's design here for models that give logits of whole frames.
-TASKS: dict[str, tuple[str, ...]] = {
-    "seed_pytriton": ("classification",),
-    "fastapi_app": ("classification", "detection", "segmentation"),
-    "litserve_app": ("classification", "detection", "segmentation"),
+OURS, OTHER = "trivid", "the other"
+# Which tasks each does (the seed's design: those of which it gives logits of whole frames), and its package.
+CLASSIFIERS, ALL_TASKS = ("classification",), ("classification", "detection", "segmentation")
+PEERS = {
+    "seed_pytriton": (CLASSIFIERS, "pytriton"),
+    "fastapi_app": (ALL_TASKS, "fastapi"),
+    "litserve_app": (ALL_TASKS, "litserve"),
 }
-NEEDS = {"seed_pytriton": "pytriton", "fastapi_app": "fastapi", "litserve_app": "litserve"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,42 +34,53 @@ class Contender:
     server: Server
     load: Load
 
+    @classmethod
+    def of(cls, server: Server, job: Job) -> Contender:
+        """A server of ours."""
+        return cls(server=server, load=load_of(job, server, 1, 0.0))
+
 
 def missing(task: str, model: str) -> str:
     """Why there are no peers for a job; empty if there are."""
     if model == DEMO:
         return "peers serve torchvision's models, not the demo's"
-    if not any(task in tasks for tasks in TASKS.values()):
+    if not any(task in tasks for tasks, _ in PEERS.values()):
         return f"no peer does {task}"
-    lacking = [module for module in NEEDS.values() if importlib.util.find_spec(module) is None]
+    lacking = [module for _, module in PEERS.values() if importlib.util.find_spec(module) is None]
     return f"not installed: {', '.join(lacking)} (uv sync --group bench)" if lacking else ""
+
+
+def _warm_up(contenders: Mapping[str, Contender]) -> None:
+    """Let each answer once."""
+    for contender in contenders.values():
+        send(dataclasses.replace(contender.load, requests=1))
 
 
 @contextlib.contextmanager
 def peers(job: Job, folder: Path) -> Iterator[dict[str, Contender]]:
     """All peers that do the job's task, ready: each has answered once."""
-    names = [name for name, tasks in TASKS.items() if job.task in tasks]
     with contextlib.ExitStack() as stack:
-        started = {name: stack.enter_context(_started(name, job, folder)) for name in names}
-        for contender in started.values():
-            send(dataclasses.replace(contender.load, clients=1, requests=1, seconds=0))
+        names = [name for name, (tasks, _) in PEERS.items() if job.task in tasks]
+        started = {name: stack.enter_context(_peer(name, job, folder)) for name in names}
+        _warm_up(started)
         yield started
 
 
 @contextlib.contextmanager
-def _started(name: str, job: Job, folder: Path) -> Iterator[Contender]:
+def _peer(name: str, job: Job, folder: Path) -> Iterator[Contender]:
     flags = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
     port = _triple_port()
     command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags, "--port", str(port)]
     server = start(command, folder / f"{name}.log", (port, port + 1, port + 2))
-    kind: Kind = "pytriton" if name == "seed_pytriton" else "http"
-    url = server.grpc_url if kind == "pytriton" else server.http_url
-    with measured(server, "" if kind == "pytriton" else "/health"):
+    triton = name == "seed_pytriton"
+    kind: Kind = "pytriton" if triton else "http"
+    url = server.grpc_url if triton else server.http_url
+    with measured(server, "" if triton else "/health"):
         yield Contender(server=server, load=Load(kind=kind, url=url, medium=job.medium, task=job.task))
 
 
 def _triple_port() -> int:
-    """A port with two free ones behind it, as PyTriton takes three."""
+    """A port with two free ones after it, as PyTriton takes three."""
     while True:
         (port,) = free_ports(1)
         with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
@@ -84,33 +89,14 @@ def _triple_port() -> int:
             return port
 
 
-def in_turns(
-    contenders: Mapping[str, Contender],
-    job: Job,
-    *,
-    clients: int,
-    seconds: float,
-    rounds: int,
-    say: Callable[[str, Point], None],
-) -> dict[str, list[Point]]:
-    """Each under the same load, one after the other, round after round, while all others are held still."""
-    for contender in contenders.values():
-        contender.server.hold()
-    points: dict[str, list[Point]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            contender.server.go_on()
-            load = dataclasses.replace(contender.load, clients=clients, seconds=seconds)
-            point = measure_point(contender.server, load, job.frames)
-            contender.server.hold()
-            points[name].append(point)
-            say(name, point)
-    return points
-
-
-def ratios(points: Mapping[str, list[Point]]) -> dict[str, float]:
-    """Ours over each peer, of the medians of all rounds."""
-    rates = {name: median([one.figures.frames_per_s for one in found]) for name, found in points.items()}
-    return {
-        f"ours to {name}": rates[OURS] / rate for name, rate in rates.items() if name != OURS and rate > 0
-    }
+@contextlib.contextmanager
+def versions(job: Job, folder: Path, checkout: Path, *flags: str) -> Iterator[dict[str, Contender]]:
+    """This checkout's server.py, and that of another one or with more flags, each ready and asked once."""
+    other = dataclasses.replace(job, flags=(*job.flags, *flags)).server_flags()
+    with (
+        measured(start_server(folder, *job.server_flags(), name=OURS)) as ours,
+        measured(start_server(folder, *other, name="other", checkout=checkout)) as theirs,
+    ):
+        started = {OURS: Contender.of(ours, job), OTHER: Contender.of(theirs, job)}
+        _warm_up(started)
+        yield started

@@ -1,5 +1,4 @@
-"""The arithmetic of the bench: rates, ceilings, percentiles, shares. Numbers in, numbers out; measures
-nothing.
+"""The arithmetic of the bench: rates, ceilings, percentiles, shares. Measures nothing.
 
 Times are seconds of one clock that all processes share (`time.monotonic`).
 """
@@ -8,8 +7,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 PERCENTILES = (50, 95, 99)
 
@@ -98,23 +100,20 @@ def figures(replies: Sequence[Reply], window: Window, frames: int) -> Figures:
     """
     good = [reply for reply in replies if not reply.error]
     inside = [one for one in good if one.end_s > window.start_s and one.start_s < window.end_s]
-    errors: dict[str, int] = {}
-    for reply in replies:
-        if reply.error:
-            errors[reply.error] = errors.get(reply.error, 0) + 1
     done = sum(frames_within(reply, window, frames) for reply in good)
     return Figures(
         frames_per_s=done / window.length_s if window.length_s > 0 else math.nan,
         requests=len(inside),
-        errors=errors,
+        errors=dict(Counter(reply.error for reply in replies if reply.error)),
         latency_ms=percentiles([1000 * one.latency_s for one in inside]),
         first_answer_ms=percentiles([1000 * one.first_answer_s for one in inside]),
     )
 
 
 def frames_within(reply: Reply, window: Window, frames: int) -> float:
-    """Frames of one request that were worked on within a window: each answer's share of the medium, spread
-    evenly from the answer before (of the first: from the request's start) to when it came.
+    """Frames of one request that were worked on within a window.
+
+    Each answer's share of the medium is spread evenly from the answer before, or the start, to when it came.
     """
     rows = sum(reply.rows)
     if not rows:
@@ -128,14 +127,8 @@ def frames_within(reply: Reply, window: Window, frames: int) -> float:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """With linear interpolation between the two closest, as numpy has it; NaN of nothing."""
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    """As numpy has it, NaN of nothing."""
+    return float(np.percentile(values, percent)) if len(values) else math.nan
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -163,9 +156,7 @@ def ceiling(rates: Mapping[str, float], *, shared: bool) -> float:
 
 
 def fallen(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> dict[str, float]:
-    """Ratios that are lower than before by more than the tolerance, or are gone: name → share of what
-    it was.
-    """
+    """Ratios that have fallen by more than the tolerance, or are gone: name → share of what each was."""
     lost = {}
     for name, old in before.items():
         new = now.get(name, math.nan)

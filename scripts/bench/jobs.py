@@ -1,5 +1,4 @@
-"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server and no
-clock.
+"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server.
 
 Weights are random but seeded, written to a file once, so that every server of a run computes the same;
 nothing is downloaded. `as_json` and `from_json` carry a job into the processes that measure it.
@@ -68,12 +67,9 @@ class Job:
 
     def server_flags(self) -> list[str]:
         """server.py's command line, but for ports."""
-        model = (
-            ["--demo"]
-            if self.model == DEMO
-            else ["--model", f"{self.task}={self.model}", "--weights", f"{self.task}={self.weights}"]
-        )
-        return [*model, "--device", self.device, *self.flags]
+        named = ["--model", f"{self.task}={self.model}", "--weights", f"{self.task}={self.weights}"]
+        model = ["--demo"] if self.model == DEMO else named
+        return [*model, "--device", self.device, "--endpoints", "media", *self.flags]
 
     def settings(self) -> Settings:
         """The same, as the server itself reads it."""
@@ -92,8 +88,7 @@ def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool
     """The seeded random weights that `--weights random` gives a torchvision model, as a file.
 
     Args:
-        tamed: as those that `python -m scripts.parity` compares, which rounding moves no more than trained
-            ones.
+        tamed: as `python -m scripts.parity` has them: rounding moves them no more than trained ones.
     """
     from safetensors.torch import save_file
 

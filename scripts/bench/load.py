@@ -1,20 +1,21 @@
-"""Clients of a server, in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on
-stdin, asks as it says, and prints a `Report`. Knows how each kind of server wants to be asked, and nothing of
-what it answers.
+"""Clients of a server. Knows how each kind of server wants to be asked, and nothing of what it answers.
 
-It uses the machine that it measures, as clients on it would; the report says how much.
+They run in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on stdin, asks as it
+says, and prints a `Report`. It uses the machine that it measures, as clients would; the report says how much.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import http.client
+import itertools
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +40,9 @@ class Load:
     """What to send, and how.
 
     Attributes:
-        kind: of server: the project's own, asked by its client, or over a connection that stays open with as
-            little work as can be; the seed's design (`video` UINT8 on PyTriton); or a peer that is posted the
-            file and answers with a JSON list of rows.
+        kind: of server: the project's own, asked by its client, or ("light") over a connection that stays
+            open with as little work as can be; the seed's design (`video` UINT8 on PyTriton); or ("http") a
+            peer that is posted the file and answers with a JSON list of rows.
         url: `grpc://host:port` or `http://host:port`.
         clients: that each wait for an answer before they send again.
         seconds: for which they send; 0: until `requests` are sent by each.
@@ -69,8 +70,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What clients saw. `start_s`: when they began; `end_s`: when the first of them sent no more; `cpu_s`:
-    what they used between; `waited_s`: of an open loop, by how much the last request was sent too late.
+    """What clients saw.
+
+    Attributes:
+        start_s, end_s: when they began, and when the first of them sent no more; `cpu_s`: what they used.
+        waited_s: of an open loop, by how much a request was sent too late at most.
     """
 
     replies: tuple[Reply, ...]
@@ -87,11 +91,8 @@ class Report:
 
 def asker(load: Load) -> Callable[[bytes], Answers]:
     """A connection of one client's own, as a function from a medium to its answers."""
-    if load.kind == "trivid":
-        return _ask_trivid(load)
-    if load.kind == "light":
-        return _ask_lightly(load)
-    return _ask_pytriton(load) if load.kind == "pytriton" else _ask_http(load)
+    kinds = {"trivid": _ask_trivid, "light": _ask_lightly, "pytriton": _ask_pytriton, "http": _ask_http}
+    return kinds[load.kind](load)
 
 
 def _ask_trivid(load: Load) -> Callable[[bytes], Answers]:
@@ -187,49 +188,39 @@ class Crowd:
         self.load = load
         self.media = Path(load.medium).read_bytes()
         self.replies: list[Reply] = []
-        self.ends: list[float] = []
-        self._lock = threading.Lock()
         self._gate = threading.Barrier(load.clients + 1)
-        self._start_s = 0.0
-        self._sent = 0
-        self._waited_s = 0.0
+        self._due = itertools.count()
+        self._start_s = self._waited_s = 0.0
 
     def run(self) -> Report:
-        threads = [threading.Thread(target=self._work) for _ in range(self.load.clients)]
-        for thread in threads:
-            thread.start()
-        self._start_s = time.monotonic()
-        cpu_s = time.process_time()
-        self._gate.wait()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(self.load.clients) as pool:
+            ends = [pool.submit(self._work) for _ in range(self.load.clients)]
+            self._start_s = time.monotonic()
+            cpu_s = time.process_time()
+            self._gate.wait()
         return Report(
             replies=tuple(self.replies),
             start_s=self._start_s,
-            end_s=min(self.ends),
+            end_s=min(end.result() for end in ends),
             cpu_s=time.process_time() - cpu_s,
             waited_s=self._waited_s,
         )
 
-    def _work(self) -> None:
+    def _work(self) -> float:
+        """One client; when it sent no more."""
         ask = asker(self.load)
         self._gate.wait()
         own = 0
         while self._turn(own):
-            reply = self._one(ask)
+            self.replies.append(self._one(ask))
             own += 1
-            with self._lock:
-                self.replies.append(reply)
-        with self._lock:
-            self.ends.append(time.monotonic())
+        return time.monotonic()
 
     def _turn(self, own: int) -> bool:
         """Wait until this client may send its next request; false when it may not."""
         load = self.load
         if load.period_s:
-            with self._lock:
-                due_s = self._start_s + self._sent * load.period_s
-                self._sent += 1
+            due_s = self._start_s + next(self._due) * load.period_s
             if due_s > self._start_s + load.seconds:
                 return False
             self._waited_s = max(self._waited_s, time.monotonic() - due_s)

@@ -1,7 +1,7 @@
 """Media to measure with: one picture, clips and films of 720p H.264. Knows no model and no server.
 
-A second of film is encoded once and repeated as it is, so that an hour costs no encoding: real film where the
-sample lies beside the project, else moving noise with grain, which is as hard to decode.
+A second is encoded once and repeated as it is, so that an hour costs no encoding. It is of a real film where
+the sample lies beside the project, else moving noise with grain, which is as hard to decode.
 """
 
 from __future__ import annotations

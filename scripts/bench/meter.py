@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import psutil
 
 from scripts.servers import Server, for_each
 
+MIB = 1 << 20
 SAMPLE_S = 0.25
 
 
@@ -77,20 +77,23 @@ def gpu_bytes() -> int:
 
 
 class Meter:
-    """Watches a server for a while; `usage` is complete after the `with` block.
+    """Watches a server for a while; `usage` is there after the `with` block.
+
+    Attributes:
+        samples: bytes in use every SAMPLE_S: of all its processes, of the first only, and of GPUs.
 
     Args:
         shared_once: whether memory that processes share counts once in their sum, which takes longer.
     """
 
+    usage: Usage
+
     def __init__(self, server: Server, *, shared_once: bool = False) -> None:
         self._server, self._shared_once = server, shared_once
         self._stop = threading.Event()
-        self._peaks = [0, 0, 0]
-        self.samples: list[tuple[float, int]] = []
+        self.samples: list[tuple[int, int, int]] = []
         self._thread = threading.Thread(target=self._watch)
         self._before = (cpu_s(server), shm_bytes(server))
-        self.usage: Usage | None = None
 
     def __enter__(self) -> Meter:
         self._thread.start()
@@ -99,7 +102,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        rss, main, gpu = self._peaks
+        rss, main, gpu = map(max, zip(*self.samples, strict=True))
         self.usage = Usage(
             cpu_s=cpu_s(self._server) - self._before[0],
             peak_rss_bytes=rss,
@@ -112,10 +115,7 @@ class Meter:
     def _watch(self) -> None:
         while True:
             total, main = rss_bytes(self._server)
-            if self._shared_once:
-                total = pss_bytes(self._server)
-            self.samples.append((time.monotonic(), main))
-            now = (total, main, gpu_bytes())
-            self._peaks = [max(pair) for pair in zip(self._peaks, now, strict=True)]
+            total = pss_bytes(self._server) if self._shared_once else total
+            self.samples.append((total, main, gpu_bytes()))
             if self._stop.wait(SAMPLE_S):
                 return

@@ -57,62 +57,59 @@ class Crossing:
 
 
 class Sending:
-    """Clients at work, in a process of their own."""
+    """Clients at work, in a process of their own; after the `with` block they have vanished."""
 
     def __init__(self, load: Load) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.bench.load"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "scripts.bench.load"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(dataclasses.asdict(load)))
         self._process.stdin.close()
+        self._process.stdin = None  # or `communicate` would write to it
 
     def report(self) -> Report:
         """What they saw, once all are done."""
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
-            text = output.read()
-        if self._process.wait():
+        text, _ = self._process.communicate()
+        if self._process.returncode:
             raise SystemExit("error: the clients broke off, their message stands above")
         return Report.from_json(text)
 
-    def kill(self) -> None:
-        """They vanish, in the middle of it all."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.stdout is not None and not self._process.stdout.closed:
+            self._process.kill()
+            self._process.communicate()
 
 
 def send(load: Load) -> Report:
     """Run clients to their end."""
-    return Sending(load).report()
+    with Sending(load) as sending:
+        return sending.report()
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
     """`scripts.bench.stages`, in a process of its own."""
+    command = [sys.executable, "-m", "scripts.bench.stages", str(seconds)]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.bench.stages", str(seconds)],
-        cwd=ROOT,
-        input=job.as_json(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
+        command, cwd=ROOT, input=job.as_json(), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise SystemExit("error: the stages could not be measured, their message stands above")
     return {name: Stage(**values) for name, values in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def load_of(job: Job, urls: Mapping[Protocol, str], clients: int, seconds: float) -> Load:
+def url_of(server: Server, protocol: Protocol) -> str:
+    return server.grpc_url if protocol == "grpc" else server.http_url
+
+
+def load_of(job: Job, server: Server, clients: int, seconds: float) -> Load:
     """A job's closed loop of clients."""
     return Load(
         kind="trivid",
-        url=urls[job.protocol],
+        url=url_of(server, job.protocol),
         medium=job.medium,
         task=job.task,
         stream=job.stream,
@@ -123,11 +120,13 @@ def load_of(job: Job, urls: Mapping[Protocol, str], clients: int, seconds: float
 
 
 def window_of(report: Report, seconds: float) -> Window:
-    """All but the warm-up, until clients began to leave; many with long media are at their first request for
-    longer than the run was to last.
-    """
+    """All but the warm-up, until clients began to leave; with long media they do after the run's time."""
     end_s = max(report.start_s + seconds, report.end_s)
     return Window(start_s=report.start_s + WARM_UP * (end_s - report.start_s), end_s=end_s)
+
+
+def figures_of(report: Report, seconds: float, frames: int) -> Figures:
+    return figures(report.replies, window_of(report, seconds), frames)
 
 
 def measure_point(
@@ -138,46 +137,35 @@ def measure_point(
     with Meter(server) as meter:
         report = send(load)
     grown = {name: value - before.get(name, 0) for name, value in count().items()}
-    assert meter.usage is not None
     done = frames * sum(1 for reply in report.replies if not reply.error) or 1
+    sizes = {name: value for name, value in grown.items() if name.startswith(BATCHES)}
     return Point(
         clients=load.clients,
-        figures=figures(report.replies, window_of(report, load.seconds), frames),
+        figures=figures_of(report, load.seconds, frames),
         usage=meter.usage,
         server_cpu_ms=1000 * meter.usage.cpu_s / done,
         client_cpu_ms=1000 * report.cpu_s / done,
-        batch_sizes={
-            name.removeprefix(BATCHES): value
-            for name, value in grown.items()
-            if name.startswith(BATCHES) and value
-        },
-        counters={name: value for name, value in grown.items() if not name.startswith(BATCHES)},
+        batch_sizes={name.removeprefix(BATCHES): value for name, value in sizes.items() if value},
+        counters={name: value for name, value in grown.items() if name not in sizes},
     )
 
 
-def counters(url: str, task: str) -> dict[str, float]:
+def counters(server: Server, task: str) -> dict[str, float]:
     """All that the server counts, by group and name, and its model's batches of each size."""
-    with Client(url) as client:
+    with Client(server.http_url) as client:
         info: Mapping[str, Any] = client.info()
-    sizes = info["models"][task]["batch_sizes"]
+    found = {f"{BATCHES}{size}": count for size, count in info["models"][task]["batch_sizes"].items()}
     groups = {name: group for name, group in info.items() if name != "models" and isinstance(group, dict)}
-    return {
-        **{f"{BATCHES}{size}": count for size, count in sizes.items()},
-        **{
-            f"{group} {name}": value
-            for group, values in groups.items()
-            for name, value in values.items()
-            if isinstance(value, int | float)
-        },
-    }
+    for group, values in groups.items():
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        found |= {f"{group} {name}": value for name, value in numbers.items()}
+    return found
 
 
-def measure_boundary(server: Server, url: str, job: Job) -> dict[str, Crossing]:
-    """The cost of Triton and PyTriton alone: of a bare call, and of one that brings the medium and is
-    refused.
-    """
+def measure_boundary(server: Server, job: Job) -> dict[str, Crossing]:
+    """The cost of Triton and PyTriton: of a bare call, and of one that brings the medium and is refused."""
     media = job.media
-    with Client(url) as client:
+    with Client(url_of(server, job.protocol)) as client:
 
         def refused() -> None:
             with contextlib.suppress(InvalidOptions):

@@ -1,8 +1,7 @@
-"""What a plain load does not show: fairness, overload, slow readers, leaks, long films, crowds, first
-requests.
+"""What a plain load does not show: fairness, overload, slow readers, leaks, films, crowds, first requests.
 
-Each scenario starts a server of its own and returns its numbers by name. Bars are not judged here; a name
-says what its number should be where there is one.
+Each scenario starts a server of its own and returns its numbers by name. Bars are not judged here; where
+there is one the number's name says it.
 """
 
 from __future__ import annotations
@@ -14,59 +13,74 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
-from scripts.bench import meter as meters
-from scripts.bench.figures import figures, median, percentile
-from scripts.bench.jobs import Job, Protocol
+from scripts.bench.figures import median, percentile
+from scripts.bench.jobs import Job
 from scripts.bench.load import Load, Report
 from scripts.bench.media import make_medium
-from scripts.bench.meter import Meter, measured, rss_bytes, shm_bytes
-from scripts.bench.runs import Sending, load_of, measure_point, send, window_of
+from scripts.bench.meter import MIB, Meter, cpu_s, measured, rss_bytes, shm_bytes
+from scripts.bench.runs import Sending, figures_of, load_of, measure_point, send, url_of, window_of
+from scripts.bench.turns import Comparison, in_turns
 from scripts.servers import Server, start_server
 
+T = TypeVar("T")
 Numbers = dict[str, float]
-MIB = 1 << 20
-OVERLOAD = 3
-WAITING = 128
+OVERLOAD, WAITING = 3, 128
 # Clients that keep it busy, and few enough for a short queue.
 BUSY = 4
 CROWD = 64
 SETTLE_S = 5.0
-ROUNDS, PER_ROUND = 10, 100
+SOAK_ROUNDS, PER_ROUND = 10, 100
 AFTER_FIRST = 10
-TURNS, PER_TURN = 4, 1000
+# Few, for a stream that is not read for half a minute expires, and two turns of the other's lie between two.
+PER_TURN = 400
 FILM_MEDIA_MB = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rig:
-    """What scenarios play on: the job, a folder for media, and how long a run is."""
+    """What scenarios play on: the job, a folder for media, how long a turn is, and how many there are."""
 
     job: Job
     folder: Path
     seconds: float
+    rounds: int
 
-    def load(self, served: Served, kind: str, *, clients: int = 1, stream: bool = False) -> Load:
+    def load(self, server: Server, kind: str, *, clients: int = 1, stream: bool = False) -> Load:
         """A closed loop of clients with another medium than the job's."""
         medium = make_medium(kind, self.folder)
         job = dataclasses.replace(self.job, medium=str(medium.path), frames=medium.frames, stream=stream)
-        return load_of(job, served.urls, clients, self.seconds)
+        return load_of(job, server, clients, self.seconds)
+
+    def rate(self, server: Server, clients: int) -> Callable[[], float]:
+        """Measures frames a second of the job itself."""
+        load = load_of(self.job, server, clients, self.seconds)
+        return lambda: measure_point(server, load, self.job.frames).figures.frames_per_s
 
     @contextmanager
-    def served(self) -> Iterator[Served]:
+    def served(self) -> Iterator[Server]:
         flags = [*self.job.server_flags(), "--max-media-mb", str(FILM_MEDIA_MB)]
         with measured(start_server(self.folder, *flags)) as server:
-            yield Served(server=server, urls={"grpc": server.grpc_url, "http": server.http_url})
+            yield server
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """The running server."""
+def _times(load: Load, requests: int = 1, pause_s: float = 0.0) -> Load:
+    """The same, a number of times."""
+    return dataclasses.replace(load, seconds=0, requests=requests, pause_s=pause_s)
 
-    server: Server
-    urls: Mapping[Protocol, str]
+
+def _beside(load: Load, measure: Callable[[], T]) -> Callable[[], T]:
+    """Measures while other clients are at work, who vanish then."""
+
+    def measure_beside() -> T:
+        with Sending(load):
+            time.sleep(SETTLE_S)
+            return measure()
+
+    return measure_beside
 
 
 def _latencies_ms(report: Report, seconds: float) -> list[float]:
@@ -76,48 +90,45 @@ def _latencies_ms(report: Report, seconds: float) -> list[float]:
 
 
 def fairness(rig: Rig) -> Numbers:
-    """Single pictures with nothing else to do, then while an hour of film is streamed."""
-    with rig.served() as served:
-        pictures = rig.load(served, "image")
-        idle = _latencies_ms(send(pictures), rig.seconds)
-        film = Sending(dataclasses.replace(rig.load(served, "hour", stream=True), seconds=0, requests=1))
-        time.sleep(SETTLE_S)
-        beside = _latencies_ms(send(pictures), rig.seconds)
-        film.kill()
-    return {
-        "idle, p50 of a picture, ms": median(idle),
-        "idle, p95 of a picture, ms": percentile(idle, 95),
-        "beside a film, p50, ms": median(beside),
-        "beside a film, p95, ms": percentile(beside, 95),
-        "p95 beside a film / p95 idle (at most 3)": percentile(beside, 95) / percentile(idle, 95),
-    }
+    """Single pictures with nothing else to do, and while an hour of film is streamed, in turns."""
+    with rig.served() as server:
+        pictures, film = rig.load(server, "image"), _times(rig.load(server, "hour", stream=True))
+
+        def latencies_ms() -> list[float]:
+            return _latencies_ms(send(pictures), rig.seconds)
+
+        found = in_turns({"beside a film": _beside(film, latencies_ms), "idle": latencies_ms}, rig.rounds)
+    p95 = {name: [percentile(times, 95) for times in rounds] for name, rounds in found.items()}
+    numbers = {f"{name}, p95 of a picture, ms": median(values) for name, values in p95.items()}
+    for name, rounds in found.items():
+        numbers[f"{name}, p50 of a picture, ms"] = median([median(times) for times in rounds])
+    compared = Comparison.of(p95["beside a film"], p95["idle"])
+    return numbers | compared.numbers("p95 beside a film / p95 idle", " (at most 3)")
 
 
 def overload(rig: Rig) -> Numbers:
     """Pictures sent three times as fast as they can be answered, whether or not answers come."""
-    with rig.served() as served:
+    with rig.served() as server:
 
         def light(clients: int, period_s: float = 0.0) -> Report:
-            load = rig.load(served, "image", clients=clients)
-            return send(dataclasses.replace(load, kind="light", url=served.urls["http"], period_s=period_s))
+            load = rig.load(server, "image", clients=clients)
+            return send(dataclasses.replace(load, kind="light", url=server.http_url, period_s=period_s))
 
         alone = _latencies_ms(light(1), rig.seconds)
-        closed = light(BUSY)
-        capacity = figures(closed.replies, window_of(closed, rig.seconds), 1).frames_per_s
+        capacity = figures_of(light(BUSY), rig.seconds, 1).frames_per_s
         flood = light(WAITING, 1 / (OVERLOAD * capacity))
         after = _latencies_ms(light(1), rig.seconds)
     accepted = _latencies_ms(flood, rig.seconds)
-    refused = [one for one in flood.replies if one.error]
-    codes = Counter(one.error for one in refused)
+    refused = Counter(one.error for one in flood.replies if one.error)
     return {
         f"capacity, {BUSY} clients, pictures/s": capacity,
         "unloaded, p50, ms": median(alone),
         "unloaded, p99, ms": percentile(alone, 99),
         "offered / capacity": len(flood.replies) / rig.seconds / capacity,
         "the last was sent too late by, s": flood.waited_s,
-        "refused, share": len(refused) / max(1, len(flood.replies)),
-        **{f"refused, {code}": count for code, count in codes.items()},
-        "accepted, pictures/s": figures(flood.replies, window_of(flood, rig.seconds), 1).frames_per_s,
+        "refused, share": refused.total() / max(1, len(flood.replies)),
+        **{f"refused, {code}": count for code, count in refused.items()},
+        "accepted, pictures/s": figures_of(flood, rig.seconds, 1).frames_per_s,
         "accepted, p50, ms": median(accepted),
         "accepted, p99, ms": percentile(accepted, 99),
         "p99 accepted / p99 unloaded (at most 2)": percentile(accepted, 99) / percentile(alone, 99),
@@ -126,23 +137,22 @@ def overload(rig: Rig) -> Numbers:
 
 
 def slow_reader(rig: Rig) -> Numbers:
-    """The job's clients alone, then beside one who takes an answer a second of an hour of film."""
-    with rig.served() as served:
-        load = load_of(rig.job, served.urls, 4, rig.seconds)
-        alone = measure_point(served.server, load, rig.job.frames).figures.frames_per_s
-        film = rig.load(served, "hour", stream=True)
-        reader = Sending(dataclasses.replace(film, seconds=0, requests=1, pause_s=1.0))
-        time.sleep(SETTLE_S)
-        beside = measure_point(served.server, load, rig.job.frames).figures.frames_per_s
-        with Meter(served.server) as meter:
-            time.sleep(rig.seconds)
-        reader.kill()
-    sizes = [size / MIB for _, size in meter.samples]
+    """The job's clients alone and beside one who takes an answer a second of an hour of film, in turns."""
+    with rig.served() as server:
+        reader = _times(rig.load(server, "hour", stream=True), pause_s=1.0)
+        alone = rig.rate(server, BUSY)
+        found = in_turns({"beside a slow reader": _beside(reader, alone), "alone": alone}, rig.rounds)
+
+        def growth() -> list[float]:
+            with Meter(server) as meter:
+                time.sleep(rig.seconds)
+            return [main / MIB for _, main, _ in meter.samples]
+
+        sizes = _beside(reader, growth)()
     third = max(1, len(sizes) // 3)
     return {
-        "alone, frames/s": alone,
-        "beside a slow reader, frames/s": beside,
-        "beside / alone (near 1)": beside / alone,
+        **{f"{name}, frames/s": median(rates) for name, rates in found.items()},
+        **Comparison.of(*found.values()).numbers("beside / alone", " (near 1)"),
         "server's memory, first third, MiB": median(sizes[:third]),
         "server's memory, last third, MiB": median(sizes[-third:]),
         "growth, MiB (0)": median(sizes[-third:]) - median(sizes[:third]),
@@ -150,32 +160,28 @@ def slow_reader(rig: Rig) -> Numbers:
 
 
 def soak(rig: Rig) -> Numbers:
-    """A thousand requests of all kinds: pictures and clips, in one answer and streamed, both protocols,
-    refused ones.
-    """
-    shm, rss = [], []
-    failed = 0
-    with rig.served() as served:
+    """A thousand requests: pictures and clips, in one answer and streamed, both protocols, refused ones."""
+    shm, rss, failed = [], [], 0
+    with rig.served() as server:
+        picture = rig.load(server, "image")
         kinds = [
-            (rig.load(served, "image"), 50),
-            (dataclasses.replace(rig.load(served, "image"), url=served.urls["http"]), 20),
-            (rig.load(served, "image", stream=True), 10),
-            (dataclasses.replace(rig.load(served, "image"), options={"stride": 0}), 10),
-            (rig.load(served, "short"), 5),
-            (rig.load(served, "short", stream=True), 5),
+            (picture, 50),
+            (dataclasses.replace(picture, url=server.http_url), 20),
+            (dataclasses.replace(picture, stream=True), 10),
+            (dataclasses.replace(picture, options={"stride": 0}), 10),
+            (rig.load(server, "short"), 5),
+            (rig.load(server, "short", stream=True), 5),
         ]
         assert sum(count for _, count in kinds) == PER_ROUND
-        for _ in range(ROUNDS):
-            sent = [
-                (load, Sending(dataclasses.replace(load, seconds=0, requests=count))) for load, count in kinds
-            ]
+        for _ in range(SOAK_ROUNDS):
+            sent = [(load, Sending(_times(load, count))) for load, count in kinds]
             for load, sending in sent:
                 replies = sending.report().replies
                 failed += sum(bool(one.error) for one in replies if "stride" not in load.options)
-            shm.append(shm_bytes(served.server) / MIB)
-            rss.append(rss_bytes(served.server)[0] / MIB)
+            shm.append(shm_bytes(server) / MIB)
+            rss.append(rss_bytes(server)[0] / MIB)
     return {
-        "requests": ROUNDS * PER_ROUND,
+        "requests": SOAK_ROUNDS * PER_ROUND,
         "failed (0)": failed,
         "/dev/shm after the first hundred, MiB": shm[0],
         "/dev/shm after all, MiB": shm[-1],
@@ -186,37 +192,37 @@ def soak(rig: Rig) -> Numbers:
 
 
 def steady(rig: Rig) -> Numbers:
-    """What a frame costs behind the 10 000th of one stream and near the first of another, in turns, for
-    machines change their pace from minute to minute.
-    """
-    medium = make_medium("film", rig.folder)
-    kind = ANSWERS[rig.job.task]
-    cpu_s, wall_s = {"early": 0.0, "late": 0.0}, {"early": 0.0, "late": 0.0}
+    """What a frame costs after the 10 000th of one stream and near the first of another, in turns."""
+    medium, kind = make_medium("film", rig.folder), ANSWERS[rig.job.task]
     with (
-        rig.served() as served,
-        Client(served.urls[rig.job.protocol]) as client,
-        closing(client.ask_stream(kind, medium.path, rig.job.options)) as early,
+        rig.served() as server,
+        Client(url_of(server, rig.job.protocol)) as client,
         closing(client.ask_stream(kind, medium.path, rig.job.options)) as late,
+        closing(client.ask_stream(kind, medium.path, rig.job.options)) as early,
     ):
-        # In this order: a stream that is not read for half a minute expires.
-        streams = {"late": (late, 10_000), "early": (early, 100)}
-        for answers, start in streams.values():
+
+        def cost(answers: Iterator[Answer], start: int) -> Callable[[], tuple[float, float]]:
+            """Reads on, and gives cpu-ms and ms a frame."""
             _read_to(answers, start)
-        for turn in range(1, TURNS + 1):
-            for name, (answers, start) in streams.items():
+            turns = iter(range(1, rig.rounds + 1))
+
+            def read_on() -> tuple[float, float]:
                 # What was asked for ahead is done by then.
                 time.sleep(SETTLE_S)
-                began_s, used_s = time.monotonic(), meters.cpu_s(served.server)
-                _read_to(answers, start + turn * PER_TURN)
-                cpu_s[name] += meters.cpu_s(served.server) - used_s
-                wall_s[name] += time.monotonic() - began_s
-    frames = TURNS * PER_TURN / 1000
+                began_s, used_s = time.monotonic(), cpu_s(server)
+                _read_to(answers, start + next(turns) * PER_TURN)
+                scale = 1000 / PER_TURN
+                return scale * (cpu_s(server) - used_s), scale * (time.monotonic() - began_s)
+
+            return read_on
+
+        # In this order: a stream that is not read for half a minute expires.
+        found = in_turns({"10 000th": cost(late, 10_000), "100th": cost(early, 100)}, rig.rounds)
+    costs = {name: [cpu_ms for cpu_ms, _ in turns] for name, turns in found.items()}
     return {
-        "cpu-ms a frame, behind the 100th": cpu_s["early"] / frames,
-        "cpu-ms a frame, behind the 10 000th": cpu_s["late"] / frames,
-        "late / early (0.95 to 1.05)": cpu_s["late"] / cpu_s["early"],
-        "ms a frame, early": wall_s["early"] / frames,
-        "ms a frame, late": wall_s["late"] / frames,
+        **{f"cpu-ms a frame, after the {name}": median(values) for name, values in costs.items()},
+        **{f"ms a frame, after the {name}": median([ms for _, ms in turns]) for name, turns in found.items()},
+        **Comparison.of(*costs.values()).numbers("late / early", " (0.95 to 1.05)"),
     }
 
 
@@ -228,36 +234,22 @@ def _read_to(answers: Iterator[Answer], number: int) -> None:
 
 
 def many(rig: Rig) -> Numbers:
-    """Frames a second of many clients, each turn of theirs between two of a few."""
-    with rig.served() as served:
-
-        def rate(clients: int) -> float:
-            load = load_of(rig.job, served.urls, clients, rig.seconds)
-            return measure_point(served.server, load, rig.job.frames).figures.frames_per_s
-
-        few, crowd = [rate(BUSY)], []
-        for _ in range(TURNS):
-            crowd.append(rate(CROWD))
-            few.append(rate(BUSY))
-    shares = [2 * ours / (before + behind) for ours, before, behind in zip(crowd, few, few[1:], strict=True)]
+    """Frames a second of many clients and of a few, in turns."""
+    with rig.served() as server:
+        rivals = {f"{clients} clients": rig.rate(server, clients) for clients in (CROWD, BUSY)}
+        found = in_turns(rivals, rig.rounds)
     return {
-        f"{BUSY} clients, frames/s": median(few),
-        f"{CROWD} clients, frames/s": median(crowd),
-        **{f"{CROWD} to {BUSY} clients, turn {turn}": share for turn, share in enumerate(shares, 1)},
-        f"{CROWD} to {BUSY} clients, median (at least 0.95)": median(shares),
+        **{f"{name}, frames/s": median(rates) for name, rates in found.items()},
+        **Comparison.of(*found.values()).numbers(f"{CROWD} to {BUSY} clients", " (at least 0.95)"),
     }
 
 
 def first(rig: Rig) -> Numbers:
-    """The first request of each kind after the server has said that it is ready, over the median of those
-    behind it.
-    """
+    """The first request of each kind to a server that has just become ready, over the next ones' median."""
     numbers: Numbers = {}
-    with rig.served() as served:
+    with rig.served() as server:
         for kind, stream in (("image", False), ("image", True), ("short", False), ("short", True)):
-            load = dataclasses.replace(
-                rig.load(served, kind, stream=stream), seconds=0, requests=1 + AFTER_FIRST
-            )
+            load = _times(rig.load(server, kind, stream=stream), 1 + AFTER_FIRST)
             times = [1000 * one.latency_s for one in send(load).replies]
             name = f"{kind}, {'streamed' if stream else 'one answer'}"
             numbers[f"{name}: first, ms"] = times[0]
@@ -268,38 +260,28 @@ def first(rig: Rig) -> Numbers:
 def film(rig: Rig) -> Numbers:
     """Memory at its highest for a minute and for an hour of film, and for one that is read slowly."""
     numbers: Numbers = {}
-    for kind, pause_s in (("minute", 0.0), ("hour", 0.0), ("hour", 1.0)):
-        with rig.served() as served:
-            load = dataclasses.replace(
-                rig.load(served, kind, stream=True), seconds=0, requests=1, pause_s=pause_s
-            )
-            with Meter(served.server, shared_once=True) as meter:
-                sending = Sending(load)
+    peaks = {}
+    for name, kind, pause_s in (
+        ("minute", "minute", 0.0),
+        ("hour", "hour", 0.0),
+        ("hour, slow reader", "hour", 1.0),
+    ):
+        with rig.served() as server:
+            load = _times(rig.load(server, kind, stream=True), pause_s=pause_s)
+            with Meter(server, shared_once=True) as meter, Sending(load) as sending:
                 if pause_s:
                     time.sleep(4 * rig.seconds)
-                    sending.kill()
                 else:
-                    numbers[f"{kind}, errors (0)"] = sum(bool(one.error) for one in sending.report().replies)
-        assert meter.usage is not None
-        name = f"{kind}{', slow reader' if pause_s else ''}"
+                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in sending.report().replies)
+        peaks[name] = meter.usage.peak_rss_bytes / MIB
         numbers[f"{name}: peak of the server's memory, MiB"] = meter.usage.peak_main_rss_bytes / MIB
-        numbers[f"{name}: peak with its children, shared memory once, MiB"] = meter.usage.peak_rss_bytes / MIB
-    peaks = {
-        name: numbers[f"{name}: peak with its children, shared memory once, MiB"]
-        for name in ("minute", "hour", "hour, slow reader")
-    }
-    numbers["hour / minute (at most 1.10)"] = peaks["hour"] / peaks["minute"]
-    numbers["hour, slow reader / minute (at most 1.10)"] = peaks["hour, slow reader"] / peaks["minute"]
+        numbers[f"{name}: peak with its children, shared memory once, MiB"] = peaks[name]
+    for name in ("hour", "hour, slow reader"):
+        numbers[f"{name} / minute (at most 1.10)"] = peaks[name] / peaks["minute"]
     return numbers
 
 
 SCENARIOS: Mapping[str, Callable[[Rig], Numbers]] = {
-    "fairness": fairness,
-    "overload": overload,
-    "slow-reader": slow_reader,
-    "soak": soak,
-    "steady": steady,
-    "many": many,
-    "first": first,
-    "film": film,
+    one.__name__.replace("_", "-"): one
+    for one in (fairness, overload, slow_reader, soak, steady, many, first, film)
 }

@@ -1,48 +1,189 @@
 """Each stage alone, with the whole machine to itself: how many frames a second, and what a frame costs.
 
-By the server's own settings, in a process of its own: `python -m scripts.bench.stages SECONDS` reads a `Job`
-as JSON on stdin and prints what it measured. Rates are of the medium's frames, so that those of all stages
-compare where a model looks at some frames only, or at clips of them.
+Stages are what the server's own pipeline is made of, as its settings make them, in a process of their own:
+`python -m scripts.bench.stages SECONDS` reads a `Job` as JSON on stdin and prints what it measured. Rates are
+of the medium's frames, so that stages compare where a model looks at some frames only, or at clips.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 # As the server does, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import Tensor
 
 from pipelines.assembly import make_engine_room
+from pipelines.frames.batch import FrameBatch
 from pipelines.machine import memory
+from pipelines.media.decode import open_media
+from pipelines.media.medium import Wanted
+from pipelines.models.outputs import Output
+from pipelines.pipeline import Pipeline
+from pipelines.protocol.options import parse_options
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
-from scripts.bench.parts import MODEL_APART, Bench, Pass
 
+# Yields after each piece of the medium how many of its frames that was.
+Pass = Callable[[], Iterator[float]]
+
+# Frames that are decoded ahead for the other stages, where clips are looked at more of them.
+HELD_FRAMES, HELD_FRAMES_CLIPS, DECODED_FRAMES = 64, 240, 240
+# The model called from as many threads as there are cores, each computing alone, with batches and one by one:
+# the fastest way counts as the model's rate.
+MODEL_APART = ("model, side by side", "model, one by one")
 ROUNDS = 3
 # Calls that the time of a first piece is the median of, or as many as there is time for.
 CALLS, CALLS_S = 15, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """Of one round."""
+class Chunk:
+    """What the stages after decoding are given: a chunk's frames, model pixels, and the model's outputs."""
 
-    frames_per_s: float
-    cpu_ms: float
+    frames: FrameBatch
+    pixels_nchw: Tensor
+    outputs: Sequence[Output]
 
 
-def busy(passes: Sequence[Pass], seconds: float) -> Rate:
-    """Run passes again and again, each in a thread of its own, all until the same moment."""
+class Bench:
+    """A pipeline, whose stages can be run by themselves."""
+
+    def __init__(self, pipeline: Pipeline, job: Job) -> None:
+        self.pipeline, self.media = pipeline, job.media
+        self.options = parse_options(dict(job.options), allowed=pipeline.task.options, preset={})
+        self.limits = dataclasses.replace(pipeline.limits, max_frames=sys.maxsize)
+        self.chunks: list[Chunk] = []
+        self.batches: Sequence[Tensor] = ()
+        self._hold()
+        self.frames = _number(self.chunks[-1].frames) + 1
+
+    def stages(self) -> dict[str, Sequence[Pass]]:
+        """Of each stage the passes that may be tried at once, by as many callers.
+
+        The CPU prepares a video's frames as it decodes them, which is one stage then: "decode".
+        """
+        cores = os.cpu_count() or 1
+        apart = cores if self.pipeline.device == "cpu" else 1
+        prepared = self.chunks[0].frames.model_nchw is not None
+        return {
+            "decode": [self.decode] * cores,
+            **({} if prepared else {"preprocess": [self.preprocess] * cores}),
+            "model": [partial(self.model, threads=torch.get_num_threads())],
+            MODEL_APART[0]: [self.model] * apart,
+            MODEL_APART[1]: [partial(self.model, most=1)] * apart,
+            "postprocess": [self.postprocess] * cores,
+            "together": [self.together] * max(4, cores),
+        }
+
+    def decode(self) -> Iterator[float]:
+        yield from self._counted(self._decoded(DECODED_FRAMES))
+
+    def preprocess(self) -> Iterator[float]:
+        for chunk in self.chunks:
+            self.pipeline.prepare(chunk.frames)
+            self._settle()
+            yield self.frames / len(self.chunks)
+
+    def model(self, *, most: int = sys.maxsize, threads: int = 1) -> Iterator[float]:
+        """Batches of `most` at most, by so many threads of torch."""
+        torch.set_num_threads(threads)
+        inputs = sum(map(len, self.batches))
+        for batch in itertools.chain.from_iterable(torch.split(one, most) for one in self.batches):
+            self.pipeline.batcher.model(batch)
+            if self.pipeline.device == "cpu":
+                yield len(batch) * self.frames / inputs
+        if self.pipeline.device != "cpu":  # which takes batches as they come and is waited for at the end
+            self._settle()
+            yield self.frames
+
+    def postprocess(self) -> Iterator[float]:
+        job = self.pipeline.task.job(self.pipeline.spec, self.options)
+        for chunk in self.chunks:
+            job.inputs(chunk.pixels_nchw, chunk.frames)
+            parts = [job.read(output) for output in chunk.outputs]
+            views = self.pipeline.views(chunk.frames.height_px, chunk.frames.width_px)
+            with self.pipeline.stages.lend() as stages:
+                job.answer(chunk.frames, parts, views, stages.postprocess, final=False)
+            yield self.frames / len(self.chunks)
+
+    def together(self) -> Iterator[float]:
+        """All of it, as the server does it, without the network."""
+        answers = self.pipeline.run_with_frames(self.media, self.options, self.limits)
+        yield from self._counted(frames for frames, _ in answers if frames is not None)
+
+    def _counted(self, chunks: Iterator[FrameBatch]) -> Iterator[float]:
+        done = 0
+        for frames in chunks:
+            self._settle()
+            seen = _number(frames) + 1
+            yield seen - done
+            done = seen
+
+    def _settle(self) -> None:
+        """Wait until a GPU has done what it was told."""
+        if self.pipeline.device != "cpu":
+            torch.cuda.synchronize()
+
+    def _decoded(self, limit: int) -> Iterator[FrameBatch]:
+        """The medium's first chunks, as many as have so many frames, as the pipeline has them decoded."""
+        task, spec = self.pipeline.task, self.pipeline.spec
+        tiled = spec.tiling is not None
+        with open_media(
+            self.media,
+            options=task.select(spec, self.options) if task.select else self.options,
+            limits=self.limits,
+            device=self.pipeline.device,
+            wanted=Wanted(
+                prepare=None if tiled else spec.preprocessing,
+                keep_pixels=tiled,
+                repeat_frames=task.repeat_frames,
+            ),
+        ) as medium:
+            for frames in medium.chunks():
+                yield frames
+                if _number(frames) + 1 >= limit:
+                    return
+
+    def _hold(self) -> None:
+        pipeline = self.pipeline
+        job, most = pipeline.task.job(pipeline.spec, self.options), pipeline.spec.max_batch
+        inputs: list[Tensor] = []
+        for frames in self._decoded(HELD_FRAMES_CLIPS if pipeline.spec.clip else HELD_FRAMES):
+            pixels = pipeline.prepare(frames)
+            given = job.inputs(pixels, frames)
+            pieces = [] if given is None else list(torch.split(given, most))
+            outputs = [pipeline.batcher.model(piece) for piece in pieces]
+            self.chunks.append(Chunk(frames=frames, pixels_nchw=pixels, outputs=outputs))
+            inputs += pieces
+        if (rest := job.rest()) is not None:
+            inputs.append(rest)
+        self.batches = torch.split(torch.cat(inputs), most)
+
+
+def _number(frames: FrameBatch) -> int:
+    """Number of a chunk's last frame."""
+    return int(frames.frame_index[-1])
+
+
+def busy(passes: Sequence[Pass], seconds: float) -> tuple[float, float]:
+    """Run passes again and again, each in a thread of its own, all until the same moment.
+
+    Returns:
+        Frames a second, and milliseconds of all cores for a frame.
+    """
     done = [0.0] * len(passes)
     rates = [0.0] * len(passes)
     gate = threading.Barrier(len(passes) + 1)
@@ -67,8 +208,7 @@ def busy(passes: Sequence[Pass], seconds: float) -> Rate:
     gate.wait()
     for thread in threads:
         thread.join()
-    cpu_s = time.process_time() - cpu_s
-    return Rate(frames_per_s=sum(rates), cpu_ms=1000 * cpu_s / sum(done))
+    return sum(rates), 1000 * (time.process_time() - cpu_s) / sum(done)
 
 
 def first_piece_ms(one: Pass) -> float:
@@ -82,18 +222,15 @@ def first_piece_ms(one: Pass) -> float:
 
 
 def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
-    """All stages, in turns, so that a machine that is busy for a while does not fall on one of them alone."""
-    stages = {**bench.stages(), "together": [bench.together] * max(4, os.cpu_count() or 1)}
+    """All stages, in turns, so that a machine that is busy for a while does not fall on one of them only."""
+    stages = bench.stages()
     for passes in stages.values():
         busy(passes, seconds / 4)
-    rounds: dict[str, list[Rate]] = {name: [] for name in stages}
-    for _ in range(ROUNDS):
-        for name, passes in stages.items():
-            rounds[name].append(busy(passes, seconds))
+    rounds = [{name: busy(passes, seconds) for name, passes in stages.items()} for _ in range(ROUNDS)]
     measured = {
         name: Stage(
-            frames_per_s=median([rate.frames_per_s for rate in rounds[name]]),
-            cpu_ms=median([rate.cpu_ms for rate in rounds[name]]),
+            frames_per_s=median([one[name][0] for one in rounds]),
+            cpu_ms=median([one[name][1] for one in rounds]),
             alone_ms=first_piece_ms(passes[0]),
             callers=len(passes),
         )

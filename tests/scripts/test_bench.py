@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -22,6 +26,7 @@ from pipelines.protocol.answers import ClassificationAnswer
 from pipelines.protocol.options import Options
 from pipelines.settings.model import ModelSettings
 from pipelines.zoo import resolve
+from pipelines.zoo.demo.specs import demo_specs
 from scripts.bench import contenders
 from scripts.bench.figures import (
     Reply,
@@ -34,11 +39,15 @@ from scripts.bench.figures import (
     percentile,
     percentiles,
 )
-from scripts.bench.jobs import Job, save_random_weights
+from scripts.bench.jobs import DEMO, Job, save_random_weights
 from scripts.bench.load import Load, multipart
 from scripts.bench.media import HEIGHT_PX, WIDTH_PX, film_second
+from scripts.bench.meter import measured
+from scripts.bench.stages import Bench
+from scripts.bench.turns import Comparison, in_turns
+from scripts.servers import start
 from tests.conftest import ROOT
-from tests.support.media import clip
+from tests.support.media import clip, image
 
 INF, NAN = math.inf, math.nan
 
@@ -140,23 +149,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
     medium.write_bytes(clip(frames=20))
     impossible = tmp_path / "impossible.json"
     impossible.write_text(json.dumps({"ratios": {"share of the ceiling, 2 clients": 1e6}}))
-    flags = [
-        "--model",
-        "mobilenet_v3_small",
-        "--medium",
-        str(medium),
-        "--clients",
-        "1",
-        "2",
-        "--duration",
-        "1",
-    ]
-    text = bench(
-        *(*flags, "--stage-seconds", "0.05", "--json", str(record), "--check", str(impossible)), code=1
-    )
+    flags = ["--model", "mobilenet_v3_small", "--clients", "1", "2", "--duration", "1"]
+    flags += ["--stage-seconds", "0.05"]
+    flags += ["--medium", str(medium), "--json", str(record), "--check", str(impossible)]
+    text = bench(*flags, code=1)
     assert "share of the ceiling, 2 clients is 0.00 of what it was" in text
     found = json.loads(record.read_text())
-    assert found["stages"].keys() == {"decode", "preprocess", "model", "postprocess", "together"}
+    # A CPU prepares a video's frames as it decodes them.
+    assert found["stages"].keys() == {"decode", "model", "postprocess", "together"}
     for stage in found["stages"].values():
         assert stage["frames_per_s"] > 0
         assert stage["alone_ms"] > 0
@@ -176,8 +176,85 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert found["machine"]["versions"]["torch"]
 
 
-def test_wrong_usage_is_said() -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_servers_in_turns(tmp_path: Path) -> None:
+    medium, record = tmp_path / "toy.mp4", tmp_path / "record.json"
+    medium.write_bytes(clip(frames=4))
+    flags = f"--model demo --medium {medium} --clients 1 --rounds 3 --turn-s 0.5 --json {record}"
+    text = bench(*flags.split(), "--against", str(ROOT), "--against-flags=--chunk-frames 2")
+    name = "ours to the other, 1 clients"
+    assert f"{name}, frames/s" in text
+    found = json.loads(record.read_text())
+    turns = found["against"]["1"]
+    for point in itertools.chain(*turns.values()):
+        assert point["clients"] == 1
+        assert point["figures"]["frames_per_s"] > 0
+        assert not point["figures"]["errors"]
+    rates = [[point["figures"]["frames_per_s"] for point in turns[name]] for name in ("trivid", "the other")]
+    compared = found["comparisons"][name]
+    assert compared["ratios"] == [one / other for one, other in zip(*rates, strict=True)]
+    assert compared["least"] <= compared["median"] == found["ratios"][name] <= compared["most"]
+
+
+def test_turns_go_back_and_forth_and_hold_the_other_servers(tmp_path: Path) -> None:
+    waiting = [sys.executable, "-c", "import time; print('ready: ', flush=True); time.sleep(60)"]
+    said: list[str] = []
+    with contextlib.ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(measured(start(waiting, tmp_path / name, (0, 0, 0)))) for name in "AB"
+        }
+
+        def held() -> list[str]:
+            time.sleep(0.2)
+            states = {name: one.family()[0].status() for name, one in servers.items()}
+            return [name for name, state in states.items() if state == psutil.STATUS_STOPPED]
+
+        rivals = {"A": held, "B": held}
+        found = in_turns(rivals, 3, servers=servers, say=lambda name, _: said.append(name))
+        assert not held()
+    assert said == ["A", "B", "B", "A", "A", "B"]
+    assert found == {"A": [["B"]] * 3, "B": [["A"]] * 3}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([2.0, 3.0, 8.0], [1.0, 1.0, 2.0], ([2, 3, 4], 3, 2, 4)),
+        ([2.0, 3.0], [0.0, 1.0], ([NAN, 3], 3, 3, 3)),
+        ([2.0], [0.0], ([NAN], NAN, NAN, NAN)),
+    ],
+)
+def test_comparisons_are_of_rounds(
+    ours: Sequence[float], theirs: Sequence[float], expected: tuple[Sequence[float], float, float, float]
+) -> None:
+    found = Comparison.of(ours, theirs)
+    assert found.ratios == pytest.approx(expected[0], nan_ok=True)
+    assert (found.median, found.least, found.most) == pytest.approx(expected[1:], nan_ok=True)
+    assert found.numbers("x", " (1)")["x, median (1)"] == pytest.approx(expected[1], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "media", "frames", "prepared"),
+    [("clip.mp4", clip(frames=20), 20, True), ("picture.png", image("png"), 1, False)],
+)
+def test_each_stage_does_all_frames(
+    name: str, media: bytes, frames: int, prepared: bool, tmp_path: Path
+) -> None:
+    medium = tmp_path / name
+    medium.write_bytes(media)
+    job = Job(task="segmentation", model=DEMO, medium=str(medium), frames=frames)
+    pipeline = make_pipeline(demo_specs()["segmentation"], "cpu", limits=Limits(chunk_frames=8))
+    stages = Bench(pipeline, job).stages()
+    assert ("preprocess" in stages) is not prepared
+    for stage, passes in stages.items():
+        assert sum(passes[0]()) == pytest.approx(frames), stage
+    pipeline.batcher.close()
+
+
+def test_wrong_usage_is_said(tmp_path: Path) -> None:
     assert "no medium 'nowhere.mp4'" in bench("--medium", "nowhere.mp4", code=1)
+    assert "no server.py there" in bench("--against", str(tmp_path), code=2)
     assert "peers serve torchvision's models" in contenders.missing("classification", "demo")
     assert "no peer does action" in contenders.missing("action", "r3d_18")
 
