@@ -6,11 +6,9 @@ nothing is downloaded. `as_json` and `from_json` carry a job into the processes 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Scalar
@@ -74,14 +72,6 @@ class Job:
     def settings(self) -> Settings:
         """The same, as the server itself reads it."""
         return parse_args(self.server_flags(), "")
-
-    def as_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "flags": tuple(values["flags"])})
 
 
 def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool = False) -> Path:

@@ -6,12 +6,9 @@ says, and prints a `Report`. It uses the machine that it measures, as clients wo
 
 from __future__ import annotations
 
-import dataclasses
 import http.client
 import itertools
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, answer_columns
@@ -28,6 +25,7 @@ from pipelines.protocol.options import Scalar
 from pipelines.sdk.http_transport import binary_request, raise_for_status, read_answer
 from pipelines.sdk.transport import Call, parse_address
 from scripts.bench.figures import Reply
+from scripts.bench.programs import run_program
 
 Kind = Literal["trivid", "light", "pytriton", "http"]
 # An answer's count of rows, when it came.
@@ -63,10 +61,6 @@ class Load:
     period_s: float = 0.0
     pause_s: float = 0.0
 
-    @classmethod
-    def from_json(cls, text: str) -> Load:
-        return cls(**json.loads(text))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -82,11 +76,6 @@ class Report:
     end_s: float
     cpu_s: float
     waited_s: float = 0.0
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "replies": tuple(Reply(**one) for one in values["replies"])})
 
 
 def asker(load: Load) -> Callable[[bytes], Answers]:
@@ -249,12 +238,5 @@ class Crowd:
         return Reply(start_s=start_s, end_s=end_s, at_s=at_s, rows=rows, error=error)
 
 
-def main() -> int:
-    report = Crowd(Load.from_json(sys.stdin.read())).run()
-    print(json.dumps(dataclasses.asdict(report)))
-    sys.stdout.flush()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(Load, lambda load: Crowd(load).run())

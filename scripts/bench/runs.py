@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +11,11 @@ from typing import Any
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from pipelines.protocol.errors import InvalidOptions
-from scripts import ROOT
 from scripts.bench.figures import Figures, Stage, Window, figures, median
 from scripts.bench.jobs import Job, Protocol
 from scripts.bench.load import Load, Report
 from scripts.bench.meter import Meter, Usage, cpu_s
+from scripts.bench.programs import Program
 from scripts.servers import Server
 
 # The first part of a run counts for nothing: queues fill, and clients have started together.
@@ -56,49 +52,21 @@ class Crossing:
     client_cpu_ms: float
 
 
-class Sending:
-    """Clients at work, in a process of their own; after the `with` block they have vanished."""
-
-    def __init__(self, load: Load) -> None:
-        command = [sys.executable, "-m", "scripts.bench.load"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(dataclasses.asdict(load)))
-        self._process.stdin.close()
-        self._process.stdin = None  # or `communicate` would write to it
-
-    def report(self) -> Report:
-        """What they saw, once all are done."""
-        text, _ = self._process.communicate()
-        if self._process.returncode:
-            raise SystemExit("error: the clients broke off, their message stands above")
-        return Report.from_json(text)
-
-    def __enter__(self) -> Sending:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.stdout is not None and not self._process.stdout.closed:
-            self._process.kill()
-            self._process.communicate()
+def sending(load: Load) -> Program[Report]:
+    """Clients at work."""
+    return Program("load", load, Report)
 
 
 def send(load: Load) -> Report:
     """Run clients to their end."""
-    with Sending(load) as sending:
-        return sending.report()
+    with sending(load) as clients:
+        return clients.answer()
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
-    """`scripts.bench.stages`, in a process of its own."""
-    command = [sys.executable, "-m", "scripts.bench.stages", str(seconds)]
-    done = subprocess.run(
-        command, cwd=ROOT, input=job.as_json(), stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit("error: the stages could not be measured, their message stands above")
-    return {name: Stage(**values) for name, values in json.loads(done.stdout.splitlines()[-1]).items()}
+    """Each stage alone (`scripts.bench.stages`)."""
+    with Program("stages", job, dict[str, Stage], str(seconds)) as measuring:
+        return measuring.answer()
 
 
 def url_of(server: Server, protocol: Protocol) -> str:

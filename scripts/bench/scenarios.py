@@ -22,7 +22,7 @@ from scripts.bench.jobs import Job
 from scripts.bench.load import Load, Report
 from scripts.bench.media import make_medium
 from scripts.bench.meter import MIB, Meter, cpu_s, measured, rss_bytes, shm_bytes
-from scripts.bench.runs import Sending, figures_of, load_of, measure_point, send, url_of, window_of
+from scripts.bench.runs import figures_of, load_of, measure_point, send, sending, url_of, window_of
 from scripts.bench.turns import Comparison, in_turns
 from scripts.servers import Server, start_server
 
@@ -76,7 +76,7 @@ def _beside(load: Load, measure: Callable[[], T]) -> Callable[[], T]:
     """Measures while other clients are at work, who vanish then."""
 
     def measure_beside() -> T:
-        with Sending(load):
+        with sending(load):
             time.sleep(SETTLE_S)
             return measure()
 
@@ -174,9 +174,9 @@ def soak(rig: Rig) -> Numbers:
         ]
         assert sum(count for _, count in kinds) == PER_ROUND
         for _ in range(SOAK_ROUNDS):
-            sent = [(load, Sending(_times(load, count))) for load, count in kinds]
-            for load, sending in sent:
-                replies = sending.report().replies
+            sent = [(load, sending(_times(load, count))) for load, count in kinds]
+            for load, clients in sent:
+                replies = clients.answer().replies
                 failed += sum(bool(one.error) for one in replies if "stride" not in load.options)
             shm.append(shm_bytes(server) / MIB)
             rss.append(rss_bytes(server)[0] / MIB)
@@ -268,11 +268,11 @@ def film(rig: Rig) -> Numbers:
     ):
         with rig.served() as server:
             load = _times(rig.load(server, kind, stream=True), pause_s=pause_s)
-            with Meter(server, shared_once=True) as meter, Sending(load) as sending:
+            with Meter(server, shared_once=True) as meter, sending(load) as clients:
                 if pause_s:
                     time.sleep(4 * rig.seconds)
                 else:
-                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in sending.report().replies)
+                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in clients.answer().replies)
         peaks[name] = meter.usage.peak_rss_bytes / MIB
         numbers[f"{name}: peak of the server's memory, MiB"] = meter.usage.peak_main_rss_bytes / MIB
         numbers[f"{name}: peak with its children, shared memory once, MiB"] = peaks[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import sys
@@ -35,6 +34,8 @@ from pipelines.pipeline import Pipeline
 from pipelines.protocol.options import parse_options
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
+from scripts.bench.programs import run_program
+from scripts.bench.turns import in_turns
 
 # Yields after each piece of the medium how many of its frames that was.
 Pass = Callable[[], Iterator[float]]
@@ -226,11 +227,11 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
     stages = bench.stages()
     for passes in stages.values():
         busy(passes, seconds / 4)
-    rounds = [{name: busy(passes, seconds) for name, passes in stages.items()} for _ in range(ROUNDS)]
+    found = in_turns({name: partial(busy, passes, seconds) for name, passes in stages.items()}, ROUNDS)
     measured = {
         name: Stage(
-            frames_per_s=median([one[name][0] for one in rounds]),
-            cpu_ms=median([one[name][1] for one in rounds]),
+            frames_per_s=median([rate for rate, _ in found[name]]),
+            cpu_ms=median([cpu_ms for _, cpu_ms in found[name]]),
             alone_ms=first_piece_ms(passes[0]),
             callers=len(passes),
         )
@@ -243,16 +244,12 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
     return measured
 
 
-def main() -> int:
+def main(job: Job) -> dict[str, Stage]:
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
-    job = Job.from_json(sys.stdin.read())
     memory.tune_malloc()
     pipeline = make_engine_room(job.settings()).pipelines[job.task]
-    measured = measure(Bench(pipeline, job), float(sys.argv[1]))
-    print(json.dumps({name: dataclasses.asdict(stage) for name, stage in measured.items()}))
-    sys.stdout.flush()
-    os._exit(0)  # DALI and ONNX Runtime take their time to end
+    return measure(Bench(pipeline, job), float(sys.argv[1]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(Job, main)
