@@ -164,7 +164,7 @@ def start_server(
     folder: Path, *flags: str, name: str = "server", checkout: Path = ROOT, env: Env = None
 ) -> Server:
     """Start a checkout's server.py on free ports; its output is `name`.log in the folder. Does not wait."""
-    ports = free_ports(3)
+    ports = free_ports(len(PORTS))
     places = [f"--{flag.replace('_', '-')}={port}" for flag, port in zip(PORTS, ports, strict=True)]
     command = [sys.executable, "server.py", *places, *flags]
     return start(command, folder / f"{name}.log", ports, checkout=checkout, env=env)

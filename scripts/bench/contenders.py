@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from scripts.bench.jobs import DEMO, Job
 from scripts.bench.load import Kind, Load
 from scripts.bench.meter import measured
 from scripts.bench.runs import load_of, send
-from scripts.servers import Server, free_ports, start, start_server
+from scripts.servers import PORTS, Server, free_ports, start, start_server
 
 OURS, OTHER = "trivid", "the other"
 # Which tasks each does (the seed's design: those of which it gives logits of whole frames), and its package.
-CLASSIFIERS, ALL_TASKS = ("classification",), ("classification", "detection", "segmentation")
+FRAME_TASKS = ("classification", "detection", "segmentation")
 PEERS = {
-    "seed_pytriton": (CLASSIFIERS, "pytriton"),
-    "fastapi_app": (ALL_TASKS, "fastapi"),
-    "litserve_app": (ALL_TASKS, "litserve"),
+    "seed_pytriton": (FRAME_TASKS[:1], "pytriton"),
+    "fastapi_app": (FRAME_TASKS, "fastapi"),
+    "litserve_app": (FRAME_TASKS, "litserve"),
 }
 
 
@@ -69,24 +68,14 @@ def peers(job: Job, folder: Path) -> Iterator[dict[str, Contender]]:
 @contextlib.contextmanager
 def _peer(name: str, job: Job, folder: Path) -> Iterator[Contender]:
     flags = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
-    port = _triple_port()
-    command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags, "--port", str(port)]
-    server = start(command, folder / f"{name}.log", (port, port + 1, port + 2))
+    ports = free_ports(len(PORTS))
+    command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags, "--ports", *map(str, ports)]
+    server = start(command, folder / f"{name}.log", ports)
     triton = name == "seed_pytriton"
     kind: Kind = "pytriton" if triton else "http"
     url = server.grpc_url if triton else server.http_url
     with measured(server, "" if triton else "/health"):
         yield Contender(server=server, load=Load(kind=kind, url=url, medium=job.medium, task=job.task))
-
-
-def _triple_port() -> int:
-    """A port with two free ones after it, as PyTriton takes three."""
-    while True:
-        (port,) = free_ports(1)
-        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
-            for number in range(port, port + 3):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
-            return port
 
 
 @contextlib.contextmanager

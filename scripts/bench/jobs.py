@@ -1,7 +1,7 @@
 """What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server.
 
 Weights are random but seeded, written to a file once, so that every server of a run computes the same;
-nothing is downloaded. `as_json` and `from_json` carry a job into the processes that measure it.
+nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -34,4 +34,4 @@ def make_app(network: Network) -> FastAPI:
 if __name__ == "__main__":
     asked = arguments()
     app = make_app(Network(asked.task, asked.model, asked.weights, asked.device))
-    uvicorn.run(app, host="127.0.0.1", port=asked.port, log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=asked.ports[0], log_level="warning")

@@ -48,4 +48,4 @@ if __name__ == "__main__":
     server = litserve.LitServer(
         Predictor(asked), accelerator=asked.device, devices=1, workers_per_device=workers, timeout=PATIENCE_S
     )
-    server.run(host="127.0.0.1", port=asked.port, log_level="warning", generate_client_file=False)
+    server.run(host="127.0.0.1", port=asked.ports[0], log_level="warning", generate_client_file=False)

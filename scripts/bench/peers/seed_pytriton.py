@@ -74,7 +74,7 @@ if __name__ == "__main__":
     example = Example(Network(asked.task, asked.model, asked.weights, asked.device))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    ports = {"http_port": asked.port, "grpc_port": asked.port + 1, "metrics_port": asked.port + 2}
+    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), asked.ports, strict=True))
     triton = Triton(config=TritonConfig(http_address="127.0.0.1", grpc_address="127.0.0.1", **ports))
     triton.bind(
         model_name="peer",
