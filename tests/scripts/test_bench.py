@@ -36,7 +36,6 @@ from scripts.bench.figures import (
     fallen,
     figures,
     frames_within,
-    percentile,
     percentiles,
 )
 from scripts.bench.jobs import DEMO, Job, save_random_weights
@@ -72,12 +71,6 @@ def test_a_stage_measured_twice_takes_the_mean_of_both_times() -> None:
     slow = Stage(frames_per_s=100.0, cpu_ms=20.0, alone_ms=10.0, callers=2)
     fast = Stage(frames_per_s=300.0, cpu_ms=8.0, alone_ms=4.0, callers=2)
     assert slow.mean(fast) == Stage(frames_per_s=150.0, cpu_ms=14.0, alone_ms=7.0, callers=2)
-
-
-@pytest.mark.parametrize("values", [[3.0], [2.0, 1.0], [5.0, 1.0, 4.0, 2.0], [0.1 * n for n in range(101)]])
-@pytest.mark.parametrize("percent", [0, 50, 95, 99, 100])
-def test_percentiles_are_numpys(values: Sequence[float], percent: float) -> None:
-    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
 
 
 def test_nothing_has_no_percentile() -> None:
