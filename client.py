@@ -84,6 +84,7 @@ VIDEO_SUFFIXES = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="client.py",
+        usage="client.py --video-paths PATH ... | --image-paths PATH ... | --info [flags] (--help: all)",
         description="Send videos and images to a Trivid server and say what is in them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

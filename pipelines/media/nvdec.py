@@ -94,7 +94,7 @@ def kind_refusal(info: MediaInfo) -> str:
     if info.pixel_format not in PIXEL_FORMATS:
         return f"pixels are {info.pixel_format}, not 4:2:0 of 8 bits"
     if info.matrix not in MATRICES:
-        return f"colours are {info.matrix}; DALI converts by bt601 alone"
+        return f"colours are {info.matrix}; DALI converts only by bt601"
     if info.rotation_deg or info.mirrored:
         return f"frames are stored turned by {info.rotation_deg} degrees or mirrored"
     return ""

@@ -82,7 +82,7 @@ def exported(layers: nn.Module, example: Tensor, given: Any, *, free: Mapping[in
     """
     outputs = dict(named_tensors(given))
     if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
-        raise TypeError(f"{type(given).__name__} is no answer of tensors alone")
+        raise TypeError(f"{type(given).__name__} is no answer of only tensors")
     weights = sum(tensor.nbytes for tensor in layers.state_dict().values())
     if weights > ONE_FILE_BYTES:
         raise ValueError(f"weights of {weights >> 20} MiB are more than a graph holds")

@@ -29,7 +29,7 @@ class Options:
     """What a request may set; one field is one request parameter of that name."""
 
     task: str = option("", "whose preprocessing, where several models are served; the first one's if empty")
-    class_name: str = option("", "the class to find alone, or several with commas between; all if empty")
+    class_name: str = option("", "find only this class, or several with commas between; all if empty")
     class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
     score_threshold: float = option(
         -1.0,
@@ -46,13 +46,13 @@ class Options:
     start_s: float = option(0.0, "first time of the medium to answer, in seconds", low=0)
     end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
     fps: float = option(0.0, "frames a second to answer; 0: all, of clips the model's rate", low=0, high=1000)
-    keyframes_only: bool = option(False, "answer key frames alone")
+    keyframes_only: bool = option(False, "answer only key frames")
     stride: int = option(1, "answer every n-th frame (of those that fps leaves)", low=1)
     max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
     overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
     style: Style = option(
         "overlay",
-        "what the pictures show: coloured classes, the class alone, or the class made unrecognisable",
+        "what the pictures show: coloured classes, only the class, or the class made unrecognisable",
     )
     alpha: float = option(
         0.5, "opacity of the overlay's colours; at 0 the frames are left as they are", low=0, high=1

@@ -148,7 +148,8 @@ class Summary:
     def __str__(self) -> str:
         if not self._rows:
             return f"0 {self._noun}s: the options select none, or too few"
-        return f"{self._rows} {_plural(self._noun, self._rows)}, {', '.join(self._words)} ({self._decoder})"
+        told = [f"{self._rows} {_plural(self._noun, self._rows)}", *self._words]
+        return f"{', '.join(told)} ({self._decoder})"
 
 
 def _plural(noun: str, count: int) -> str:

@@ -140,7 +140,7 @@ class Watchdog:
 def deadline_error(address: Address, timeout_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"no answer from {address} within {timeout_s:.3g} s",
-        hint="raise the timeout; a stream's is for each answer alone",
+        hint="raise the timeout; a stream's is for each answer",
     )
 
 

@@ -1,4 +1,4 @@
-"""The stages of a pipeline alone, as endpoints answer them: preprocessing, the model, postprocessing."""
+"""Single stages of a pipeline as endpoints: preprocessing, the model, postprocessing; and whole ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EndToEnd:
 
 
 class Example:
-    """The seed example's form: frames and the class alone, as raw pixels."""
+    """The seed example's form: frames, and the same with only the class, as raw pixels."""
 
     def __init__(self, pipeline: Pipeline, max_answer_bytes: int) -> None:
         self._pipeline = pipeline
@@ -121,7 +121,7 @@ class PreprocessStage:
 
 
 class ModelStage:
-    """The model alone: a row of model pixels in, its outputs out, by the names that it gives them."""
+    """Only the model: a row of model pixels in, its outputs out, by the names that it gives them."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._batcher = pipeline.batcher
@@ -156,7 +156,7 @@ def _to_row(output: Output) -> Row:
 
 
 class PostprocessStage:
-    """A frame and the probability of one class in, the class alone out."""
+    """A frame and the probability of one class in, only the class out."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline

@@ -1,4 +1,4 @@
-"""The endpoints of the served models: end to end, their stages alone, and the seed example's contract."""
+"""The endpoints of the served models: end to end, each stage by itself, and the seed example's contract."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded 
 
 
 def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
-    """What every task has: media in one answer, media as a stream, and the model alone."""
+    """What every task has: media in one answer, media as a stream, and only the model."""
     columns = answer_columns(task.answer)
     one = EndpointFacts(
         help=f"{name} of a clip or an image, end to end, in one answer",
@@ -76,7 +76,7 @@ def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
         stream=True,
     )
     bare = EndpointFacts(
-        help=f"the model of {name} alone: a row is what it takes of model pixels",
+        help=f"only the model of {name}: a row is what it takes of model pixels",
         inputs=task.inputs,
         outputs=(*task.outputs, ERROR),
         task=name,
@@ -87,13 +87,13 @@ def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
 ENDPOINT_TABLE: dict[str, EndpointFacts] = {
     **{key: facts for name, task in TASKS.items() for key, facts in _task_endpoints(name, task).items()},
     "dali_preprocess": EndpointFacts(
-        help="decoding and a model's preprocessing alone",
+        help="only decoding and a model's preprocessing",
         inputs=(MEDIA,),
         outputs=PREPROCESSED,
         allowed=("task", *SELECTION),
     ),
     "dali_postprocess": EndpointFacts(
-        help="the postprocessing of one class alone: a row is a frame",
+        help="only the postprocessing of one class: a row is a frame",
         inputs=(FRAME, PROBABILITY),
         outputs=(SEGMENTED, CLASS_MASK, ERROR),
         task="segmentation",
@@ -101,7 +101,7 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
         preset={"style": "extract"},
     ),
     "ResNet101": EndpointFacts(
-        help="the contract of PyTriton's DALI example: raw frames, and the same with one class alone",
+        help="the contract of PyTriton's DALI example: raw frames, and the same with only one class",
         inputs=(VIDEO,),
         outputs=(ORIGINAL, FRAMES_SEGMENTED, ERROR),
         task="segmentation",

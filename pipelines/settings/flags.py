@@ -119,6 +119,7 @@ def _whole(text: str) -> int | str:
 def _parser(manual: str) -> argparse.ArgumentParser:
     """All flags, each with its default where `--help` shows it; what is not given does not appear."""
     parser = argparse.ArgumentParser(
+        usage="server.py [--demo] [--model [TASK=]SOURCE ...] [flags]   (--help lists all)",
         description=manual,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

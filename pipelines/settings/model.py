@@ -35,7 +35,7 @@ Side = Annotated[int, between(1, spec.MAX_SIDE_PX)]
 Sides = Annotated[tuple[Side, Side], _listed(2, SIDES)]
 SideOrSides = Annotated[
     tuple[Annotated[int, between(0, spec.MAX_SIDE_PX)], ...],
-    allowed("0 alone: no resize", lambda px: 0 not in px or px == (0,)),
+    allowed("0 by itself: no resize", lambda px: 0 not in px or px == (0,)),
     _listed(2, SIDES, spread=False),
 ]
 Three = Annotated[tuple[float, float, float], _listed(3, THREE)]

@@ -51,7 +51,7 @@ class ServerSettings(BaseModel):
         "longest wait for its turn of a medium that gets one answer, else overloaded; 0: as long as it takes",
     )
     endpoints: Literal["all", "media"] = said(
-        "all", "media: those that take media alone; all: those of bare tensors too"
+        "all", "media: only those that take media; all: those of bare tensors too"
     )
 
 
