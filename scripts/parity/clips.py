@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 
 import av
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torchvision import models
+from torchvision.datasets.video_utils import VideoClips
 
 from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, Wanted
 from pipelines.protocol.options import Options
+from scripts.parity.measures import Measure, Row
 from scripts.parity.media import Material, decode
 from scripts.parity.subject import Subject
+
+# Rates that torchvision's video weights were trained with, and one above those of most videos.
+RATES = (7.5, 15.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,35 +36,41 @@ class Clips:
 
 
 def clips_by_hand(subject: Subject, material: Material, select: Options) -> Clips:
-    """Whole clips, one behind the other, of the frames up to `select.max_frames` resampled ones."""
+    """Whole clips, one after the other, of the frames up to `select.max_frames` resampled ones."""
     clip = subject.spec.clip
     assert clip is not None
     frames = decode(material, Options())
-    index = resampled(len(frames), claimed_rate(material), torchvision_rate(subject))
+    index = _resampled(len(frames), _claimed_rate(material), _torchvision_rate(subject))
     if select.max_frames:
         index = index[: select.max_frames]
     length = select.clip_length or clip.length
     rows = index[: len(index) // length * length].reshape(-1, length)
-    pixels = []
-    for row in rows:
-        shown = torch.from_numpy(np.asarray(frames.pixels_nhwc)[row]).permute(0, 3, 1, 2)
-        pixels.append(subject.transform(shown)[None])
-    numbers = frames.frame_index[rows]
-    return Clips(pixels=pixels, ends=numbers[:, [0, -1]], frames=rows.size)
+    shown = torch.from_numpy(np.asarray(frames.pixels_nhwc)).permute(0, 3, 1, 2)
+    pixels = [subject.transform(shown[row])[None] for row in rows]
+    return Clips(pixels=pixels, ends=frames.frame_index[rows][:, [0, -1]], frames=rows.size)
 
 
-def torchvision_rate(subject: Subject) -> float:
+def compare_frames(material: Material) -> Row:
+    """Which frames make clips, at each of RATES: the server's against those of torchvision's."""
+    count, rate = len(decode(material, Options())), _claimed_rate(material)
+    measures, surplus = [], []
+    for wanted in RATES:
+        theirs, ours = _resampled(count, rate, wanted), _served_index(material, wanted)
+        other = int((ours[: len(theirs)] != theirs).sum()) if len(ours) >= len(theirs) else count
+        measures.append(Measure(name=f"other frames at {wanted:g}/s", value=other, bar=0, digits=0))
+        surplus.append(len(ours) - len(theirs))
+    last = Measure(name="frames after torchvision's last", value=max(surplus), bar=1, digits=0)
+    return Row(model=material.name, media=(material.name,), frames=count, measures=(*measures, last))
+
+
+def _torchvision_rate(subject: Subject) -> float:
     """The frame rate that the weights' documentation names."""
-    import re
-
-    from torchvision import models
-
     found = re.search(r"frame_rate=([\d.]+)", models.get_model_weights(subject.name).DEFAULT.meta["_docs"])
     assert found is not None
     return float(found[1])
 
 
-def claimed_rate(material: Material) -> float:
+def _claimed_rate(material: Material) -> float:
     """Frames a second, as the container claims."""
     with av.open(io.BytesIO(material.load())) as file:
         rate = file.streams.video[0].average_rate
@@ -65,19 +78,16 @@ def claimed_rate(material: Material) -> float:
     return float(rate)
 
 
-def resampled(frames: int, rate: float, wanted: float) -> npt.NDArray[np.int64]:
+def _resampled(frames: int, rate: float, wanted: float) -> npt.NDArray[np.int64]:
     """Numbers of the frames that `VideoClips` takes of so many at a rate, to have them at another."""
-    from torchvision.datasets.video_utils import VideoClips
-
     index = VideoClips._resample_video_idx(math.floor(frames * wanted / rate), rate, wanted)
     numbers = np.arange(frames)[index] if isinstance(index, slice) else index.numpy()
     return np.asarray(numbers, np.int64)
 
 
-def served_index(material: Material, wanted: float) -> npt.NDArray[np.int64]:
+def _served_index(material: Material, wanted: float) -> npt.NDArray[np.int64]:
     """Numbers of the frames that the server takes of a video at a rate, for clips."""
-    options = replace(Options(), fps=wanted)
-    with open_media(
-        material.load(), options=options, limits=Limits(), device="cpu", wanted=Wanted(repeat_frames=True)
-    ) as medium:
+    options, repeating = Options(fps=wanted), Wanted(repeat_frames=True)
+    data = material.load()
+    with open_media(data, options=options, limits=Limits(), device="cpu", wanted=repeating) as medium:
         return np.concatenate([one.frame_index for one in medium.chunks()])

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from pipelines.models.spec import Preprocessing
+from tests.support.pixels import levels_apart
+
+# Boxes that overlap less are of different objects.
+LEAST_IOU = 0.5
+# A box whose score is this near to the threshold may be on either side of it.
+SCORE_MARGIN = 1e-3
+# Over large areas a mask of random weights is about as likely as not; such a one may turn over.
+MASK_BAR = 95.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +62,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        return all(one.passed for one in self.measures)
+        return not self.missed
 
     def value(self, name: str) -> float:
         """The measure of this name."""
@@ -78,18 +88,26 @@ def table(rows: Sequence[Row], first: str = "model") -> str:
 class Pixels:
     """Distances of model pixels in levels of 255, medium by medium; the worst of each counts."""
 
-    std: tuple[float, float, float]
+    preprocessing: Preprocessing
     mean: float = 0.0
     high: float = 0.0
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
-        """One medium's pixels `(N, 3, h, w)`. Raises ValueError where sizes differ."""
+        """One medium's pixels `(N, 3, h, w)`. Those of another size are infinitely far apart."""
         if ours.shape != theirs.shape:
-            raise ValueError(f"pixels are {tuple(ours.shape)}, torchvision's {tuple(theirs.shape)}")
-        apart = ((ours - theirs).abs() * torch.tensor(self.std)[:, None, None] * 255).flatten()
+            self.mean = self.high = math.inf
+            return
+        apart = levels_apart(ours, theirs, self.preprocessing).flatten()
         self.mean = max(self.mean, float(apart.mean()))
         rank = max(1, round(apart.numel() * 0.999))
         self.high = max(self.high, float(apart.kthvalue(rank).values))
+
+    def measures(self, path: str) -> tuple[Measure, Measure]:
+        """Both with their bars, by the name of torchvision's path."""
+        return (
+            Measure(name=f"{path} path: mean", value=self.mean, bar=1.0),
+            Measure(name=f"{path} p99.9", value=self.high, bar=8.0, digits=2),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -110,25 +128,19 @@ class Winners:
     def measures(self) -> tuple[Measure, ...]:
         ours, theirs = np.concatenate(self.ours), np.concatenate(self.theirs)
         agree = ours.argmax(axis=1) == theirs.argmax(axis=1)
+        winning = len(np.unique(theirs.argmax(axis=1)))
+        least = 2 if len(theirs) > 4 else None
         return (
             Measure(name="top-1 agreement %", value=100 * agree.mean(), bar=99.5, at_most=False, digits=2),
             Measure(name="max Δp", value=float(np.abs(ours - theirs).max()), bar=0.01),
             Measure(name="mean winning p", value=float(theirs.max(axis=1).mean()), digits=2),
-            Measure(
-                name="winning classes",
-                value=len(np.unique(theirs.argmax(axis=1))),
-                bar=2 if len(theirs) > 4 else None,
-                at_most=False,
-                digits=0,
-            ),
+            Measure(name="winning classes", value=winning, bar=least, at_most=False, digits=0),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Boxes:
-    """Objects of one frame, best first; masks are bool `(D, H, W)`, keypoints `(D, P, 2)`, in source
-    pixels.
-    """
+    """Objects of one frame, best first; masks bool `(D, H, W)`, keypoints `(D, P, 2)`, in source pixels."""
 
     box_d4: Tensor
     score_d: Tensor
@@ -142,53 +154,34 @@ class Boxes:
 
 @dataclass(slots=True, eq=False)
 class Matches:
-    """Boxes of both sides in pairs: torchvision's best first, each with that of its class which overlaps it
-    most.
-    """
+    """Boxes of both sides in pairs: torchvision's best first, each with the closest of its class."""
 
-    threshold: float
-    counted: int = 0
     missing: int = 0
     surplus: int = 0
-    frames: int = 0
     iou: list[float] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
     mask: list[float] = field(default_factory=list)
     keypoint: list[float] = field(default_factory=list)
 
-    def add(self, ours: Boxes, theirs: Boxes) -> None:
-        """One frame's boxes. Those of `theirs` above the threshold count; nearer to it than the margin,
-        either way.
-        """
+    def add(self, ours: Boxes, theirs: Boxes, threshold: float) -> None:
+        """One frame's boxes. Those above the threshold count; nearer to it than the margin, either way."""
         from torchvision.ops import box_iou
 
-        self.frames += 1
-        free = torch.ones(len(ours), dtype=torch.bool)
-        for row in range(len(theirs)):
-            score = float(theirs.score_d[row])
-            if score <= self.threshold:
+        certain = threshold + SCORE_MARGIN
+        overlap = box_iou(theirs.box_d4, ours.box_d4)
+        overlap[theirs.class_id_d[:, None] != ours.class_id_d[None]] = 0.0
+        for row in torch.nonzero(theirs.score_d > threshold).flatten().tolist():
+            best = int(overlap[row].argmax()) if len(ours) else -1
+            if best < 0 or overlap[row, best] < LEAST_IOU:
+                self.missing += bool(theirs.score_d[row] > certain)
                 continue
-            overlap = box_iou(theirs.box_d4[row : row + 1], ours.box_d4)[0] if len(ours) else torch.empty(0)
-            overlap = torch.where(free & (ours.class_id_d == theirs.class_id_d[row]), overlap, -1.0)
-            best = int(overlap.argmax()) if len(ours) else -1
-            if best < 0 or overlap[best] < LEAST_IOU:
-                self.missing += score > self.threshold + SCORE_MARGIN
-                continue
-            free[best] = False
-            self.counted += 1
-            self.iou.append(float(overlap[best]))
-            self.score.append(abs(score - float(ours.score_d[best])))
+            self.iou.append(float(overlap[row, best]))
+            self.score.append(float((theirs.score_d[row] - ours.score_d[best]).abs()))
             self._shapes(ours, best, theirs, row)
-        self.surplus += int((free & (ours.score_d > self.threshold + SCORE_MARGIN)).sum())
-
-    def join(self, other: Matches) -> None:
-        """Another medium's pairs too."""
-        self.counted, self.missing = self.counted + other.counted, self.missing + other.missing
-        self.surplus, self.frames = self.surplus + other.surplus, self.frames + other.frames
-        self.iou += other.iou
-        self.score += other.score
-        self.mask += other.mask
-        self.keypoint += other.keypoint
+            # Taken: no other may have it.
+            overlap[:, best] = -1.0
+        free = (overlap >= 0).all(dim=0)
+        self.surplus += int((free & (ours.score_d > certain)).sum())
 
     def _shapes(self, ours: Boxes, mine: int, theirs: Boxes, other: int) -> None:
         """Masks and keypoints, which fail where ours has none."""
@@ -205,28 +198,19 @@ class Matches:
     @property
     def measures(self) -> tuple[Measure, ...]:
         return (
-            Measure(name="boxes", value=self.counted, bar=1, at_most=False, digits=0),
-            _share("boxes of IoU ≥ 0.95 %", [value >= 0.95 for value in self.iou]),
+            Measure(name="boxes", value=len(self.iou), bar=1, at_most=False, digits=0),
+            _share("boxes of IoU ≥ 0.95 %", (value >= 0.95 for value in self.iou)),
             Measure(name="missing", value=self.missing, bar=0, digits=0),
             Measure(name="surplus", value=self.surplus, bar=0, digits=0),
             Measure(name="max Δscore", value=max(self.score, default=0.0), bar=0.01),
-            _share("masks of IoU ≥ 0.95 %", [value >= 0.95 for value in self.mask], bar=MASK_BAR),
-            _share("keypoints within 0.5 px %", [value <= 0.5 for value in self.keypoint]),
+            _share("masks of IoU ≥ 0.95 %", (value >= 0.95 for value in self.mask), bar=MASK_BAR),
+            _share("keypoints within 0.5 px %", (value <= 0.5 for value in self.keypoint)),
         )
 
 
-# Boxes that overlap less are of different objects.
-LEAST_IOU = 0.5
-# A box whose score is this near to the threshold may be on either side of it.
-SCORE_MARGIN = 1e-3
-
-
-# Over large areas a mask of random weights is about as likely as not; such a one may turn over.
-MASK_BAR = 95.0
-
-
-def _share(name: str, hits: Sequence[bool], bar: float = 99.0) -> Measure:
+def _share(name: str, hits: Iterable[bool], bar: float = 99.0) -> Measure:
     """In per cent; nothing to count is no number."""
-    if not hits:
-        return Measure(name=name, value=float("nan"), digits=2)
-    return Measure(name=name, value=100 * sum(hits) / len(hits), bar=bar, at_most=False, digits=2)
+    counted = list(hits)
+    if not counted:
+        return Measure(name=name, value=math.nan, digits=2)
+    return Measure(name=name, value=100 * sum(counted) / len(counted), bar=bar, at_most=False, digits=2)

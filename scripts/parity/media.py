@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from pipelines.frames.batch import FrameBatch, to_numpy
 from pipelines.media.decode import open_media
@@ -27,6 +29,7 @@ REAL_VIDEOS = (
     "pattern_vp9_720p.webm",
     "pattern_h265_720p.mp4",
 )
+Kind = Literal["picture", "video"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +37,28 @@ class Material:
     """One medium; `load` gives its bytes, the same each time."""
 
     name: str
-    kind: Literal["picture", "video"]
+    kind: Kind
     load: Callable[[], bytes]
     missing: bool = False
 
 
 def materials() -> list[Material]:
     """All media, the real ones first; a file that is not there is marked as missing."""
-    files = [(name, "picture") for name in REAL_PICTURES] + [(name, "video") for name in REAL_VIDEOS]
+    known: dict[Kind, tuple[tuple[str, ...], Mapping[str, Callable[[], bytes]]]] = {
+        "picture": (REAL_PICTURES, GENERATED_PICTURES),
+        "video": (REAL_VIDEOS, GENERATED_VIDEOS),
+    }
     real = [
-        Material(
-            name=name,
-            kind="picture" if kind == "picture" else "video",
-            load=(SHARED / name).read_bytes,
-            missing=not (SHARED / name).is_file(),
-        )
-        for name, kind in files
+        Material(name=file.name, kind=kind, load=file.read_bytes, missing=not file.is_file())
+        for kind, (names, _) in known.items()
+        for file in map(SHARED.joinpath, names)
     ]
-    pictures = [Material(name=name, kind="picture", load=load) for name, load in GENERATED_PICTURES.items()]
-    videos = [Material(name=name, kind="video", load=load) for name, load in GENERATED_VIDEOS.items()]
-    return [*real, *pictures, *videos]
+    made = [
+        Material(name=name, kind=kind, load=load)
+        for kind, (_, generated) in known.items()
+        for name, load in generated.items()
+    ]
+    return [*real, *made]
 
 
 def present(*names: str) -> list[Material]:
@@ -62,37 +67,31 @@ def present(*names: str) -> list[Material]:
     return [known[name] for name in names if name in known] if names else list(known.values())
 
 
-@functools.cache
-def _picture(height_px: int, width_px: int, mode: str = "RGB") -> bytes:
-    return _png(natural(height_px, width_px)[0], mode)
-
-
-def _png(pixels: Picture, mode: str = "RGB") -> bytes:
-    sink = io.BytesIO()
-    as_mode(pixels, mode).save(sink, "png", compress_level=1)
-    return sink.getvalue()
-
-
-@functools.cache
-def _alpha() -> bytes:
-    """Transparent in one half: the colours under it are what counts, as with Pillow's `convert`."""
-    from PIL import Image
-
-    pixels = natural(301, 400)[0]
-    picture = Image.fromarray(pixels).convert("RGBA")
-    picture.putalpha(
-        Image.fromarray(np.where(np.arange(400) < 200, 40, 255).astype(np.uint8)[None].repeat(301, 0))
-    )
+def _png(picture: Image.Image) -> bytes:
     sink = io.BytesIO()
     picture.save(sink, "png", compress_level=1)
     return sink.getvalue()
 
 
 @functools.cache
+def _picture(height_px: int, width_px: int, mode: str = "RGB") -> bytes:
+    return _png(as_mode(natural(height_px, width_px)[0], mode))
+
+
+@functools.cache
+def _alpha() -> bytes:
+    """Transparent in one half: the colours under it are what counts, as with Pillow's `convert`."""
+    picture = Image.fromarray(natural(301, 400)[0]).convert("RGBA")
+    alpha = np.where(np.arange(400) < 200, 40, 255).astype(np.uint8)
+    picture.putalpha(Image.fromarray(alpha[None].repeat(301, 0)))
+    return _png(picture)
+
+
+@functools.cache
 def _uhd() -> bytes:
     """3840x2160: a quarter, mirrored into the other three."""
     quarter = natural(1080, 1920)[0]
-    return _png(np.pad(quarter, ((0, 1080), (0, 1920), (0, 0)), mode="symmetric"))
+    return _png(Image.fromarray(np.pad(quarter, ((0, 1080), (0, 1920), (0, 0)), mode="symmetric")))
 
 
 def _panned(height_px: int, width_px: int, frames: int) -> list[Picture]:
@@ -104,14 +103,9 @@ def _panned(height_px: int, width_px: int, frames: int) -> list[Picture]:
 @functools.cache
 def _ten_bits() -> bytes:
     """The encoder's threads make other bytes each time, so these are kept."""
+    pictures, fmt = _panned(180, 322, 60), "yuv420p10le"
     return clip(
-        codec="libx265",
-        container="matroska",
-        pix_fmt="yuv420p10le",
-        width=322,
-        height=180,
-        rate=25,
-        pictures=_panned(180, 322, 60),
+        codec="libx265", container="matroska", pix_fmt=fmt, width=322, height=180, rate=25, pictures=pictures
     )
 
 
@@ -127,11 +121,11 @@ def _turned_video() -> bytes:
 
 
 GENERATED_PICTURES: dict[str, Callable[[], bytes]] = {
-    "odd 643x361": functools.partial(_picture, 361, 643),
-    "portrait 359x641": functools.partial(_picture, 641, 359),
-    "tiny 8x8": functools.partial(_picture, 8, 8),
+    "odd 643x361": partial(_picture, 361, 643),
+    "portrait 359x641": partial(_picture, 641, 359),
+    "tiny 8x8": partial(_picture, 8, 8),
     "4K": _uhd,
-    "grey": functools.partial(_picture, 300, 401, "L"),
+    "grey": partial(_picture, 300, 401, "L"),
     "alpha": _alpha,
 }
 GENERATED_VIDEOS: dict[str, Callable[[], bytes]] = {

@@ -1,19 +1,20 @@
 """A model twice: as it is served, and as torchvision builds it, with the same weights. Knows no media.
 
-Weights are `random`, seeded. Such networks amplify rounding far more than trained ones, and the heads of
-dense ones answer the same everywhere, so `tame` brings them nearer to trained ones, for both sides alike.
+Weights are `random`, seeded. Untrained networks amplify rounding far more than trained ones (Yang et al., A
+Mean Field Theory of Batch Normalization, 2019), and their dense heads answer the same everywhere: see `tame`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from pipelines.assembly import make_pipeline
 from pipelines.media.medium import Limits
@@ -21,17 +22,18 @@ from pipelines.models.spec import ModelSpec, TaskName
 from pipelines.pipeline import Pipeline
 from pipelines.settings.model import ModelSettings
 from pipelines.zoo import resolve
-from tests.support.pixels import natural
+from pipelines.zoo.vision.random_weights import norm_statistics, spread_logits
+from tests.support.pixels import natural, to_nchw
 
 CHUNK_FRAMES = 4
-EXAMPLE_PX = 256
-EXAMPLES = 4
-# Weight of the last norm of each residual branch; 1 is torchvision's, 0 its `zero_init_residual`.
+# Weight of the last norm of each residual branch; torchvision's is 1, its `zero_init_residual` 0, and
+# training that starts from 0 ends near it (Goyal et al., 2017, 5.1).
 RESIDUAL_WEIGHT = 0.15
 # The same of EfficientNets, which have more of them: with 0.15, torchvision's own answer to a test pattern
 # moves by 0.02 if one pixel in a thousand changes by one level.
 MBCONV_WEIGHT = 0.05
-# Heads by the end of their names: how far their outputs shall spread, and around what.
+BLOCKS = ("BasicBlock", "Bottleneck", "InvertedResidual", "MBConv")
+# Heads of detectors by the end of their names: how far their outputs shall spread, and around what.
 HEADS: dict[str, tuple[float, float]] = {
     "rpn.head.cls_logits": (2.0, 0.0),
     "rpn.head.bbox_pred": (0.3, 0.0),
@@ -45,10 +47,10 @@ HEADS: dict[str, tuple[float, float]] = {
     "regression_head.bbox_ctrness": (1.0, 0.0),
     "regression_head.module_list": (0.5, 0.0),
 }
-# Winners of dense heads stand in regions, as those of trained ones: classes differ in how often they win.
-DENSE_SPREAD, DENSE_BIAS = 2.0, 2.0
-CLASS_SPREAD = 1.0
-CLIP_SPREAD = 2.0
+EXAMPLES, EXAMPLE_PX, EXAMPLE_FRAMES = 4, 256, 16
+LOGIT_SPREAD: dict[TaskName, float] = {"classification": 1.0, "segmentation": 2.0, "action": 2.0}
+# Classes of pixels differ in how often they win, so that winners stand in regions, as those of trained heads.
+CLASS_BIAS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,7 +58,6 @@ class Subject:
     """`pipeline` is what is served; `network` and `transform` are torchvision's, untouched."""
 
     name: str
-    task: TaskName
     pipeline: Pipeline
     network: nn.Module
     transform: Any
@@ -65,172 +66,128 @@ class Subject:
     def spec(self) -> ModelSpec:
         return self.pipeline.spec
 
+    @property
+    def task(self) -> TaskName:
+        return self.spec.task
+
 
 @contextmanager
-def subject(name: str, change: Callable[[ModelSpec], ModelSpec] | None = None) -> Iterator[Subject]:
-    """Both sides of a model of torchvision's.
-
-    Args:
-        change: spoils the served side, for tests of the comparison.
-    """
-    from torchvision import models
-
+def subject(name: str) -> Iterator[Subject]:
+    """Both sides of a model of torchvision's, on the CPU; the served one as the server puts it together."""
     spec = resolve(ModelSettings(source=name, weights="random"), allow_code=False)
     served = spec.build().eval()
     tame(served, spec)
-    reference = torchvision_network(name, spec.task, served)
-    spec = replace(spec, build=lambda: served)
-    pipeline = served_pipeline(change(spec) if change else spec)
+    pipeline = make_pipeline(
+        replace(spec, build=lambda: served), "cpu", limits=Limits(chunk_frames=CHUNK_FRAMES)
+    )
     try:
         yield Subject(
             name=name,
-            task=spec.task,
             pipeline=pipeline,
-            network=reference,
+            network=torchvision_network(name, _inner(served)),
             transform=models.get_model_weights(name).DEFAULT.transforms(),
         )
     finally:
         pipeline.batcher.close()
 
 
-def torchvision_network(name: str, task: TaskName, served: nn.Module) -> nn.Module:
+def torchvision_network(name: str, served: nn.Module) -> nn.Module:
     """The network by `torchvision.models.get_model`, with a copy of the served one's state."""
-    from torchvision import models
-
     takes = inspect.signature(inspect.unwrap(models.get_model_builder(name))).parameters
     backbone: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in takes else {}
     network: nn.Module = models.get_model(name, weights=None, **backbone)
-    prefix = "network." if task in ("detection", "segmentation") else ""
-    network.load_state_dict({key.removeprefix(prefix): value for key, value in served.state_dict().items()})
+    network.load_state_dict(served.state_dict())
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def served_pipeline(spec: ModelSpec) -> Pipeline:
-    """A pipeline as the server puts it together, on the CPU, for one stream."""
-    return make_pipeline(spec, "cpu", limits=Limits(chunk_frames=CHUNK_FRAMES))
-
-
 def tame(network: nn.Module, spec: ModelSpec) -> None:
-    """Weaken residual branches, take batch-norm statistics of drawn pictures, spread the heads of dense
-    networks.
+    """Bring random weights of a torchvision network nearer to trained ones, in place.
+
+    Residual branches become small, batch norms take the statistics of examples, and outputs spread.
     """
-    branches = weaken_branches(network)
-    if not branches and spec.task == "classification":
-        return
-    pixels = example_pixels(spec)
+    own, pixels = _inner(network), _examples(spec)
+    for norm, weight in _last_norms(own):
+        nn.init.constant_(norm.weight, weight)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with _norm_statistics(network):
+        with norm_statistics(network):
             network(pixels)
-        hooks = [
-            module.register_forward_hook(_spreading(spread, centre))
-            for name, module in network.named_modules()
-            for end, (spread, centre) in HEADS.items()
-            if f".{end}" in f".{name}" and isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
-        ]
-        output = network(pixels)
-        for hook in hooks:
-            hook.remove()
+        if spec.task == "detection":
+            _spread_heads(network, pixels)
+            return
+        spread_logits(own, network(pixels), LOGIT_SPREAD[spec.task])
         if spec.task == "segmentation":
-            spread_logits(network, output["out"], DENSE_SPREAD, DENSE_BIAS)
-        elif spec.task == "classification":
-            spread_logits(network, output, CLASS_SPREAD, 0.0)
-        elif spec.task == "action" and not branches:
-            spread_logits(network, output, CLIP_SPREAD, 0.0)
+            classes = len(spec.labels)
+            heads = [
+                one for one in own.modules() if isinstance(one, nn.Conv2d) and one.out_channels == classes
+            ]
+            assert heads[-1].bias is not None
+            heads[-1].bias.add_(CLASS_BIAS * torch.randn(classes))
 
 
-def weaken_branches(network: nn.Module) -> int:
-    """Scale the last norm of each residual branch, by torchvision's names of them; how many there are."""
-    count = 0
-    for module in network.modules():
-        kind = type(module).__name__
-        last: Any = None
-        if kind == "Bottleneck" and hasattr(module, "bn3"):
-            last = module.bn3
-        elif kind == "BasicBlock" and hasattr(module, "bn2"):
-            last = module.bn2
-        elif kind in ("BasicBlock", "Bottleneck"):
-            # Of video networks: branches are sequences that end in their norm.
-            last = [one for one in module.modules() if isinstance(one, nn.BatchNorm3d)][-1]
-        elif kind in ("InvertedResidual", "MBConv") and getattr(module, "use_res_connect", False):
-            last = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)][-1]
-        if isinstance(last, nn.BatchNorm2d | nn.BatchNorm3d):
-            nn.init.constant_(last.weight, MBCONV_WEIGHT if kind == "MBConv" else RESIDUAL_WEIGHT)
-            count += 1
-    return count
-
-
-def example_pixels(spec: ModelSpec) -> Tensor:
-    """Drawn pictures `(4, 3, h, w)` of falling contrast, or a clip of each, normalized as the model has
-    them.
-    """
+def _examples(spec: ModelSpec) -> Tensor:
+    """Drawn pictures `(4, 3, h, w)` of falling contrast, or clips of them that move, normalized."""
     facts = spec.preprocessing
     height, width = facts.fixed_hw or (EXAMPLE_PX, EXAMPLE_PX)
-    levels = torch.from_numpy(natural(height, width, EXAMPLES)).permute(0, 3, 1, 2) / 255
     contrast = torch.linspace(1.0, 0.4, EXAMPLES)[:, None, None, None]
-    shown = 0.45 + contrast * (levels - 0.5)
+    shown = 0.45 + contrast * (to_nchw(natural(height, width, EXAMPLES)) / 255 - 0.5)
     mean, std = (torch.tensor(values)[:, None, None] for values in (facts.mean, facts.std))
-    pixels = ((shown - mean) / std).float()
+    pixels = (shown - mean) / std
     if spec.clip is None:
         return pixels
-    moved = [pixels[:2].roll(step, dims=-1) for step in range(spec.clip.length if spec.clip.fixed else 16)]
-    return torch.stack(moved, dim=2)
+    frames = spec.clip.length if spec.clip.fixed else EXAMPLE_FRAMES
+    return torch.stack([pixels[:2].roll(step, dims=-1) for step in range(frames)], dim=2)
 
 
-@contextmanager
-def _norm_statistics(network: nn.Module) -> Iterator[None]:
-    """Within, batch norms keep the plain averages of what passes."""
-    norms = [one for one in network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    yield
-    network.eval()
+def _inner(network: nn.Module) -> nn.Module:
+    """torchvision's own network: detectors and segmenters stand in an adapter."""
+    inner: nn.Module = getattr(network, "network", network)
+    return inner
 
 
-def _spreading(spread: float, centre: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that, the first time, rescales a layer so that its outputs spread as wanted."""
-    done: list[bool] = []
+def _last_norms(network: nn.Module) -> Iterator[tuple[nn.modules.batchnorm._BatchNorm, float]]:
+    """The norm at the end of each residual branch, by torchvision's names of blocks, and its new weight."""
+    for block in network.modules():
+        kind = type(block).__name__
+        if kind not in BLOCKS or not getattr(block, "use_res_connect", True):
+            continue
+        norms = [
+            module
+            for name, module in block.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and "downsample" not in name
+        ]
+        yield from ((norm, MBCONV_WEIGHT if kind == "MBConv" else RESIDUAL_WEIGHT) for norm in norms[-1:])
 
-    def hook(module: Any, _inputs: Any, output: Tensor) -> Tensor:
-        if done or not output.numel():
+
+def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
+    """Let the heads of a detector give scores and boxes that differ, as HEADS has them."""
+    hooks = [
+        module.register_forward_hook(_Spread(*wanted))
+        for name, module in network.named_modules()
+        for end, wanted in HEADS.items()
+        if f".{end}" in f".{name}" and isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+    ]
+    network(pixels)
+    for hook in hooks:
+        hook.remove()
+
+
+class _Spread:
+    """A hook that, the first time, rescales a layer so that its outputs `(N, K, …)` spread as wanted."""
+
+    def __init__(self, spread: float, centre: float) -> None:
+        self.spread, self.centre, self.done = spread, centre, False
+
+    def __call__(self, layer: Any, _inputs: Any, output: Tensor) -> Tensor:
+        if self.done or not output.numel():
             return output
-        done.append(True)
-        return _rescale(module, output, spread, torch.full((output.shape[1],), centre))
-
-    return hook
-
-
-def _rescale(layer: Any, output: Tensor, spread: float, centres: Tensor) -> Tensor:
-    """Change a layer so that its outputs `(N, K, …)` have this spread around these centres; what it gives
-    then.
-    """
-    shape = (1, -1, *[1] * (output.ndim - 2))
-    means = output.mean([axis for axis in range(output.ndim) if axis != 1])
-    scale = spread / (output - means.view(shape)).std().clamp_min(1e-9)
-    shift = centres - scale * means
-    layer.weight.mul_(scale)
-    if layer.bias is not None:
+        self.done = True
+        shape = (1, -1, *[1] * (output.ndim - 2))
+        means = output.mean([axis for axis in range(output.ndim) if axis != 1])
+        scale = self.spread / (output - means.view(shape)).std().clamp_min(1e-9)
+        layer.weight.mul_(scale)
+        if layer.bias is None:
+            return output * scale
+        shift = self.centre - scale * means
         layer.bias.mul_(scale).add_(shift)
         return output * scale + shift.view(shape)
-    return output * scale
-
-
-def spread_logits(network: nn.Module, logits: Tensor, spread: float, bias_spread: float) -> None:
-    """Spread the logits `(N, K, …)` by the layers that give them, the last or a sum of them, around random
-    means.
-    """
-    classes = logits.shape[1]
-    means = logits.mean([axis for axis in range(logits.ndim) if axis != 1])
-    scale = spread / (logits - means.view(1, -1, *[1] * (logits.ndim - 2))).std()
-    heads: list[Any] = [
-        one
-        for one in network.modules()
-        if isinstance(one, nn.Conv2d | nn.Conv3d | nn.Linear) and one.weight.shape[0] == classes
-    ]
-    for head in heads:
-        head.weight.mul_(scale)
-        if head.bias is not None:
-            head.bias.mul_(scale)
-    heads[-1].bias.add_(bias_spread * torch.randn(classes) - scale * means)

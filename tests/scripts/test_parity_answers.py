@@ -1,33 +1,30 @@
-"""Whole answers against torchvision by hand, a small model a task, by the functions of python -m
-scripts.parity.
-
-The comparison is tested too: whatever is wrong by a flag, a pixel or a frame must be seen by it.
-"""
+"""The comparisons of python -m scripts.parity: quick plans pass, and whatever is wrong by a flag is seen."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.models.spec import ModelSpec
+from pipelines.models.spec import ModelSpec, TaskName
 from pipelines.protocol.options import Options
-from scripts.parity.__main__ import PLANS, RATES
+from scripts.parity.__main__ import PLANS, QUICK, Plan, compare
 from scripts.parity.answers import compare_answers, compare_pixels
-from scripts.parity.clips import claimed_rate, resampled, served_index
+from scripts.parity.clips import compare_frames
 from scripts.parity.measures import Boxes, Matches, Measure, Row, Winners, table
 from scripts.parity.media import Material, materials, present
-from scripts.parity.subject import Subject, served_pipeline, subject
-from tests.conftest import ROOT
+from scripts.parity.report import FILE
+from scripts.parity.subject import Subject, subject
 
-PAGE = ROOT / "docs" / "parity.md"
-FEW = Options(stride=20, max_frames=2)
-Change = Callable[[ModelSpec], ModelSpec]
+SubjectOf = Callable[[TaskName], Subject]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,120 +36,88 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def classifier() -> Iterator[Subject]:
-    with subject("resnet18") as both:
-        yield both
+def subject_of() -> Iterator[SubjectOf]:
+    """The small model of a task, loaded once."""
+    models = {plan.task: plan.model for plan in QUICK}
+    with ExitStack() as stack:
+        yield functools.cache(lambda task: stack.enter_context(subject(models[task])))
 
 
-def prepared(**wrong: Any) -> Change:
-    """A spec whose pixels are prepared otherwise."""
-    return lambda spec: dataclasses.replace(
-        spec, preprocessing=dataclasses.replace(spec.preprocessing, **wrong)
-    )
+# What has to be compared at least, besides frames.
+COUNTED: dict[TaskName, tuple[str, int]] = {"detection": ("boxes", 60), "action": ("clips", 3)}
 
 
-def clipped(fps: float) -> Change:
-    """A spec whose clips have another rate."""
-
-    def change(spec: ModelSpec) -> ModelSpec:
-        assert spec.clip is not None
-        return dataclasses.replace(spec, clip=dataclasses.replace(spec.clip, fps=fps))
-
-    return change
-
-
-def spoilt(both: Subject, change: Change) -> Subject:
-    """The same, but served otherwise; its engine is the caller's to close."""
-    return dataclasses.replace(both, pipeline=served_pipeline(change(both.spec)))
+@pytest.mark.parametrize("plan", QUICK, ids=lambda plan: plan.task)
+def test_pixels_and_answers_are_torchvisions(plan: Plan, subject_of: SubjectOf) -> None:
+    pixels, answers = compare(subject_of(plan.task), plan)
+    assert pixels.missed == []
+    assert answers.missed == []
+    assert min(pixels.frames, answers.frames) >= len(plan.materials) > 0
+    if plan.task in COUNTED:
+        name, least = COUNTED[plan.task]
+        assert answers.value(name) >= least
 
 
-PICTURES = ("odd 643x361", "portrait 359x641", "tiny 8x8", "grey", "alpha", "10 bits")
+def wrongly_served(both: Subject, spec: ModelSpec) -> Subject:
+    """The same, but what is around the served network goes by another spec."""
+    pipeline = copy.copy(both.pipeline)
+    pipeline.spec = spec
+    return dataclasses.replace(both, pipeline=pipeline)
 
 
-def test_classes_are_torchvisions(classifier: Subject) -> None:
-    media = present(*PICTURES)
-    assert compare_pixels(classifier, media, FEW).missed == []
-    row = compare_answers(classifier, media, FEW)
-    assert row.missed == []
-    assert row.frames == len(PICTURES) + 1
-
-
-WRONG: list[dict[str, Any]] = [
-    {"interpolation": "nearest"},
-    {"antialias": False},
-    {"mean": (0.6, 0.456, 0.406)},
-    {"std": (0.229, 0.224, 0.3)},
-    {"channels": "BGR"},
-    {"crop_px": (222, 222)},
-    {"resize_px": 258},
+WRONG: list[tuple[TaskName, str, dict[str, Any]]] = [
+    ("classification", "odd 643x361", {"interpolation": "nearest"}),
+    ("classification", "odd 643x361", {"antialias": False}),
+    ("classification", "odd 643x361", {"mean": (0.6, 0.456, 0.406)}),
+    ("classification", "odd 643x361", {"std": (0.229, 0.224, 0.3)}),
+    ("classification", "odd 643x361", {"channels": "BGR"}),
+    ("classification", "odd 643x361", {"crop_px": (222, 222)}),
+    # Moves the crop by one pixel.
+    ("classification", "odd 643x361", {"resize_px": 258}),
+    ("detection", "portrait 359x641", {"mean": (0.5, 0.45, 0.5)}),
+    ("detection", "portrait 359x641", {"channels": "BGR"}),
+    ("detection", "portrait 359x641", {"resize_px": (318, 320)}),
+    ("segmentation", "10 bits", {"interpolation": "nearest"}),
+    ("segmentation", "10 bits", {"channels": "BGR"}),
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: next(iter(wrong)))
-def test_a_wrong_flag_is_seen_in_the_answers(classifier: Subject, wrong: dict[str, Any]) -> None:
-    """`resize_px` moves the crop by one pixel."""
-    other = spoilt(classifier, prepared(**wrong))
-    try:
-        assert not compare_answers(other, present("odd 643x361", "portrait 359x641"), FEW).passed
-    finally:
-        other.pipeline.batcher.close()
+@pytest.mark.parametrize(("task", "medium", "wrong"), WRONG, ids=lambda value: "-".join(value))
+def test_a_wrong_flag_is_seen_in_the_answers(
+    task: TaskName, medium: str, wrong: dict[str, Any], subject_of: SubjectOf
+) -> None:
+    spec = subject_of(task).spec
+    preprocessing = dataclasses.replace(spec.preprocessing, **wrong)
+    other = wrongly_served(subject_of(task), dataclasses.replace(spec, preprocessing=preprocessing))
+    assert not compare_answers(other, present(medium), Options(max_frames=1)).passed
 
 
-def test_a_wrong_interpolation_is_seen_in_the_pixels(classifier: Subject) -> None:
-    other = spoilt(classifier, prepared(interpolation="nearest"))
-    try:
-        assert not compare_pixels(other, present("odd 643x361"), FEW).passed
-    finally:
-        other.pipeline.batcher.close()
-
-
-def test_boxes_are_torchvisions_and_a_wrong_mean_is_seen() -> None:
-    with subject("ssdlite320_mobilenet_v3_large") as both:
-        media = present("portrait 359x641", "tiny 8x8", "10 bits")
-        row = compare_answers(both, media, FEW)
-        assert row.missed == []
-        assert row.value("boxes") >= 60
-        for wrong in ({"mean": (0.5, 0.45, 0.5)}, {"channels": "BGR"}, {"resize_px": (318, 320)}):
-            other = spoilt(both, prepared(**wrong))
-            assert not compare_answers(other, media[:1], FEW).passed, wrong
-            other.pipeline.batcher.close()
-
-
-def test_class_maps_are_torchvisions_and_a_wrong_mean_is_seen() -> None:
-    with subject("lraspp_mobilenet_v3_large") as both:
-        media = present("portrait 359x641", "10 bits")
-        assert compare_answers(both, media, Options(max_frames=1)).missed == []
-        for wrong in ({"interpolation": "nearest"}, {"channels": "BGR"}):
-            other = spoilt(both, prepared(**wrong))
-            assert not compare_answers(other, media[1:], Options(max_frames=1)).passed, wrong
-            other.pipeline.batcher.close()
-
-
-def test_clips_are_torchvisions_and_a_wrong_rate_is_seen() -> None:
+def test_a_wrong_rate_of_clips_is_seen(subject_of: SubjectOf) -> None:
+    spec = subject_of("action").spec
+    assert spec.clip is not None
+    clip = dataclasses.replace(spec.clip, fps=16.0)
+    other = wrongly_served(subject_of("action"), dataclasses.replace(spec, clip=clip))
     select = Options(clip_length=4, max_frames=8)
-    with subject("r3d_18") as both:
-        media = present("turned video", "10 bits")
-        row = compare_answers(both, media[1:], select)
-        assert row.missed == []
-        assert row.value("clips") == 2
-        other = spoilt(both, clipped(fps=16.0))
-        assert not compare_answers(other, media[:1], select).passed
-        other.pipeline.batcher.close()
+    assert not compare_answers(other, present("turned video"), select).passed
+
+
+@pytest.mark.parametrize("wrong", [{"interpolation": "nearest"}, {"crop_px": (222, 222)}], ids="-".join)
+def test_a_wrong_flag_is_seen_in_the_pixels(wrong: dict[str, Any], subject_of: SubjectOf) -> None:
+    spec = subject_of("classification").spec
+    preprocessing = dataclasses.replace(spec.preprocessing, **wrong)
+    other = wrongly_served(
+        subject_of("classification"), dataclasses.replace(spec, preprocessing=preprocessing)
+    )
+    assert not compare_pixels(other, present("odd 643x361"), Options(max_frames=1)).passed
 
 
 @pytest.mark.parametrize(
     "material", [one for one in materials() if one.kind == "video"], ids=lambda one: one.name
 )
-@pytest.mark.parametrize("rate", RATES)
-def test_frames_of_clips_are_torchvisions(material: Material, rate: float) -> None:
+def test_frames_of_clips_are_torchvisions(material: Material) -> None:
     if material.missing:
         pytest.skip(f"{material.name} is not there")
-    from scripts.parity.media import decode
-
-    theirs = resampled(len(decode(material, Options())), claimed_rate(material), rate)
-    ours = served_index(material, rate)
-    assert ours[: len(theirs)].tolist() == theirs.tolist()
-    assert len(ours) - len(theirs) <= 1
+    assert compare_frames(material).missed == []
 
 
 def boxes(*rows: Sequence[float]) -> Boxes:
@@ -178,8 +143,8 @@ MATCHED: list[tuple[str, tuple[tuple[float, ...], ...], str]] = [
     ("ours", "missed"), [(ours, missed) for _, ours, missed in MATCHED], ids=[one[0] for one in MATCHED]
 )
 def test_boxes_are_matched(ours: tuple[tuple[float, ...], ...], missed: str) -> None:
-    matches = Matches(0.5)
-    matches.add(boxes(*ours), boxes(*THEIRS))
+    matches = Matches()
+    matches.add(boxes(*ours), boxes(*THEIRS), threshold=0.5)
     failing = [one.name for one in matches.measures if not one.passed and one.name != "boxes"]
     assert failing[0].startswith(missed) if missed else failing == []
 
@@ -208,7 +173,7 @@ def test_a_table_shows_what_fails() -> None:
 
 
 def test_the_page_has_every_model_and_none_fails() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = FILE.read_text(encoding="utf-8")
     counts = {
         plan.model: len(re.findall(rf"^\| `{plan.model}` \|.*\| passes \|$", page, re.M)) for plan in PLANS
     }

@@ -1,7 +1,6 @@
 """Random weights that behave like trained ones: batch-norm statistics and logits of a sensible size.
 
-A network with the weights that it is initialised with mostly answers the same for every picture, so comparing
-its answers would prove nothing. Knows no names, no files.
+As it is initialised, a network mostly answers the same for every picture. Knows no names, no files.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from pipelines.models.spec import TaskName
 PICTURES = 8
 SIDE_PX, SIDE_OF_SEGMENTATION_PX, SIDE_OF_INCEPTION_PX = 128, 96, 224
 CLIP_SIDE_PX, CLIP_FRAMES = 64, 8
-# The least variance, of a layer's mean: channels that hardly vary in so few pictures may do so in others.
+# Channels that hardly vary in so few pictures would be blown up in others: the least share of a layer's mean.
 VARIANCE_FLOOR = 0.1
 # Standard deviation of the logits over pictures.
 LOGIT_SPREAD = 3.0
-# A network that takes only its own size is left as it is beyond this work, in 10^9 multiplications.
+# 10^9 multiplications for a picture; beyond, a network that takes only its own size is left as it is.
 MAX_WORK = 40.0
-# Classes of the networks that take pictures of their own size only, and the frames of their clips.
+# Networks that take only pictures of their own size, by the names of their classes; frames of a clip.
 FIXED_SIZE = {"VisionTransformer": 16, "MaxVit": 16, "MViT": 16, "S3D": 16}
 
 
 def calibrate(network: nn.Module, task: TaskName, transforms: Callable[[], Any], work: float) -> None:
-    """Set the batch-norm statistics of `network` from random pictures, scale its last layer; in eval mode.
+    """Set batch-norm statistics of `network`, left in eval mode, from random pictures; scale its last layer.
 
     Draws from torch's random numbers. Of a detector only the backbone runs; frozen norms have no statistics.
 
@@ -51,12 +50,11 @@ def calibrate(network: nn.Module, task: TaskName, transforms: Callable[[], Any],
     if task == "detection" and not _norms(body):
         return
     with torch.inference_mode():
-        with _statistics(body):
+        with norm_statistics(body):
             output = body(pictures)
         if task != "detection":
-            if _norms(body) and not (fixed and frames):
-                output = network(pictures)
-            _spread(network, next(iter(output.values())) if isinstance(output, dict) else output)
+            again = bool(_norms(body)) and not (fixed and frames)
+            spread_logits(network, network(pictures) if again else output, LOGIT_SPREAD)
 
 
 def _side_px(task: TaskName, kind: str) -> int:
@@ -67,9 +65,9 @@ def _side_px(task: TaskName, kind: str) -> int:
 
 
 def _pictures(count: int, frames: tuple[int, ...], side_px: int) -> Tensor:
-    """Normalized pictures `(N, 3, …frames, h, w)`: patches of all sizes, as in photos the large stronger.
+    """Normalized pictures `(N, 3, …frames, h, w)` of patches of all sizes, the larger the stronger.
 
-    Pictures differ in brightness, tint and contrast; a clip is one picture that moves.
+    They differ in brightness, tint and contrast; a clip is one picture that moves.
     """
     size = (side_px + 2 * sum(frames), side_px)
     tints = torch.randn(count, 1, 1, 1) * 0.7 + torch.randn(count, 3, 1, 1) * 0.4
@@ -88,8 +86,8 @@ def _norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @contextmanager
-def _statistics(network: nn.Module) -> Iterator[None]:
-    """Within only batch norms are in train mode, so that they keep plain averages; dropout stays off."""
+def norm_statistics(network: nn.Module) -> Iterator[None]:
+    """Within, batch norms keep plain averages of what passes; all else stays in eval mode."""
     norms = _norms(network)
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -113,12 +111,13 @@ def _wake_heads(network: nn.Module) -> None:
             nn.init.normal_(module.weight, std=LOGIT_SPREAD / module.in_features**0.5)
 
 
-def _spread(network: nn.Module, logits: Tensor) -> None:
-    """Scale and centre the layers that give the logits `(N, K, …)`, so that these differ between pictures."""
+def spread_logits(network: nn.Module, output: Any, spread: float) -> None:
+    """Scale the layers that give an output's logits `(N, K, …)` until these spread so, and centre them."""
+    logits: Tensor = next(iter(output.values())) if isinstance(output, dict) else output
     classes = logits.shape[1]
     centres = logits.mean([axis for axis in range(logits.ndim) if axis != 1])
-    spread = (logits - centres.view(1, -1, *[1] * (logits.ndim - 2))).std()
-    scale = float(LOGIT_SPREAD / spread.clamp(min=1e-6))
+    apart = (logits - centres.view(1, -1, *[1] * (logits.ndim - 2))).std()
+    scale = float(spread / apart.clamp(min=1e-6))
     heads = [
         module
         for module in network.modules()
@@ -128,6 +127,6 @@ def _spread(network: nn.Module, logits: Tensor) -> None:
         head.weight.mul_(scale)
         if head.bias is not None:
             head.bias.mul_(scale)
-    # Where a ReLU follows, as in SqueezeNet, logits have a floor: centred, most classes would be below it.
+    # Where a ReLU follows, as in SqueezeNet, logits have a floor, below which centring would push most classes.
     if logits.min() < 0 and heads and heads[-1].bias is not None:
         heads[-1].bias.sub_(centres * scale)
