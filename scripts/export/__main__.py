@@ -1,7 +1,7 @@
 """Exports models to ONNX and proves the files against torch with ONNX Runtime and OpenCV's DNN module.
 
-    python -m scripts.export resnet50 r3d_18 --output out/onnx [--weights DEFAULT] [--opset 18] [--report
-    onnx.md] python -m scripts.export --all-tutorial --weights random --output out/onnx --report-only
+    python -m scripts.export resnet50 r3d_18 --output out/onnx --opset 18 --report onnx.md
+    python -m scripts.export --all-tutorial --weights random --output out/onnx --report-only
 
 MODEL is a torchvision name; weights of your own come with `--weights FILE`. A file that is written says how
 its pixels are prepared, so `server.py --model out/onnx/resnet50.onnx` is enough. Exits with 1 if any model
@@ -24,27 +24,15 @@ from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, facts_to_json
 from scripts.export.checks import Agreement, Sample, check_onnxruntime, samples
 from scripts.export.graph import BOX_NAMES, Exporter, Plain, Way, describe, spell_out, write_graph
-from scripts.export.random_weights import tempered
 from scripts.export.report import Row, write_report
+from scripts.parity.subject import tame
 
 # Of its tutorial "Conversion of PyTorch Classification Models and Launch with OpenCV Python".
 TUTORIAL = (
-    "alexnet",
-    "vgg11",
-    "vgg13",
-    "vgg16",
-    "vgg19",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "squeezenet1_0",
-    "squeezenet1_1",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
+    *("alexnet", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("squeezenet1_0", "squeezenet1_1", "resnext50_32x4d", "resnext101_32x8d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
 )
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "opencv-python-headless")
 EXPORT_BATCH = 2
@@ -83,8 +71,7 @@ def export_model(
 
     Args:
         opset: of ONNX's operators; None: the exporter's own.
-        ways: what to try; empty: the current exporter and TorchScript's, each with a free batch, then a fixed
-            one.
+        ways: what to try; empty: both exporters with a free batch, then both with a fixed one.
 
     Raises:
         ModelUnavailable: no way leads to a file that agrees.
@@ -135,9 +122,7 @@ def _ways(spec: ModelSpec) -> list[Way]:
 
 
 def _with_fixed_size(spec: ModelSpec) -> ModelSpec:
-    """Frames are fitted into one size: bars of the mean colour take the place of those that torchvision
-    adds.
-    """
+    """Frames are fitted into one size; bars of the mean colour replace those that torchvision adds."""
     short = spec.preprocessing.resize_px
     if not isinstance(short, int):
         return spec
@@ -165,9 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def examine(name: str, args: argparse.Namespace) -> Row:
-    """Export one model and check it in every way: its row of the report. Deletes the file with
-    --report-only.
-    """
+    """Export and check one model: its row of the report. Deletes the file with --report-only."""
     from pipelines.settings.model import ModelSettings
     from pipelines.zoo import resolve
 
@@ -176,7 +159,10 @@ def examine(name: str, args: argparse.Namespace) -> Row:
     try:
         spec = resolve(ModelSettings(source=name, weights=args.weights), allow_code=False)
         task, label = spec.task, spec.name
-        spec = tempered(spec) if args.weights == "random" else spec
+        if args.weights == "random":
+            network = spec.build().eval()
+            tame(network, spec)
+            spec = replace(spec, build=lambda: network)
         return _row(export_model(spec, path, opset=args.opset), args.weights)
     except ModelUnavailable as error:
         return Row(model=label, task=task, weights=args.weights, good=False, notes=(str(error),))

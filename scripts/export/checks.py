@@ -1,6 +1,4 @@
-"""Compares what readers of an exported file make of it with what torch gives. Knows no exporter, and no
-OpenCV.
-"""
+"""Compares what readers of an exported file make of it with torch's answers. Knows no exporter, no OpenCV."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.loading.agreement import example_pixels
 from pipelines.models.spec import ModelSpec, TaskName
 from pipelines.zoo.files.onnx_files import OnnxNetwork
 from scripts.export.graph import first_output
@@ -28,9 +27,7 @@ FREE_SIZES_PX = ((256, 320), (192, 256))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Model pixels `(N, 3, …)` and what torch makes of them: `(N, K, …)`, or a mapping for each of N
-    pictures.
-    """
+    """Model pixels `(N, 3, …)` and torch's answer: `(N, K, …)`, or a mapping for each of N pictures."""
 
     pixels: Tensor
     answer: Any
@@ -41,8 +38,7 @@ class Agreement:
     """The worst of some comparisons.
 
     Attributes:
-        max_delta: the largest difference of logits; of detections: of scores, and of boxes as a share of a
-            side.
+        max_delta: largest difference of logits; of detections of scores, and of boxes as a share of a side.
         relative: the same as a share of the largest logit.
         top1: share of pictures, pixels or boxes with the same best class.
     """
@@ -64,26 +60,16 @@ def samples(spec: ModelSpec, network: nn.Module) -> list[Sample]:
     """
     shapes = [spec.example_shape(count) for count in BATCHES]
     if spec.task == "detection":
-        batches = [_pictures(shapes[0], seed) for seed in range(2)]
+        *clear, faint = example_pixels([shapes[0]] * 3)
         # Not black: which of many equal boxes are kept is nobody's to say.
-        batches.append(FAINT * _pictures(shapes[0], 2))
-    elif spec.preprocessing.fixed_hw is None and spec.clip is None:
-        first, other = FREE_SIZES_PX
-        batches = [_pictures((count, 3, *first), count) for count in BATCHES] + [_pictures((1, 3, *other), 9)]
+        batches = [*clear, FAINT * faint]
     else:
-        batches = [_pictures(shape, seed) for seed, shape in enumerate(shapes)]
+        if spec.preprocessing.fixed_hw is None and spec.clip is None:
+            first, other = FREE_SIZES_PX
+            shapes = [*((count, 3, *first) for count in BATCHES), (1, 3, *other)]
+        batches = list(example_pixels(shapes))
     with torch.inference_mode():
         return [Sample(pixels=batch, answer=_plain(network(batch), spec.task)) for batch in batches]
-
-
-def _pictures(shape: Sequence[int], seed: int) -> Tensor:
-    """Normalized pictures or clips of soft blobs with some grain, as photographs have both."""
-    dice = torch.Generator().manual_seed(seed)
-    count, channels, *size = shape
-    mode = "trilinear" if len(size) == 3 else "bilinear"
-    coarse = torch.randn(count, channels, *(max(2, side // 24) for side in size), generator=dice)
-    soft = nn.functional.interpolate(coarse, size=tuple(size), mode=mode, align_corners=False)
-    return soft + 0.2 * torch.randn(tuple(shape), generator=dice)
 
 
 def _plain(given: Any, task: TaskName) -> Any:
@@ -105,12 +91,8 @@ def compare(ours: Any, torchs: Any, pixels: Tensor) -> Agreement:
     """Answers to the same pixels; NaN and other shapes are no agreement at all."""
     if isinstance(torchs, Tensor):
         return _compare_logits(ours.float(), torchs)
-    return worst(
-        [
-            _compare_boxes(mine, theirs, max(pixels.shape[-2:]))
-            for mine, theirs in zip(ours, torchs, strict=True)
-        ]
-    )
+    side_px = max(pixels.shape[-2:])
+    return worst([_compare_boxes(*both, side_px) for both in zip(ours, torchs, strict=True)])
 
 
 def worst(agreements: Sequence[Agreement]) -> Agreement:

@@ -113,9 +113,7 @@ def _free_output(name: str, way: Way) -> Mapping[int, str]:
 
 
 def describe(path: Path, facts: Mapping[str, str]) -> int:
-    """Put `facts` into the metadata of a file, take out what exporters tell of this machine; return the
-    opset.
-    """
+    """Put `facts` into a file's metadata, take out what tells of this machine; return the opset."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)

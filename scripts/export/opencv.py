@@ -55,9 +55,7 @@ def _agreement(path: Path, known: Sequence[Sample]) -> Agreement:
 
 
 def fold(path: Path, folded: Path, pixels: Tensor) -> None:
-    """Write a copy that takes only the shape of `pixels`, with all that follows from it computed
-    beforehand.
-    """
+    """Write a copy that takes only the shape of `pixels`; what follows from it is computed beforehand."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

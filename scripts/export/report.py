@@ -7,20 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TITLES = (
-    "model",
-    "task",
-    "exporter",
-    "opset",
-    "dynamic batch",
-    "input",
-    "size MB",
-    "ORT max \\|Δ\\|",
-    "relative",
-    "OpenCV max \\|Δ\\|",
-    "top-1 equal",
-    "good",
-)
+TEXT = Path(__file__).with_name("page.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,53 +56,16 @@ def read_rows(data: Path) -> list[Row]:
 
 
 def _markdown(rows: Sequence[Row], command: str, versions: Mapping[str, str]) -> str:
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    weights = ", ".join(sorted({row.weights for row in rows}))
-    good = sum(row.good for row in rows)
-    lines = [
-        "# Exported to ONNX",
-        "",
-        f"Made by `{command}` with {named}. Weights: {weights}. {good} of {len(rows)} models are good.",
-        "",
-        *_explained(),
-        *(RANDOM_NOTE if "random" in weights else ()),
-        "",
-        f"| {' | '.join(TITLES)} |",
-        f"|{' --- |' * len(TITLES)}",
-        *[f"| {' | '.join(_cells(row))} |" for row in rows],
-    ]
+    head = TEXT.read_text(encoding="utf-8").format(
+        command=command,
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        weights=", ".join(sorted({row.weights for row in rows})),
+        good=sum(row.good for row in rows),
+        count=len(rows),
+    )
+    table = [f"| {' | '.join(_cells(row))} |" for row in rows]
     noted = [f"- {row.model}: {note}" for row in rows for note in row.notes]
-    return "\n".join([*lines, *(["", "## Notes", "", *noted] if noted else []), ""])
-
-
-RANDOM_NOTE = (
-    "",
-    "Random weights: batch norms are calibrated, and the branches of residual networks are as small as "
-    "training",
-    "leaves them, since untrained ones enlarge any rounding from layer to layer.",
-)
-
-
-def _explained() -> list[str]:
-    return [
-        "Every file holds what a server needs to prepare its pixels (metadata `trivid`), so it is served "
-        "without",
-        "options. It was compared with torch in fp32 on seeded pictures: batches of 1 and 3, a second "
-        "frame size",
-        "where any is taken. max |Δ| is that of the logits; of detections that of scores, and of boxes as "
-        "a share of",
-        "the frame's side. Relative is max |Δ| over the largest logit. Good: both at most 1e-3 with ONNX "
-        "Runtime, the",
-        "same best class (of pixels 99.99 %, of boxes 99 % matched), and for the sixteen models of OpenCV's",
-        "tutorial the same with its DNN module. Where that module does not read another model, a note says "
-        "why.",
-        "",
-        "Limits: detectors take one picture at a time, of one size, into which frames are fitted with "
-        "bars: how many",
-        "boxes there are depends on the pixels, which a batch cannot express. Clips keep the length and "
-        "the size",
-        "that they were exported with. Only the main output is exported, no auxiliary heads.",
-    ]
+    return head + "\n".join([*table, *(["", "## Notes", "", *noted] if noted else []), ""])
 
 
 def _cells(row: Row) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -21,15 +21,10 @@ from tests.support.media import as_mode, clip
 from tests.support.pixels import Picture, natural
 
 SHARED = ROOT.parent / "shared" / "data"
-REAL_PICTURES = ("baboon_1280px.jpg", "monkey_1920px.jpg")
-REAL_VIDEOS = (
-    "sintel_h264_720p.mp4",
-    "dog_h264_464p.mp4",
-    "nasa_h264_two_streams.mp4",
-    "pattern_vp9_720p.webm",
-    "pattern_h265_720p.mp4",
+REAL = (
+    *("baboon_1280px.jpg", "monkey_1920px.jpg", "sintel_h264_720p.mp4", "dog_h264_464p.mp4"),
+    *("nasa_h264_two_streams.mp4", "pattern_vp9_720p.webm", "pattern_h265_720p.mp4"),
 )
-Kind = Literal["picture", "video"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,28 +32,25 @@ class Material:
     """One medium; `load` gives its bytes, the same each time."""
 
     name: str
-    kind: Kind
+    kind: Literal["picture", "video"]
     load: Callable[[], bytes]
     missing: bool = False
 
 
 def materials() -> list[Material]:
     """All media, the real ones first; a file that is not there is marked as missing."""
-    known: dict[Kind, tuple[tuple[str, ...], Mapping[str, Callable[[], bytes]]]] = {
-        "picture": (REAL_PICTURES, GENERATED_PICTURES),
-        "video": (REAL_VIDEOS, GENERATED_VIDEOS),
-    }
     real = [
-        Material(name=file.name, kind=kind, load=file.read_bytes, missing=not file.is_file())
-        for kind, (names, _) in known.items()
-        for file in map(SHARED.joinpath, names)
+        Material(
+            name=name,
+            kind="picture" if name.endswith(".jpg") else "video",
+            load=(SHARED / name).read_bytes,
+            missing=not (SHARED / name).is_file(),
+        )
+        for name in REAL
     ]
-    made = [
-        Material(name=name, kind=kind, load=load)
-        for kind, (_, generated) in known.items()
-        for name, load in generated.items()
-    ]
-    return [*real, *made]
+    pictures = [Material(name=name, kind="picture", load=load) for name, load in GENERATED_PICTURES.items()]
+    videos = [Material(name=name, kind="video", load=load) for name, load in GENERATED_VIDEOS.items()]
+    return [*real, *pictures, *videos]
 
 
 def present(*names: str) -> list[Material]:

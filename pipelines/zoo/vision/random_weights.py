@@ -127,6 +127,6 @@ def spread_logits(network: nn.Module, output: Any, spread: float) -> None:
         head.weight.mul_(scale)
         if head.bias is not None:
             head.bias.mul_(scale)
-    # Where a ReLU follows, as in SqueezeNet, logits have a floor, below which centring would push most classes.
+    # Where a ReLU follows, as in SqueezeNet, logits have a floor; centring would push most classes below it.
     if logits.min() < 0 and heads and heads[-1].bias is not None:
         heads[-1].bias.sub_(centres * scale)
