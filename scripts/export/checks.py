@@ -18,8 +18,8 @@ from scripts.export.graph import first_output
 MAX_DELTA = 1e-3
 # Pixels whose two best classes are closer than rounding may change sides.
 LEAST_TOP1 = {2: 1.0, 4: 0.9999}
-# Of hundreds of boxes of almost equal scores the last ones that are kept may be others.
-LEAST_MATCHED = 0.99
+# Boxes may suppress others by a rounding, and those whose scores are as near to the last kept one may be cut.
+LEAST_MATCHED, CUT_MARGIN = 0.99, 5e-3
 BATCHES = (1, 3)
 FAINT = 0.1
 FREE_SIZES_PX = ((256, 320), (192, 256))
@@ -130,5 +130,6 @@ def _compare_boxes(ours: Mapping[str, Tensor], torchs: Mapping[str, Tensor], sid
     nearest = torch.maximum(boxes, scores).masked_fill(other, torch.inf).amin(1)
     matched = nearest <= MAX_DELTA
     delta = float(nearest[matched].max()) if matched.any() else torch.inf
-    share = int(matched.sum()) / max(counts)
+    sure = torchs["scores"] > torchs["scores"].min() + CUT_MARGIN
+    share = float((matched[sure] if sure.any() else matched).float().mean()) * min(counts) / max(counts)
     return Agreement(max_delta=delta, relative=delta, top1=share, least_top1=LEAST_MATCHED)

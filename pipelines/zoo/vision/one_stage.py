@@ -82,7 +82,7 @@ def ssd_boxes(
     """
     from torchvision.ops import clip_boxes_to_image
 
-    scores_nka = heads["cls_logits"].softmax(-1).mT[:, 1:].contiguous()
+    scores_nka = heads["cls_logits"].softmax(-1).transpose(-1, -2)[:, 1:].contiguous()
     wanted_nka = scores_nka > network.score_thresh
     frames = []
     for codes, scores, wanted in zip(heads["bbox_regression"], scores_nka, wanted_nka, strict=True):
