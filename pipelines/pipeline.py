@@ -118,28 +118,28 @@ class Pipeline:
     def preprocessing(self) -> Preprocessing:
         return self.spec.preprocessing
 
-    def run(self, media: bytes, options: Options, limits: Limits | None = None) -> Iterator[Answer]:
+    def run(self, encoded: bytes, options: Options, limits: Limits | None = None) -> Iterator[Answer]:
         """Answers of one medium, chunk by chunk; the last is marked `final`.
 
         Raises:
             TrividError: after the answers of all good frames, where a medium breaks off.
         """
-        return (answer for _, answer in self.run_with_frames(media, options, limits))
+        return (answer for _, answer in self.run_with_frames(encoded, options, limits))
 
     def run_with_frames(
-        self, media: bytes, options: Options, limits: Limits | None = None
+        self, encoded: bytes, options: Options, limits: Limits | None = None
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
         """The same, each answer with the frames it is about; None after the last of them."""
         job = self.task.job(self.spec, options)
         with (
             open_media(
-                media,
+                encoded,
                 options=self.task.select(self.spec, options) if self.task.select else options,
                 limits=limits or self.limits,
                 device=self.device,
                 wanted=self._wanted(options),
             ) as medium,
-            self.admission.hold(self._cost_bytes(media, medium.info, options)),
+            self.admission.hold(self._cost_bytes(encoded, medium.info, options)),
             _judging(options),
             contextlib.closing(self._answers(medium, job, _Terms.of(options, medium))) as answers,
         ):
@@ -213,7 +213,7 @@ class Pipeline:
             repeat_frames=self.task.repeat_frames,
         )
 
-    def _cost_bytes(self, media: bytes, info: MediaInfo, options: Options) -> int:
+    def _cost_bytes(self, encoded: bytes, info: MediaInfo, options: Options) -> int:
         """About what work on a medium takes: its bytes, the decoder's frames and those in flight."""
         frame_px = info.width_px * info.height_px
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
@@ -222,7 +222,7 @@ class Pipeline:
         kept = self._wanted(options).keep_pixels or info.kind == "image"
         each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if kept else 0)
         frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
-        return len(media) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
+        return len(encoded) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
 
     def warm_up(self) -> None:
         """Build every thread's DALI graphs and run the static batch sizes, before any request."""
@@ -242,10 +242,10 @@ class Pipeline:
             whole = geometry(self.preprocessing, height_px, width_px)
             return [View(top_px=0, left_px=0, geometry=whole)]
         tiling = self.spec.tiling
-        windows = tiles((height_px, width_px), tiling.tile_px, tiling.overlap_px)
+        regions = tiles((height_px, width_px), tiling.tile_px, tiling.overlap_px)
         return [
             View(top_px=top, left_px=left, geometry=geometry(self.preprocessing, height, width))
-            for top, left, height, width in windows
+            for top, left, height, width in regions
         ]
 
     def prepare(self, frames: FrameBatch) -> Tensor:
@@ -255,19 +255,19 @@ class Pipeline:
         if self.device != "cpu":
             return self.prepare_by_dali(frames)
         with self.telemetry.span("preprocess"):
-            views = [prepare_on_cpu(pixels, self.preprocessing) for pixels in self._windows(frames)]
+            views = [prepare_on_cpu(pixels, self.preprocessing) for pixels in self._regions(frames)]
             return views[0] if len(views) == 1 else torch.cat(views)
 
     def prepare_by_dali(self, frames: FrameBatch) -> Tensor:
         """The same by the DALI graph, which a CPU is slower at."""
         with self.stages.lend() as stages, self.telemetry.span("preprocess"):
-            return torch.cat([stages.preprocess(pixels) for pixels in self._windows(frames)])
+            return torch.cat([stages.preprocess(pixels) for pixels in self._regions(frames)])
 
-    def _windows(self, frames: FrameBatch) -> list[PixelArray]:
+    def _regions(self, frames: FrameBatch) -> list[PixelArray]:
         """What the model sees of N frames, `(N, h, w, 3)` for each view."""
         views = self.views(frames.height_px, frames.width_px)
-        windows = (view.window for view in views)
-        return [frames.pixels_nhwc[:, rows, columns] for rows, columns in windows]
+        regions = (view.region for view in views)
+        return [frames.pixels_nhwc[:, rows, columns] for rows, columns in regions]
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ Coordinates = TypeVar("Coordinates")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """How the model's pixels lie on the source: the whole source is resized, then a window is cut out.
+    """How the model's pixels lie on the source: the whole source is resized, then a region is cut out.
 
     Attributes:
         source_hw: size of the source frame in pixels.
         resized_hw: size of the whole frame after resizing.
-        crop_yxhw: top, left, height and width of the model's window in the resized frame; it may reach beyond
+        crop_yxhw: top, left, height and width of the model's region in the resized frame; it may reach beyond
             it (a letterbox, a crop of a smaller frame): top and left are negative then.
 
     Coordinates are continuous: 0 is the left edge of the first pixel, the width the right edge of the last.
@@ -84,7 +84,7 @@ class View:
         return self.top_px, self.left_px, *self.geometry.source_hw
 
     @property
-    def window(self) -> tuple[slice, slice]:
+    def region(self) -> tuple[slice, slice]:
         """Its rows and columns."""
         top, left, height, width = self.part_yxhw
         return slice(top, top + height), slice(left, left + width)
@@ -99,7 +99,7 @@ def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
 def tiles(
     source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
 ) -> list[tuple[int, int, int, int]]:
-    """Windows (top, left, height, width) that cover a frame row by row and share `overlap_px` or more.
+    """Regions (top, left, height, width) that cover a frame row by row and share `overlap_px` or more.
 
     All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the
     frame. Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off
@@ -130,12 +130,12 @@ KERNEL_RADIUS = 2
 
 
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
-    """Where the model's window lies on a frame of this size, in torchvision's integers.
+    """Where the model's region lies on a frame of this size, in torchvision's integers.
 
     Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop`
     (Python's `round`, half to even; a side that is too short is padded, the odd pixel last), or, with
     `max_px`, of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the
-    odd pixel last. Where pixels are padded the window's top or left is negative.
+    odd pixel last. Where pixels are padded the region's top or left is negative.
 
     Raises:
         TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
@@ -159,7 +159,7 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
 
 
 def needed_part(whole: Geometry) -> View:
-    """The part of a frame that the model's window is made of: resized by itself, it gives the same pixels.
+    """The part of a frame that the model's region is made of: resized by itself, it gives the same pixels.
 
     Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels
     as become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
@@ -223,7 +223,7 @@ def _centred(side_px: int, crop_px: int) -> int:
 
 
 def pads(preprocessing: Preprocessing) -> bool:
-    """Whether the model's window may reach beyond the resized frame."""
+    """Whether the model's region may reach beyond the resized frame."""
     resized, cropped = preprocessing.resize_px, preprocessing.crop_px
     if preprocessing.fit == "letterbox" or cropped is None:
         return preprocessing.fit == "letterbox"

@@ -31,7 +31,7 @@ INTERPOLATIONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Region:
     """A region of the source, the size that it is resized to, and what is laid around it, as DALI takes them.
 
     All are pairs (y, x): numbers, or a DALI node with a pair a sample.
@@ -50,7 +50,7 @@ class Window:
     shape: Any
 
     @classmethod
-    def of(cls, shape: Geometry, preprocessing: Preprocessing) -> Window:
+    def of(cls, shape: Geometry, preprocessing: Preprocessing) -> Region:
         """The region of the frame that survives the crop."""
         scales = [full / resized for full, resized in zip(shape.source_hw, shape.resized_hw, strict=True)]
         firsts = [max(0, first) for first in shape.crop_yxhw[:2]]
@@ -73,7 +73,7 @@ class Window:
 
 
 def prepare_frames(
-    frames: Any, window: Window | Geometry, preprocessing: Preprocessing, *, layout: str = "CHW"
+    frames: Any, region: Region | Geometry, preprocessing: Preprocessing, *, layout: str = "CHW"
 ) -> Any:
     """A part of a DALI graph: uint8 RGB frames → normalized float32 of the model's size.
 
@@ -81,24 +81,24 @@ def prepare_frames(
 
     Args:
         frames: a DALI node, HWC, or FHWC with `layout="FCHW"`; on either device.
-        window: where the model's pixels lie on the frames, for all of them or (DALI nodes) a sample each.
+        region: where the model's pixels lie on the frames, for all of them or (DALI nodes) a sample each.
     """
-    if isinstance(window, Geometry):
-        window = Window.of(window, preprocessing)
+    if isinstance(region, Geometry):
+        region = Region.of(region, preprocessing)
     swaps, rounds = preprocessing.channels == "BGR", preprocessing.round_pixels
     # DALI swaps channels of uint8 only: of the resized pixels, which are fewer, where those are.
     pixels: Any = _swapped(frames) if swaps and not rounds else frames
     pixels = fn.resize(
         pixels,
-        size=window.size,
-        roi_start=window.start,
-        roi_end=window.end,
+        size=region.size,
+        roi_start=region.start,
+        roi_end=region.end,
         interp_type=INTERPOLATIONS[preprocessing.interpolation],
         antialias=preprocessing.antialias,
         dtype=DALIDataType.UINT8 if rounds else DALIDataType.FLOAT,
     )
     if pads(preprocessing):
-        pixels = _padded(pixels, window, preprocessing)
+        pixels = _padded(pixels, region, preprocessing)
     return fn.crop_mirror_normalize(
         _swapped(pixels) if swaps and rounds else pixels,
         mean=[255 * mean for mean in preprocessing.mean],
@@ -112,12 +112,12 @@ def _swapped(pixels: Any) -> Any:
     return fn.color_space_conversion(pixels, image_type=DALIImageType.RGB, output_type=DALIImageType.BGR)
 
 
-def _padded(pixels: Any, window: Window, preprocessing: Preprocessing) -> Any:
+def _padded(pixels: Any, region: Region, preprocessing: Preprocessing) -> Any:
     """The region with the bars of the letterbox, or the crop's black, around it."""
     return fn.slice(
         pixels,
-        window.anchor,
-        window.shape,
+        region.anchor,
+        region.shape,
         axis_names="HW",
         normalized_anchor=False,
         normalized_shape=False,
@@ -155,27 +155,27 @@ class Preprocessor:
         """
         count, height_px, width_px = _check_frames(pixels_nhwc)
         shape = geometry(self._preprocessing, height_px, width_px)
-        window = Window.of(shape, self._preprocessing)
+        region = Region.of(shape, self._preprocessing)
         pixels_each = max(height_px * width_px, shape.model_hw[0] * shape.model_hw[1])
         parts = []
         for run in runs(count, pixels_each, self._max_frames):
             frames = as_samples(pixels_nhwc[run], self._device)
             numbers = {
-                name: [np.array(getattr(window, name), np.float32)] * len(frames) for name in self._numbers
+                name: [np.array(getattr(region, name), np.float32)] * len(frames) for name in self._numbers
             }
             parts.extend(self._graph(frames=frames, **numbers))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _define(self, device: str) -> Sequence[Any]:
         nodes = {name: number_input(name) for name in self._numbers}
-        window = Window(
+        region = Region(
             start=nodes["start"],
             end=nodes["end"],
             size=nodes["size"],
             anchor=nodes.get("anchor"),
             shape=nodes.get("shape"),
         )
-        return [prepare_frames(picture_input("frames", device), window, self._preprocessing)]
+        return [prepare_frames(picture_input("frames", device), region, self._preprocessing)]
 
 
 def _check_frames(pixels_nhwc: PixelArray) -> tuple[int, int, int]:

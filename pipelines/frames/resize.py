@@ -58,7 +58,7 @@ class Resizer:
                     frame.shape, dtype=torch.float32, memory_format=torch.channels_last
                 )
             frame = self._floats.copy_(frame)
-        return self._window(self._resized(frame))[0]
+        return self._region(self._resized(frame))[0]
 
     def _resized(self, frame_nchw: Tensor) -> Tensor:
         if self._shape.resized_hw == self._shape.source_hw:
@@ -73,8 +73,8 @@ class Resizer:
         resized = resized.clamp_(0, 255)
         return resized.round_() if self._preprocessing.round_pixels else resized
 
-    def _window(self, resized_nchw: Tensor) -> Tensor:
-        """The model's window: what is cut out, and what is laid around it, in the model's colours."""
+    def _region(self, resized_nchw: Tensor) -> Tensor:
+        """The model's region: what is cut out, and what is laid around it, in the model's colours."""
         top, left, height, width = self._shape.crop_yxhw
         (full_height, full_width), preprocessing = self._shape.resized_hw, self._preprocessing
         cut = resized_nchw[..., max(0, top) : top + height, max(0, left) : left + width]
@@ -103,7 +103,7 @@ def prepare_on_cpu(pixels_nhwc: PixelArray, preprocessing: Preprocessing) -> Ten
         TooLarge: the model cannot take frames of this size.
     """
     resize = Resizer(preprocessing, int(pixels_nhwc.shape[1]), int(pixels_nhwc.shape[2]))
-    rows, columns = resize.part.window
+    rows, columns = resize.part.region
     parts: Any = pixels_nhwc[:, rows, columns]
     return normalize([resize(pixels) for pixels in parts], preprocessing)
 

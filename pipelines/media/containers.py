@@ -30,23 +30,23 @@ def _quieten() -> None:
     av.logging.set_libav_level(av.logging.PANIC)
 
 
-def open_container(media: bytes, limits: Limits) -> InputContainer:
+def open_container(encoded: bytes, limits: Limits) -> InputContainer:
     _quieten()
-    check_sample_counts(media)
+    check_sample_counts(encoded)
     settings = {
         "format_whitelist": CONTAINERS,
         "protocol_whitelist": "none",
         "max_pixels": str(2 * limits.max_pixels),
     }
     try:
-        container = av.open(io.BytesIO(media), mode="r", options=settings, metadata_errors="replace")
+        container = av.open(io.BytesIO(encoded), mode="r", options=settings, metadata_errors="replace")
     except av.error.ArgumentError:
         raise UnsupportedMedia(
             "the container is not one that is served", hint="use MP4, MKV, WebM, MOV, AVI or MPEG-TS"
         ) from None
     except av.FFmpegError as error:
         raise InvalidMedia(
-            f"no readable image or video: {error.strerror} ({len(media)} bytes, starting {media[:8]!r})",
+            f"no readable image or video: {error.strerror} ({len(encoded)} bytes, starting {encoded[:8]!r})",
             hint="check that the file is whole; the index of an MP4 may stand at its end",
         ) from None
     # With this flag, PyAV's default, FFmpeg invents times that differ from those that ffprobe shows.
@@ -54,40 +54,40 @@ def open_container(media: bytes, limits: Limits) -> InputContainer:
     return container
 
 
-def check_sample_counts(media: bytes) -> None:
+def check_sample_counts(encoded: bytes) -> None:
     """Raise InvalidMedia where an MP4's table claims more samples than the file has bytes for.
 
     FFmpeg makes an index of the claim before it looks for the samples: 2.8 GB for a file of 1.6 kB.
     """
-    if media[4:8] not in (b"ftyp", b"moov", b"moof", b"styp", b"wide", b"mdat", b"free", b"skip"):
+    if encoded[4:8] not in (b"ftyp", b"moov", b"moof", b"styp", b"wide", b"mdat", b"free", b"skip"):
         return
-    for place, end in _tables(media, 0, len(media)):
+    for place, end in _tables(encoded, 0, len(encoded)):
         if end - place < 12:
             continue
-        size, count = struct.unpack_from(">II", media, place + 4)
-        size = 0 if media[place - 4 : place] == b"stz2" else size
-        if max(size, 1) * count > len(media):
+        size, count = struct.unpack_from(">II", encoded, place + 4)
+        size = 0 if encoded[place - 4 : place] == b"stz2" else size
+        if max(size, 1) * count > len(encoded):
             raise InvalidMedia(
-                f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(media)} "
+                f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(encoded)} "
                 "bytes",
                 hint="check that the file is whole",
             )
 
 
-def _tables(media: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
+def _tables(encoded: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Where the contents of all sample size tables begin and end (ISO/IEC 14496-12, boxes `stsz`, `stz2`)."""
     while stop - start >= 8:
-        length, kind = struct.unpack_from(">I4s", media, start)
+        length, kind = struct.unpack_from(">I4s", encoded, start)
         head = 8
         if length == 1 and stop - start >= 16:
-            length, head = struct.unpack_from(">Q", media, start + 8)[0], 16
+            length, head = struct.unpack_from(">Q", encoded, start + 8)[0], 16
         end = stop if length == 0 else min(stop, start + length)
         if end < start + head:
             return
         if kind in (b"stsz", b"stz2"):
             yield start + head, end
         elif kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            yield from _tables(media, start + head, end)
+            yield from _tables(encoded, start + head, end)
         start = end
 
 
@@ -122,25 +122,25 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
         return
 
 
-def declared_bytes(media: bytes) -> int:
+def declared_bytes(encoded: bytes) -> int:
     """How long the file should be by its own outermost length (RIFF, Matroska); 0 where it does not say."""
-    if media[:4] == b"RIFF":
-        return int(struct.unpack_from("<I", media, 4)[0]) + 8 if len(media) >= 8 else 0
-    if media[:4] != b"\x1a\x45\xdf\xa3":
+    if encoded[:4] == b"RIFF":
+        return int(struct.unpack_from("<I", encoded, 4)[0]) + 8 if len(encoded) >= 8 else 0
+    if encoded[:4] != b"\x1a\x45\xdf\xa3":
         return 0
-    header_bytes, place = _ebml_length(media, 4)
+    header_bytes, place = _ebml_length(encoded, 4)
     segment = place + (header_bytes or 0)
-    if media[segment : segment + 4] != b"\x18\x53\x80\x67":
+    if encoded[segment : segment + 4] != b"\x18\x53\x80\x67":
         return 0
-    segment_bytes, place = _ebml_length(media, segment + 4)
+    segment_bytes, place = _ebml_length(encoded, segment + 4)
     return 0 if segment_bytes is None else place + segment_bytes
 
 
-def _ebml_length(media: bytes, place: int) -> tuple[int | None, int]:
+def _ebml_length(encoded: bytes, place: int) -> tuple[int | None, int]:
     """A length of EBML (RFC 8794, §4) and where it ends; None where it is left open, as live streams do."""
-    if place >= len(media) or not media[place]:
+    if place >= len(encoded) or not encoded[place]:
         return None, place
-    size_bytes = 9 - media[place].bit_length()
+    size_bytes = 9 - encoded[place].bit_length()
     bits = 7 * size_bytes
-    value = int.from_bytes(media[place : place + size_bytes], "big") & ((1 << bits) - 1)
+    value = int.from_bytes(encoded[place : place + size_bytes], "big") & ((1 << bits) - 1)
     return None if value == (1 << bits) - 1 else value, place + size_bytes

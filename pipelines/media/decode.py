@@ -17,12 +17,12 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def open_media(
-    media: bytes, *, options: Options, limits: Limits, device: str, wanted: Wanted = WHOLE_FRAMES
+    encoded: bytes, *, options: Options, limits: Limits, device: str, wanted: Wanted = WHOLE_FRAMES
 ) -> Medium:
     """Open a medium for one pass over its selected frames; use it in a `with` statement.
 
     Args:
-        media: the encoded file.
+        encoded: the encoded file.
         options: `start_s`, `end_s`, `fps`, `keyframes_only`, `stride`, `max_frames` select frames; `decoder`
             chooses among decoders.
         device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
@@ -35,12 +35,12 @@ def open_media(
             the decoder that the options demand. TooLarge: over a limit. Later faults are raised by
             `chunks()`.
     """
-    _check(media, limits)
-    if image_format(media):
+    _check(encoded, limits)
+    if image_format(encoded):
         if options.decoder == "nvdec":
             raise UnsupportedMedia("NVDEC does not decode images", hint="leave out decoder=nvdec")
-        return open_image(media, options=options, limits=limits)
-    video = Video(media, limits)
+        return open_image(encoded, options=options, limits=limits)
+    video = Video(encoded, limits)
     try:
         return _route(video, options, device, wanted)
     except BaseException:
@@ -71,9 +71,9 @@ def _route(video: Video, options: Options, device: str, wanted: Wanted) -> Mediu
     return video.medium(options, reason, wanted)
 
 
-def _check(media: bytes, limits: Limits) -> None:
-    limits.check_bytes(media)
-    if not media:
+def _check(encoded: bytes, limits: Limits) -> None:
+    limits.check_bytes(encoded)
+    if not encoded:
         raise InvalidMedia("the medium is empty (0 bytes)", hint="send the file's bytes")
-    if media[4:8] == b"ftyp" and media[8:12] in HEIF_BRANDS:
+    if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS:
         raise UnsupportedMedia("HEIF images are not served", hint="convert it to JPEG, PNG or AVIF")

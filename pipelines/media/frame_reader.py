@@ -62,7 +62,7 @@ class FrameReader:
         upright = np.ascontiguousarray(self._orientation.apply(self._to_rgb(picked.frame)))
         kept, levels = (upright if self._wanted.keep_pixels else None), None
         if self._resize is not None:
-            levels = self._resize(upright if kept is None else upright[self._resize.part.window])
+            levels = self._resize(upright if kept is None else upright[self._resize.part.region])
         return Selected(picked.frame_index, picked.pts_s, Pixels(kept, levels), picked.is_key)
 
     def kept(self, frames: Sequence[Pixels]) -> npt.NDArray[np.uint8] | None:

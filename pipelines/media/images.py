@@ -56,22 +56,22 @@ FAULTS = (
 )
 
 
-def image_format(media: bytes) -> str | None:
+def image_format(encoded: bytes) -> str | None:
     """Pillow's name of an image's format, by its first bytes; None where it is none that is served."""
-    if media[:4] == b"RIFF" and media[8:12] == b"WEBP":
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "WEBP"
-    if media[4:8] == b"ftyp" and media[8:12] in AVIF_BRANDS:
+    if encoded[4:8] == b"ftyp" and encoded[8:12] in AVIF_BRANDS:
         return "AVIF"
-    return next((name for magic, name in MAGIC.items() if media.startswith(magic)), None)
+    return next((name for magic, name in MAGIC.items() if encoded.startswith(magic)), None)
 
 
-def open_image(media: bytes, *, options: Options, limits: Limits) -> Medium:
+def open_image(encoded: bytes, *, options: Options, limits: Limits) -> Medium:
     """The image, or the first of an animation, as one frame at 0 s; upright by its EXIF, alpha dropped.
 
     Raises:
         InvalidMedia, UnsupportedMedia, TooLarge: as the docstring of `pipelines.protocol.errors` says.
     """
-    with _open(media, limits) as image:
+    with _open(encoded, limits) as image:
         info = _describe(image)
         pixels_hwc = _read_pixels(image)
     return Medium(
@@ -82,13 +82,13 @@ def open_image(media: bytes, *, options: Options, limits: Limits) -> Medium:
     )
 
 
-def _open(media: bytes, limits: Limits) -> Image.Image:
+def _open(encoded: bytes, limits: Limits) -> Image.Image:
     """Read only the header, and refuse by it what is too large."""
     # Pillow warns of odd metadata and of large pictures; the second is an error by our own limit.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    name = str(image_format(media))
+    name = str(image_format(encoded))
     try:
-        image = Image.open(io.BytesIO(media), formats=(name,))
+        image = Image.open(io.BytesIO(encoded), formats=(name,))
         limits.check_size(*image.size)
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the {name} image is too large: {error}", hint="scale it down") from None

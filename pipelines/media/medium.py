@@ -33,11 +33,11 @@ class Limits:
     max_frames: int | None = None
     chunk_frames: int = 16
 
-    def check_bytes(self, media: bytes) -> None:
+    def check_bytes(self, encoded: bytes) -> None:
         """Raise TooLarge where the encoded file is over the limit."""
-        if len(media) > self.max_media_bytes:
+        if len(encoded) > self.max_media_bytes:
             raise TooLarge(
-                f"the medium has {len(media)} bytes, more than the server's limit of {self.max_media_bytes}",
+                f"the medium has {len(encoded)} bytes, over the server's limit of {self.max_media_bytes}",
                 hint="send a shorter or a smaller one",
             )
 

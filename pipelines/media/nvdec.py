@@ -121,7 +121,7 @@ def count_frames(video: Video) -> PacketIndex | str:
         return "there are several video streams"
     if video.is_cut_off():
         return "the file breaks off"
-    return read_index(video.media, video.limits)
+    return read_index(video.encoded, video.limits)
 
 
 def open_nvdec(
@@ -152,7 +152,7 @@ def open_nvdec(
     picked = list(select(frames, options, limits, tick_s=float(index.time_base), repeat=wanted.repeat_frames))
     length = limits.chunk_length(info.width_px, info.height_px)
     pipeline = _build(info, length, wanted, device=device, dali_device=dali_device)
-    pipeline.feed_input("media", [np.frombuffer(video.media, np.uint8)])
+    pipeline.feed_input("media", [np.frombuffer(video.encoded, np.uint8)])
     return Medium(
         info=info,
         decoder="nvdec",

@@ -41,12 +41,12 @@ class PacketIndex:
         return [float(ticks * self.time_base) for ticks in self.ticks]
 
 
-def read_index(media: bytes, limits: Limits) -> PacketIndex | str:
+def read_index(encoded: bytes, limits: Limits) -> PacketIndex | str:
     """The index of a medium of CODECS and CONTAINERS; in words why packets would not be frames."""
     ticks: list[int] = []
     keys: set[int] = set()
     time_base = Fraction(0)
-    with open_container(media, limits) as container:
+    with open_container(encoded, limits) as container:
         stream = pick_stream(container)
         try:
             for packet in read_packets(container, stream):

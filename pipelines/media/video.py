@@ -47,10 +47,10 @@ class Video:
             codec that is not served. TooLarge: too many pixels.
     """
 
-    def __init__(self, media: bytes, limits: Limits) -> None:
-        self.media = media
+    def __init__(self, encoded: bytes, limits: Limits) -> None:
+        self.encoded = encoded
         self.limits = limits
-        self.container = open_container(media, limits)
+        self.container = open_container(encoded, limits)
         self._count = 0
         self._last_s: float | None = None
         self._key_ticks: set[int] = set()
@@ -96,7 +96,7 @@ class Video:
         """Numbers of frames by their times, where packets tell them, so that not all need be decoded."""
         if self.codec not in CODECS or self.container.format.name not in CONTAINERS or self.is_cut_off():
             return None
-        index = read_index(self.media, self.limits)
+        index = read_index(self.encoded, self.limits)
         return None if isinstance(index, str) else index
 
     def _prepare_decoder(self) -> None:
@@ -176,12 +176,12 @@ class Video:
 
     def is_cut_off(self) -> bool:
         """Whether the container's own index or its outermost length reaches beyond the bytes at hand."""
-        size_bytes = len(self.media)
+        size_bytes = len(self.encoded)
         # The index stands in the order of time; frames that a cut takes are its last ones.
         last = self.stream.index_entries[-LAST_ENTRIES:]
         if any(entry.pos + entry.size > size_bytes for entry in last):
             return True
-        return declared_bytes(self.media) > size_bytes
+        return declared_bytes(self.encoded) > size_bytes
 
     def _describe(self, frame: VideoFrame) -> MediaInfo:
         width_px, height_px = self.orientation.size(frame.width, frame.height)

@@ -208,16 +208,16 @@ class Postprocessor:
             if patch is None:
                 continue
             inputs = _score_inputs(values, scores, patch, geometry)
-            window = (run, patch.rows, patch.columns)
+            region = (run, patch.rows, patch.columns)
             if pictures is None or pixels_nhwc is None or style is None or not style.visible:
                 (found,) = self._draw(scores.kind, None, inputs)
             else:
-                inputs["frames"] = pixels_nhwc[window]
+                inputs["frames"] = pixels_nhwc[region]
                 inputs |= self._style_inputs(values, scores, patch, geometry, style)
                 found, drawn = self._draw(scores.kind, style, inputs)
-                pictures[window] = self.on_host(drawn)
+                pictures[region] = self.on_host(drawn)
             labels = to_numpy(found)
-            class_map[window] = labels[..., 0] * np.uint8(scores.class_id if scores.kind == "one" else 1)
+            class_map[region] = labels[..., 0] * np.uint8(scores.class_id if scores.kind == "one" else 1)
             class_pixels[run] = _count(labels, scores, self._classes)
         if scores.class_id != 0:
             class_pixels[:, 0] = height_px * width_px - class_pixels[:, 1:].sum(axis=1)
@@ -287,7 +287,7 @@ def _check(
 
 
 def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
-    """Scores of the model's window, with background around it, as those of the whole resized frame."""
+    """Scores of the model's region, with background around it, as those of the whole resized frame."""
     top, left, height, width = geometry.crop_yxhw
     resized_h, resized_w = geometry.resized_hw
     margins = (left, resized_w - left - width, top, resized_h - top - height)

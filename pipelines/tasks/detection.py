@@ -99,8 +99,8 @@ class Detection(FrameJob):
                 for box, number in zip(
                     objects.box_d4, self._painter.numbers(objects.class_id_d), strict=True
                 ):
-                    window = canvas[box_pixels(box)]
-                    window[window == 0] = number
+                    region = canvas[box_pixels(box)]
+                    region[region == 0] = number
         return masks, covered
 
     def _pasted(self, objects: Found, frame_hw: tuple[int, int], canvas: ClassMap | None) -> list[bytes]:
@@ -111,8 +111,8 @@ class Detection(FrameJob):
             if self._form != "none":
                 masks.append(mask.pack(self._form))
             if canvas is not None:
-                window = canvas[mask.rows, mask.columns]
-                window[mask.inside_hw & (window == 0)] = number
+                region = canvas[mask.rows, mask.columns]
+                region[mask.inside_hw & (region == 0)] = number
         return masks
 
     def _pictures(

@@ -28,7 +28,7 @@ ClassMap = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastedMask:
-    """One object's mask: how probably a pixel is its own, float32 0..1, in a window of the frame; else 0."""
+    """One object's mask: how probably a pixel is its own, float32 0..1, in a region of the frame; else 0."""
 
     probability_hw: Floats
     rows: slice
@@ -37,11 +37,11 @@ class PastedMask:
 
     @property
     def inside_hw(self) -> npt.NDArray[np.bool_]:
-        """The object's pixels in the window."""
+        """The object's pixels in the region."""
         return self.probability_hw > INSIDE
 
     def on_frame(self, levels_hw: ClassMap) -> ClassMap:
-        """Levels uint8 of the window as those of the frame `(H, W)`."""
+        """Levels uint8 of the region as those of the frame `(H, W)`."""
         canvas = np.zeros(self.frame_hw, np.uint8)
         canvas[self.rows, self.columns] = levels_hw
         return canvas

@@ -215,7 +215,7 @@ def join_views(
 
 def _paste(canvas: Tensor, tile: Tensor, view: View, views: Sequence[View], scales: Sequence[float]) -> None:
     """Lay a tile on the canvas from the middle of what it shares with the tiles above and left of it."""
-    window, cut = [], []
+    region, cut = [], []
     for axis, scale in enumerate(scales):
         start_px = (view.top_px, view.left_px)[axis]
         length_px = view.geometry.source_hw[axis]
@@ -228,6 +228,6 @@ def _paste(canvas: Tensor, tile: Tensor, view: View, views: Sequence[View], scal
         start = min(round(start_px * scale), canvas.shape[axis + 1] - 1)
         skipped = round(shared_px / 2 * scale)
         stop = min(start + tile.shape[axis + 1], canvas.shape[axis + 1])
-        window.append(slice(start + skipped, stop))
+        region.append(slice(start + skipped, stop))
         cut.append(slice(skipped, stop - start))
-    canvas[:, window[0], window[1]] = tile[:, cut[0], cut[1]]
+    canvas[:, region[0], region[1]] = tile[:, cut[0], cut[1]]

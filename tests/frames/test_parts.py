@@ -49,7 +49,7 @@ def test_the_part_alone_gives_the_pixels_of_the_whole(way: str, hw: tuple[int, i
     )
     top, left, height, width = whole.crop_yxhw
     resize = Resizer(preprocessing, *hw)
-    got = resize(pixels[resize.part.window])
+    got = resize(pixels[resize.part.region])
     assert torch.equal(got, resized[0, :, top : top + height, left : left + width])
 
 

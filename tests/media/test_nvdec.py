@@ -15,7 +15,14 @@ from pipelines.frames.batch import FrameBatch
 from pipelines.frames.preprocess import Preprocessor
 from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, Wanted
-from pipelines.media.nvdec import DecodeCaps, count_frames, kind_refusal, open_nvdec, query_caps, size_refusal
+from pipelines.media.nvdec import (
+    DecodeCaps,
+    count_frames,
+    kind_refusal,
+    open_nvdec,
+    query_caps,
+    size_refusal,
+)
 from pipelines.media.video import Video
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import InvalidMedia, TooLarge
@@ -221,7 +228,7 @@ def test_other_frames_than_the_containers_are_an_error(spoil: str) -> None:
     if spoil == "times":
         index = dataclasses.replace(index, ticks=[*index.ticks, index.ticks[-1] + 100])
     else:
-        video.media = video.media[:600] + bytes(len(video.media) - 600)
+        video.encoded = video.encoded[:600] + bytes(len(video.encoded) - 600)
     with (
         open_nvdec(
             video, index, options=Options(), device="cpu", wanted=Wanted(), dali_device="cpu"

@@ -21,7 +21,7 @@ from torchvision.models.video import R3D_18_Weights
 
 from pipelines.frames.dali import Graph, picture_input
 from pipelines.frames.geometry import geometry
-from pipelines.frames.preprocess import Preprocessor, Window, prepare_frames
+from pipelines.frames.preprocess import Preprocessor, Region, prepare_frames
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.options import Options
 from scripts.parity.measures import Pixels
@@ -128,7 +128,7 @@ def test_a_crop_off_by_half_a_pixel_fails_the_check(shift_px: float) -> None:
     preprocessing, transform = PRESETS["bilinear"]
     pixels = natural(480, 640)
     shape = geometry(preprocessing, 480, 640)
-    window = Window.of(shape, preprocessing)
+    window = Region.of(shape, preprocessing)
     off = shift_px * 480 / shape.resized_hw[0]
     moved = dataclasses.replace(
         window, start=[value + off for value in window.start], end=[value + off for value in window.end]
