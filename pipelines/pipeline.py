@@ -137,7 +137,7 @@ class Pipeline:
                 options=self.task.select(self.spec, options) if self.task.select else options,
                 limits=limits or self.limits,
                 device=self.device,
-                wanted=self._wanted(options),
+                wanted=self.wanted(options),
             ) as medium,
             self.admission.hold(self._cost_bytes(encoded, medium.info, options)),
             _judging(options),
@@ -206,7 +206,7 @@ class Pipeline:
         self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
         return frames, answer
 
-    def _wanted(self, options: Options) -> Wanted:
+    def wanted(self, options: Options) -> Wanted:
         return Wanted(
             prepare=None if self.spec.tiling else self.preprocessing,
             keep_pixels=bool(self.spec.tiling) or options.overlay != "none",
@@ -219,7 +219,7 @@ class Pipeline:
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
         model_px = sum(math.prod(view.geometry.model_hw) for view in views)
-        kept = self._wanted(options).keep_pixels or info.kind == "image"
+        kept = self.wanted(options).keep_pixels or info.kind == "image"
         each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if kept else 0)
         frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
         return len(encoded) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each

@@ -23,26 +23,39 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
 from scripts import ROOT
-from scripts.bench import contenders, report
-from scripts.bench.contenders import Contender
+from scripts.bench import report
+from scripts.bench.figures import compared
 from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
-from scripts.bench.media import FRAMES, make_medium
+from scripts.bench.load import Load
+from scripts.bench.media import KINDS, make_medium
 from scripts.bench.meter import measured
+from scripts.bench.peers import starting
 from scripts.bench.report import Record
-from scripts.bench.runs import Point, counters, load_of, measure_boundary, measure_point, measure_stages
+from scripts.bench.runs import (
+    OURS,
+    Point,
+    Rival,
+    counters,
+    measure_boundary,
+    measure_point,
+    measure_stages,
+    send,
+)
 from scripts.bench.scenarios import SCENARIOS, Rig
-from scripts.bench.turns import Comparison, in_turns
-from scripts.servers import start_server
+from scripts.bench.turns import in_turns
+from scripts.servers import Server, start_server
 
 TAMED = "tamed"
 WEIGHTS_HELP = (
     f"the model's state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
     "reduced precisions need (default: random ones; the same for all servers)"
 )
+ROUNDS_HELP = "turns of each (default: 2 of peers, 4 of scenarios, 8 of --against)"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,8 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--task", choices=list(MODELS), default="classification")
     add("--model", default="", help=f"of torchvision's, or {DEMO} for the embedded ones (default: by task)")
     add("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
-    kinds = ", ".join(FRAMES)
-    add("--medium", default="clip", help=f"a file, or one of {kinds} (default: %(default)s)")
+    add("--medium", default="clip", help=f"a file, or one of {', '.join(KINDS)} (default: %(default)s)")
     add("--clients", type=int, nargs="+", default=[4], metavar="N", help="at once (default: 4)")
     add("--protocol", choices=get_args(Protocol), default="grpc")
     add("--stream", action=argparse.BooleanOptionalAction, default=True, help="an answer per chunk")
@@ -67,17 +79,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--against", type=Path, metavar="FOLDER", help="compare with another checkout's server.py, in turns")
     add("--against-flags", default="", metavar="FLAGS", help="more flags of the other server's, in one word")
     add("--turn-s", type=float, default=10.0, metavar="S", help="of --against (default: %(default)s)")
-    add(
-        "--rounds",
-        type=int,
-        metavar="N",
-        help="turns of each (default: 2 of peers, 4 of scenarios, 8 of --against)",
-    )
+    add("--rounds", type=int, metavar="N", help=ROUNDS_HELP)
     add("--scenario", choices=list(SCENARIOS), nargs="+", default=[], help="instead of a plain load")
     add("--json", type=Path, metavar="FILE", help="write the record of this run")
     add("--plot", type=Path, metavar="FILE", help="draw throughput and latency against clients (PNG, SVG)")
-    add("--check", type=Path, metavar="FILE", help="exit with 1 if a ratio is lower than in this record")
-    add("--tolerance", type=float, default=0.10, metavar="X", help="by more than this share (default: 0.1)")
     arguments = parser.parse_args(argv[:split])
     arguments.flags = tuple(argv[split + 1 :])
     if arguments.model == DEMO and arguments.weights:
@@ -86,6 +91,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--against {arguments.against}: no server.py there; name the folder of a checkout")
     if arguments.device == "cuda" and not _has_cuda():
         parser.error("--device cuda: no CUDA device is usable here")
+    arguments.model = arguments.model or MODELS[arguments.task]
+    if arguments.peers and (reason := starting.missing(arguments.task, arguments.model)):
+        parser.error(f"--peers: {reason}")
     return arguments
 
 
@@ -98,12 +106,11 @@ def _has_cuda() -> bool:
 def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
     """The job of a command line, its files made, and its medium in words."""
     medium = make_medium(arguments.medium, folder)
-    model = arguments.model or MODELS[arguments.task]
-    weights = arguments.weights
+    task, model, weights = arguments.task, arguments.model, arguments.weights
     if model != DEMO and weights in ("", TAMED):
-        weights = str(save_random_weights(arguments.task, model, folder, tamed=weights == TAMED))
+        weights = str(save_random_weights(task, model, folder, tamed=weights == TAMED))
     job = Job(
-        task=arguments.task,
+        task=task,
         model=model,
         weights=weights,
         medium=str(medium.path),
@@ -123,86 +130,76 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
     """
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
-    report.say_stages(record)
+    report.say_stages(record, "before")
     with measured(start_server(folder, *job.server_flags())) as server:
         report.say_points_head()
         for clients in arguments.clients:
-            load = load_of(job, server, clients, arguments.duration)
-            point = measure_point(server, load, job.frames, lambda: counters(server, job.task))
-            record.points.append(point)
-            report.say_point(point, record.ceiling)
+            load = job.load(server, clients, arguments.duration)
+            record.points.append(measure_point(server, load, job.frames, lambda: counters(server, job.task)))
+            report.say_point(record.points[-1], record.ceiling)
         record.boundary = measure_boundary(server, job)
-        report.say_boundary(record.boundary)
+        report.say_numbers("boundary", record.boundary)
         server.hold()
         again = measure_stages(job, arguments.stage_seconds)
         server.go_on()
         record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
-        report.say_stages(record, "stage alone, mean of before and after")
-        record.ratios = report.ratios(record)
+        report.say_stages(record, "mean of before and after")
         report.say_numbers("ratios", record.ratios)
         if arguments.peers:
-            if reason := contenders.missing(job.task, job.model):
-                raise SystemExit(f"error: no peers: {reason}")
-            with contenders.peers(job, folder) as others:
-                rivals = {contenders.OURS: Contender.of(server, job), **others}
-                clients, rounds = arguments.peer_clients, arguments.rounds or 2
-                record.peers = compete(record, rivals, clients, arguments.duration, rounds)
+            with starting.peers(job, folder) as others:
+                rivals = {OURS: (server, job.load(server)), **others}
+                compete(record, rivals, arguments.peer_clients, arguments.duration, arguments.rounds or 2)
 
 
 def run_against(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """This server and the other one, in turns, with each number of clients."""
+    """This checkout's server.py and another one's, or with other flags, by each number of clients."""
+    job, rivals = record.job, {}
     checkout, flags = (arguments.against or ROOT).resolve(), shlex.split(arguments.against_flags)
     print(f"the other  {checkout} {' '.join(flags)}")
-    with contenders.versions(record.job, folder, checkout, *flags) as rivals:
+    with ExitStack() as stack:
+        for name, place, more in ((OURS, ROOT, []), ("the other", checkout, flags)):
+            server = start_server(folder, *job.server_flags(), *more, name=name, checkout=place)
+            rivals[name] = (stack.enter_context(measured(server)), job.load(server))
+            send(dataclasses.replace(job.load(server), requests=1))
         for clients in arguments.clients:
-            found = compete(record, rivals, clients, arguments.turn_s, arguments.rounds or 8)
-            record.against[clients] = found
+            compete(record, rivals, clients, arguments.turn_s, arguments.rounds or 8)
 
 
-def compete(
-    record: Record, rivals: Mapping[str, Contender], clients: int, seconds: float, rounds: int
-) -> dict[str, list[Point]]:
-    """Servers under the same load in turns, and how ours compares: of each the points of its rounds."""
+def compete(record: Record, rivals: Mapping[str, Rival], clients: int, seconds: float, rounds: int) -> None:
+    """Servers under the same load in turns, and how ours compares."""
 
-    def measure(one: Contender) -> Callable[[], Point]:
-        load = dataclasses.replace(one.load, clients=clients, seconds=seconds)
-        return lambda: measure_point(one.server, load, record.job.frames)
+    def measure(server: Server, load: Load) -> Callable[[], Point]:
+        load = dataclasses.replace(load, clients=clients, seconds=seconds)
+        return lambda: measure_point(server, load, record.job.frames)
 
     report.say_points_head()
-    points = in_turns(
-        {name: measure(one) for name, one in rivals.items()},
+    points = record.turns[clients] = in_turns(
+        {name: measure(*rival) for name, rival in rivals.items()},
         rounds,
-        servers={name: one.server for name, one in rivals.items()},
+        servers={name: server for name, (server, _) in rivals.items()},
         say=lambda name, point: report.say_point(point, record.ceiling, name),
     )
     rates = {name: [point.figures.frames_per_s for point in turns] for name, turns in points.items()}
-    ours = rates.pop(contenders.OURS)
+    ours = rates.pop(OURS)
     for name, theirs in rates.items():
-        comparison = Comparison.of(ours, theirs)
         title = f"ours to {name}, {clients} clients"
-        record.comparisons[title], record.ratios[title] = comparison, comparison.median
-        report.say_comparison(title, comparison)
-    return points
-
-
-def run_scenarios(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    rounds = arguments.rounds or 4
-    rig = Rig(job=record.job, folder=folder, seconds=arguments.duration, rounds=rounds)
-    for name in arguments.scenario:
-        record.scenarios[name] = SCENARIOS[name](rig)
-        report.say_numbers(name, record.scenarios[name])
+        record.comparisons[title] = compared(ours, theirs, "frames/s")
+        report.say_numbers(title, record.comparisons[title])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with tempfile.TemporaryDirectory(prefix="trivid-bench-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="trivid-bench-") as temporary:
+        folder = Path(temporary)
         job, medium = make_job(arguments, folder)
         record = Record(machine=report.machine_facts(), job=job, medium=medium)
         report.say_head(record)
         if arguments.scenario:
-            run_scenarios(record, arguments, folder)
+            rig = Rig(job=job, folder=folder, seconds=arguments.duration, rounds=arguments.rounds or 4)
+            for name in arguments.scenario:
+                record.scenarios[name] = SCENARIOS[name](rig)
+                report.say_numbers(name, record.scenarios[name])
         elif arguments.against or arguments.against_flags:
             run_against(record, arguments, folder)
         else:
@@ -212,8 +209,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.write_text(record.as_json())
     if arguments.plot:
         report.plot(record, arguments.plot)
-    if arguments.check:
-        return report.check_ratios(record, arguments.check, arguments.tolerance)
     return 0
 
 

@@ -9,11 +9,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-PERCENTILES = (50, 95, 99)
+# The first part of a run counts for nothing: queues fill, and clients have started together.
+WARM_UP = 0.2
+# From when until when replies count, seconds.
+Window = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,27 +36,12 @@ class Reply:
     error: str = ""
 
     @property
-    def latency_s(self) -> float:
-        return self.end_s - self.start_s
+    def latency_ms(self) -> float:
+        return 1000 * (self.end_s - self.start_s)
 
     @property
-    def first_answer_s(self) -> float:
-        return (self.at_s[0] if self.at_s else self.end_s) - self.start_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """What counts of a run: from when all clients were at work until the first was done."""
-
-    start_s: float
-    end_s: float
-
-    @property
-    def length_s(self) -> float:
-        return self.end_s - self.start_s
-
-    def overlap_s(self, start_s: float, end_s: float) -> float:
-        return max(0.0, min(end_s, self.end_s) - max(start_s, self.start_s))
+    def first_answer_ms(self) -> float:
+        return 1000 * ((self.at_s[0] if self.at_s else self.end_s) - self.start_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +50,53 @@ class Figures:
 
     frames_per_s: float
     requests: int
-    errors: Mapping[str, int] = field(default_factory=dict)
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
-    first_answer_ms: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, int]
+    latency_ms: Mapping[str, float]
+    first_answer_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What clients saw.
+
+    Attributes:
+        start_s, end_s: when they began, and when the first of them sent no more; `cpu_s`: what they used.
+        waited_s: of an open loop, by how much a request was sent too late at most.
+    """
+
+    replies: tuple[Reply, ...]
+    start_s: float
+    end_s: float
+    cpu_s: float
+    waited_s: float = 0.0
+
+    def window(self, seconds: float) -> Window:
+        """All but the warm-up, until clients began to leave; with long media they do after the run's time."""
+        end_s = max(self.start_s + seconds, self.end_s)
+        return self.start_s + WARM_UP * (end_s - self.start_s), end_s
+
+    def figures(self, seconds: float, frames: int) -> Figures:
+        """Frames answered within the window, and how long requests took that began or ended in it.
+
+        Args:
+            seconds: for which clients were to send; `frames`: of the medium that each request sent.
+        """
+        start_s, end_s = window = self.window(seconds)
+        good = [reply for reply in self.replies if not reply.error]
+        inside = [one for one in good if one.end_s > start_s and one.start_s < end_s]
+        done = sum(frames_within(reply, window, frames) for reply in good)
+        return Figures(
+            frames_per_s=done / (end_s - start_s) if end_s > start_s else math.nan,
+            requests=len(inside),
+            errors=dict(Counter(reply.error for reply in self.replies if reply.error)),
+            latency_ms=percentiles([one.latency_ms for one in inside]),
+            first_answer_ms=percentiles([one.first_answer_ms for one in inside]),
+        )
+
+    def latencies_ms(self, seconds: float) -> list[float]:
+        """Of all that were answered well, but those of the warm-up."""
+        start_s, _ = self.window(seconds)
+        return [one.latency_ms for one in self.replies if not one.error and one.start_s > start_s]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,37 +124,17 @@ class Stage:
         )
 
 
-def figures(replies: Sequence[Reply], window: Window, frames: int) -> Figures:
-    """Frames answered within the window, and how long requests took that began or ended in it.
-
-    Args:
-        frames: of the medium that each request sent.
-    """
-    good = [reply for reply in replies if not reply.error]
-    inside = [one for one in good if one.end_s > window.start_s and one.start_s < window.end_s]
-    done = sum(frames_within(reply, window, frames) for reply in good)
-    return Figures(
-        frames_per_s=done / window.length_s if window.length_s > 0 else math.nan,
-        requests=len(inside),
-        errors=dict(Counter(reply.error for reply in replies if reply.error)),
-        latency_ms=percentiles([1000 * one.latency_s for one in inside]),
-        first_answer_ms=percentiles([1000 * one.first_answer_s for one in inside]),
-    )
-
-
 def frames_within(reply: Reply, window: Window, frames: int) -> float:
     """Frames of one request that were worked on within a window.
 
     Each answer's share of the medium is spread evenly from the answer before, or the start, to when it came.
     """
-    rows = sum(reply.rows)
-    if not rows:
-        return 0.0
-    done, before_s = 0.0, reply.start_s
-    for at_s, count in zip(reply.at_s, reply.rows, strict=True):
-        share = window.overlap_s(before_s, at_s) / (at_s - before_s) if at_s > before_s else 0.0
-        done += share * count * frames / rows
-        before_s = at_s
+    done, start_s = 0.0, reply.start_s
+    for at_s, rows in zip(reply.at_s, reply.rows, strict=True):
+        within_s = min(at_s, window[1]) - max(start_s, window[0])
+        if rows and within_s > 0:
+            done += within_s / (at_s - start_s) * rows * frames / sum(reply.rows)
+        start_s = at_s
     return done
 
 
@@ -133,8 +145,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """The usual three, by name, and the mean."""
-    named = {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
-    return {**named, "mean": sum(values) / len(values) if values else math.nan}
+    mean = sum(values) / len(values) if values else math.nan
+    return {f"p{percent}": percentile(values, percent) for percent in (50, 95, 99)} | {"mean": mean}
 
 
 def median(values: Sequence[float]) -> float:
@@ -155,11 +167,13 @@ def ceiling(rates: Mapping[str, float], *, shared: bool) -> float:
     return 1 / sum(1 / rate for rate in real) if shared else min(real)
 
 
-def fallen(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> dict[str, float]:
-    """Ratios that have fallen by more than the tolerance, or are gone: name → share of what each was."""
-    lost = {}
-    for name, old in before.items():
-        new = now.get(name, math.nan)
-        if not new >= old * (1 - tolerance):
-            lost[name] = new / old if old else math.nan
-    return lost
+def compared(ours: Sequence[float], theirs: Sequence[float], name: str, bar: str = "") -> dict[str, float]:
+    """How much more one rival gives than another: a ratio of each round, their least, most and median.
+
+    A round in which the other gave nothing has no ratio (NaN). `bar` says what the median should be.
+    """
+    ratios = [one / other if other else math.nan for one, other in zip(ours, theirs, strict=True)]
+    real = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+    found = {f"round {number}": ratio for number, ratio in enumerate(ratios, 1)}
+    found |= {"least": min(real), "most": max(real), f"median{bar}": median(real)}
+    return {f"{name}, {which}": ratio for which, ratio in found.items()}

@@ -1,4 +1,4 @@
-"""What is measured: a task with its model and weights, a medium, and how clients ask. Knows no server.
+"""What is measured: a task with its model and weights, a medium, and how clients ask.
 
 Weights are random but seeded, written to a file once, so that every server of a run computes the same;
 nothing is downloaded.
@@ -12,9 +12,9 @@ from typing import Literal
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Scalar
-from pipelines.settings.flags import parse_args
 from pipelines.settings.model import ModelSettings
-from pipelines.settings.server import Settings
+from scripts.bench.load import Load
+from scripts.servers import Server
 
 Protocol = Literal["grpc", "http"]
 DEMO = "demo"
@@ -63,15 +63,24 @@ class Job:
     def media(self) -> bytes:
         return Path(self.medium).read_bytes()
 
+    def load(self, server: Server, clients: int = 1, seconds: float = 0.0) -> Load:
+        """A closed loop of clients of a server of ours."""
+        return Load(
+            kind="trivid",
+            url=server.grpc_url if self.protocol == "grpc" else server.http_url,
+            medium=self.medium,
+            task=self.task,
+            stream=self.stream,
+            options=self.options,
+            clients=clients,
+            seconds=seconds,
+        )
+
     def server_flags(self) -> list[str]:
         """server.py's command line, but for ports."""
         named = ["--model", f"{self.task}={self.model}", "--weights", f"{self.task}={self.weights}"]
         model = ["--demo"] if self.model == DEMO else named
         return [*model, "--device", self.device, "--endpoints", "media", *self.flags]
-
-    def settings(self) -> Settings:
-        """The same, as the server itself reads it."""
-        return parse_args(self.server_flags(), "")
 
 
 def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool = False) -> Path:
@@ -84,16 +93,14 @@ def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool
 
     from pipelines.zoo import resolve
 
-    path = folder / f"{model}{'-tamed' if tamed else ''}.safetensors"
-    if not path.exists():
-        spec = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False)
-        network = spec.build().eval()
-        if tamed:
-            from scripts.parity.subject import tame
+    spec = resolve(ModelSettings(source=model, task=task, weights="random"), allow_code=False)
+    network = spec.build().eval()
+    if tamed:
+        from scripts.parity.subject import tame
 
-            tame(network, spec)
-        # Detectors and segmenters stand in an adapter; the file is torchvision's own.
-        network = getattr(network, "network", network)
-        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-        save_file(state, path)
+        tame(network, spec)
+    # Detectors and segmenters stand in an adapter; the file is torchvision's own.
+    network = getattr(network, "network", network)
+    path = folder / f"{model}{'-tamed' if tamed else ''}.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}, path)
     return path

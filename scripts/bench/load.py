@@ -1,6 +1,6 @@
 """Clients of a server. Knows how each kind of server wants to be asked, and nothing of what it answers.
 
-They run in a process of their own: `python -m scripts.bench.load` reads a `Load` as JSON on stdin, asks as it
+They run in a process of their own: `python -m scripts.bench.load LOAD` takes a `Load` as JSON, asks as it
 says, and prints a `Report`. It uses the machine that it measures, as clients would; the report says how much.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +23,12 @@ from pipelines.protocol.errors import TrividError, from_json
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.http_transport import binary_request, raise_for_status, read_answer
 from pipelines.sdk.transport import Call, parse_address
-from scripts.bench.figures import Reply
+from scripts.bench.figures import Reply, Report
+from scripts.bench.peers import asking
 from scripts.bench.programs import run_program
 
-Kind = Literal["trivid", "light", "pytriton", "http"]
-# An answer's count of rows, when it came.
-Answers = Iterator[int]
+# Sends a medium, and gives each answer's count of rows, when it came.
+Ask = Callable[[bytes], Iterator[int]]
 PATIENCE_S = 900.0
 
 
@@ -39,17 +38,16 @@ class Load:
 
     Attributes:
         kind: of server: the project's own, asked by its client, or ("light") over a connection that stays
-            open with as little work as can be; the seed's design (`video` UINT8 on PyTriton); or ("http") a
-            peer that is posted the file and answers with a JSON list of rows.
+            open with as little work as can be; or a peer.
         url: `grpc://host:port` or `http://host:port`.
         clients: that each wait for an answer before they send again.
-        seconds: for which they send; 0: until `requests` are sent by each.
+        seconds: for which they send; or, when above 0, `requests`: that each sends.
         period_s: when above 0, requests are sent at these intervals, whether or not others are answered (an
             open loop); `clients` then bounds how many may wait.
         pause_s: after each answer of a stream, as a slow reader has them.
     """
 
-    kind: Kind
+    kind: Literal["trivid", "light", "peer"]
     url: str
     medium: str
     task: str = ""
@@ -62,50 +60,32 @@ class Load:
     pause_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What clients saw.
-
-    Attributes:
-        start_s, end_s: when they began, and when the first of them sent no more; `cpu_s`: what they used.
-        waited_s: of an open loop, by how much a request was sent too late at most.
-    """
-
-    replies: tuple[Reply, ...]
-    start_s: float
-    end_s: float
-    cpu_s: float
-    waited_s: float = 0.0
+def _asker(load: Load) -> Ask:
+    """A connection of one client's own."""
+    return {"trivid": _ask_trivid, "light": _ask_lightly, "peer": _ask_peer}[load.kind](load)
 
 
-def asker(load: Load) -> Callable[[bytes], Answers]:
-    """A connection of one client's own, as a function from a medium to its answers."""
-    kinds = {"trivid": _ask_trivid, "light": _ask_lightly, "pytriton": _ask_pytriton, "http": _ask_http}
-    return kinds[load.kind](load)
-
-
-def _ask_trivid(load: Load) -> Callable[[bytes], Answers]:
+def _ask_trivid(load: Load) -> Ask:
     client = Client(load.url, timeout_s=PATIENCE_S)
     kind = ANSWERS[load.task]
 
-    def ask(media: bytes) -> Answers:
+    def ask(media: bytes) -> Iterator[int]:
         if not load.stream:
             yield len(client.ask(kind, media, load.options))
             return
         with closing(client.ask_stream(kind, media, load.options)) as answers:
-            for answer in answers:
-                yield len(answer)
+            yield from map(len, answers)
 
     return ask
 
 
-def _ask_lightly(load: Load) -> Callable[[bytes], Answers]:
+def _ask_lightly(load: Load) -> Ask:
     """One HTTP connection that stays open."""
     kind = ANSWERS[load.task]
     address = parse_address(load.url)
     connection = http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_S)
 
-    def ask(media: bytes) -> Answers:
+    def ask(media: bytes) -> Iterator[int]:
         call = Call(
             model=kind.task,
             input_name="media",
@@ -115,8 +95,7 @@ def _ask_lightly(load: Load) -> Callable[[bytes], Answers]:
             parameters=load.options,
         )
         request = binary_request(call)
-        path = address.prefix + request.path
-        connection.request(request.method, path, request.body, dict(request.headers))
+        connection.request(request.method, request.path, request.body, dict(request.headers))
         columns = read_answer(call, raise_for_status(address, connection.getresponse()))
         if error := bytes(columns["error"][0]):
             raise from_json(error)
@@ -125,49 +104,9 @@ def _ask_lightly(load: Load) -> Callable[[bytes], Answers]:
     return ask
 
 
-def _ask_pytriton(load: Load) -> Callable[[bytes], Answers]:
-    import numpy as np
-    from tritonclient import grpc
-    from tritonclient.utils import InferenceServerException
-
-    client = grpc.InferenceServerClient(load.url.removeprefix("grpc://"))
-
-    def ask(media: bytes) -> Answers:
-        video = grpc.InferInput("video", [1, len(media)], "UINT8")
-        video.set_data_from_numpy(np.frombuffer(media, np.uint8)[None])
-        try:
-            result = client.infer("peer", [video], client_timeout=PATIENCE_S)
-        except InferenceServerException as error:
-            raise http.client.HTTPException(str(error)) from error
-        yield int(result.as_numpy("rows")[0].shape[0])
-
-    return ask
-
-
-def _ask_http(load: Load) -> Callable[[bytes], Answers]:
-    host, _, port = load.url.removeprefix("http://").partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE_S)
-
-    def ask(media: bytes) -> Answers:
-        connection.request("POST", "/predict", *multipart(media))
-        response = connection.getresponse()
-        text = response.read()
-        if response.status != http.client.OK:
-            raise http.client.HTTPException(f"HTTP {response.status}")
-        yield len(json.loads(text)["rows"])
-
-    return ask
-
-
-def multipart(media: bytes) -> tuple[bytes, dict[str, str]]:
-    """A form with the medium as its `file`: body and headers (RFC 7578)."""
-    boundary = "trivid-bench"
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="medium"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    )
-    body = head.encode() + media + f"\r\n--{boundary}--\r\n".encode()
-    return body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+def _ask_peer(load: Load) -> Ask:
+    ask = asking.asker(load.url, PATIENCE_S)
+    return lambda media: iter([len(ask(media))])
 
 
 class Crowd:
@@ -197,7 +136,7 @@ class Crowd:
 
     def _work(self) -> float:
         """One client; when it sent no more."""
-        ask = asker(self.load)
+        ask = _asker(self.load)
         self._gate.wait()
         own = 0
         while self._turn(own):
@@ -215,11 +154,9 @@ class Crowd:
             self._waited_s = max(self._waited_s, time.monotonic() - due_s)
             time.sleep(max(0.0, due_s - time.monotonic()))
             return True
-        if load.seconds and time.monotonic() >= self._start_s + load.seconds:
-            return False
-        return not load.requests or own < load.requests
+        return own < load.requests if load.requests else time.monotonic() < self._start_s + load.seconds
 
-    def _one(self, ask: Callable[[bytes], Answers]) -> Reply:
+    def _one(self, ask: Ask) -> Reply:
         start_s = time.monotonic()
         at_s: list[float] = []
         rows: list[int] = []
@@ -228,8 +165,7 @@ class Crowd:
             for count in ask(self.media):
                 at_s.append(time.monotonic())
                 rows.append(count)
-                if self.load.pause_s:
-                    time.sleep(self.load.pause_s)
+                time.sleep(self.load.pause_s)
         except TrividError as failure:
             error = failure.code
         except (http.client.HTTPException, OSError) as failure:

@@ -7,6 +7,7 @@ the sample lies beside the project, else moving noise with grain, which is as ha
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,16 @@ from scripts import ROOT
 Picture = npt.NDArray[np.uint8]
 WIDTH_PX, HEIGHT_PX, RATE = 1280, 720, 24
 SAMPLE = ROOT.parent / "shared" / "data" / "sintel_h264_720p.mp4"
-# A medium's name → its frames.
-FRAMES = {"image": 1, "short": 48, "clip": 240, "minute": 1440, "film": 14_400, "hour": 86_400}
-# x264's rate factor, less is better; films have few bits, so that they pass a server's upload limit.
-QUALITY = {"short": 23, "clip": 23, "film": 40, "minute": 45, "hour": 45}
-# Frames that each picture is shown for: slow motion makes an hour as small as a minute.
-HELD = {"minute": 10, "hour": 10}
+# A medium's name → its frames, x264's rate factor (less is better; films have few bits, so that they pass a
+# server's upload limit), and how many frames each picture is shown for: an hour is as small as a minute.
+KINDS = {
+    "image": (1, 0, 1),
+    "short": (48, 23, 1),
+    "clip": (240, 23, 1),
+    "minute": (1440, 45, 10),
+    "film": (14_400, 40, 1),
+    "hour": (86_400, 45, 10),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,44 +45,34 @@ class Medium:
 
 
 def make_medium(kind: str, folder: Path) -> Medium:
-    """A medium by its kind (a key of FRAMES), made in the folder, or any file by its path."""
-    if kind not in FRAMES:
+    """A medium by its kind (a key of KINDS), made in the folder, or any file by its path."""
+    if kind not in KINDS:
         path = Path(kind)
         if not path.is_file():
-            raise SystemExit(f"error: no medium {kind!r}: a file, or one of {', '.join(FRAMES)}")
-        return Medium(path=path, frames=count_frames(path), about=f"{path.name}, {path.stat().st_size} bytes")
+            raise SystemExit(f"error: no medium {kind!r}: a file, or one of {', '.join(KINDS)}")
+        with av.open(kind) as video:
+            frames = sum(1 for packet in video.demux(video=0) if packet.size)
+        return Medium(path=path, frames=frames, about=f"{path.name}, {path.stat().st_size} bytes")
+    frames, quality, held = KINDS[kind]
     path = folder / (f"{kind}.jpg" if kind == "image" else f"{kind}.mp4")
-    source = "real film" if SAMPLE.is_file() else "moving noise"
     if not path.exists():
         if kind == "image":
             Image.fromarray(next(film_second())).save(path, quality=90)
         else:
-            held = HELD.get(kind, 1)
-            path.write_bytes(_looped(_group(QUALITY[kind], held), FRAMES[kind] // (RATE * held), held))
-    about = f"{source}, {WIDTH_PX}x{HEIGHT_PX}, {FRAMES[kind]} frames, {path.stat().st_size / 1e6:.1f} MB"
-    return Medium(path=path, frames=FRAMES[kind], about=about)
-
-
-def count_frames(path: Path) -> int:
-    """Frames of a video's first stream by its packets; pictures have one."""
-    with av.open(str(path)) as source:
-        return sum(1 for packet in source.demux(video=0) if packet.size)
+            path.write_bytes(_looped(_group(quality, held), frames // (RATE * held), held))
+    source = "real film" if SAMPLE.is_file() else "moving noise"
+    about = f"{source}, {WIDTH_PX}x{HEIGHT_PX}, {frames} frames, {path.stat().st_size / 1e6:.1f} MB"
+    return Medium(path=path, frames=frames, about=about)
 
 
 def film_second() -> Iterator[Picture]:
     """A second of film, frame by frame."""
     if not SAMPLE.is_file():
-        yield from (_noise(number) for number in range(RATE))
+        yield from map(_noise, range(RATE))
         return
-    count = 0
     with av.open(str(SAMPLE)) as source:
-        for frame in source.decode(video=0):
-            pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-            yield pixels
-            count += 1
-            if count == RATE:
-                return
-    yield from (pixels for _ in range(RATE - count))
+        for frame in itertools.islice(source.decode(video=0), RATE):
+            yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
 def _noise(number: int) -> Picture:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import psutil
 
@@ -16,18 +15,6 @@ from scripts.servers import Server, for_each
 
 MIB = 1 << 20
 SAMPLE_S = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What a server used of the machine in a stretch of time; memory at its highest."""
-
-    cpu_s: float
-    peak_rss_bytes: int
-    peak_main_rss_bytes: int
-    peak_gpu_bytes: int
-    shm_before_bytes: int
-    shm_after_bytes: int
 
 
 @contextlib.contextmanager
@@ -49,15 +36,15 @@ def cpu_s(server: Server) -> float:
     return sum(sum(times[:4]) for times in for_each(server.family(), psutil.Process.cpu_times))
 
 
-def rss_bytes(server: Server) -> tuple[int, int]:
-    """Of all its processes (pages that they share count for each), and of the first only."""
-    sizes = for_each(server.family(), lambda process: int(process.memory_info().rss))
-    return sum(sizes), sizes[0] if sizes else 0
+def memory_bytes(server: Server, *, shared_once: bool = False) -> tuple[int, int]:
+    """Of all its processes, and of the first only.
 
-
-def pss_bytes(server: Server) -> int:
-    """Of all its processes, pages that they share once; takes some milliseconds a GB."""
-    return sum(for_each(server.family(), lambda process: int(process.memory_full_info().pss)))
+    Pages that processes share count for each of them, or once, which takes some milliseconds a GB.
+    """
+    family = server.family()
+    sizes = for_each(family, lambda process: int(process.memory_info().rss))
+    shares = for_each(family, lambda process: int(process.memory_full_info().pss)) if shared_once else sizes
+    return sum(shares), sizes[0] if sizes else 0
 
 
 def shm_bytes(server: Server) -> int:
@@ -77,23 +64,24 @@ def gpu_bytes() -> int:
 
 
 class Meter:
-    """Watches a server for a while; `usage` is there after the `with` block.
+    """Watches a server for a while; what it used of the machine is known after the `with` block.
 
     Attributes:
-        samples: bytes in use every SAMPLE_S: of all its processes, of the first only, and of GPUs.
+        samples_mib: memory in use every SAMPLE_S: of all its processes, of the first only, and of GPUs.
+        memory_mib: the same at its highest, and /dev/shm before and after.
+        cpu_s: of all cores.
 
     Args:
-        shared_once: whether memory that processes share counts once in their sum, which takes longer.
+        shared_once: whether memory that processes share counts once in their sum.
     """
-
-    usage: Usage
 
     def __init__(self, server: Server, *, shared_once: bool = False) -> None:
         self._server, self._shared_once = server, shared_once
         self._stop = threading.Event()
-        self.samples: list[tuple[int, int, int]] = []
         self._thread = threading.Thread(target=self._watch)
-        self._before = (cpu_s(server), shm_bytes(server))
+        self.samples_mib: list[tuple[float, float, float]] = []
+        self.memory_mib = {"shm": shm_bytes(server) / MIB}
+        self.cpu_s = -cpu_s(server)
 
     def __enter__(self) -> Meter:
         self._thread.start()
@@ -102,20 +90,14 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        rss, main, gpu = map(max, zip(*self.samples, strict=True))
-        self.usage = Usage(
-            cpu_s=cpu_s(self._server) - self._before[0],
-            peak_rss_bytes=rss,
-            peak_main_rss_bytes=main,
-            peak_gpu_bytes=gpu,
-            shm_before_bytes=self._before[1],
-            shm_after_bytes=shm_bytes(self._server),
-        )
+        highest = map(max, zip(*self.samples_mib, strict=True))
+        self.memory_mib |= dict(zip(("RSS", "main", "GPU"), highest, strict=True))
+        self.memory_mib["shm after"] = shm_bytes(self._server) / MIB
+        self.cpu_s += cpu_s(self._server)
 
     def _watch(self) -> None:
-        while True:
-            total, main = rss_bytes(self._server)
-            total = pss_bytes(self._server) if self._shared_once else total
-            self.samples.append((total, main, gpu_bytes()))
-            if self._stop.wait(SAMPLE_S):
-                return
+        done = False
+        while not done:
+            total, main = memory_bytes(self._server, shared_once=self._shared_once)
+            self.samples_mib.append((total / MIB, main / MIB, gpu_bytes() / MIB))
+            done = self._stop.wait(SAMPLE_S)

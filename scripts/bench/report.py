@@ -1,4 +1,4 @@
-"""What a run says: lines for people, a record as JSON, a plot, and which ratios fell since another one."""
+"""What a run says: lines for people, a record as JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from typing import Any
 import psutil
 
 from scripts import ROOT
-from scripts.bench.figures import Stage, ceiling, fallen
+from scripts.bench.figures import Stage, ceiling
 from scripts.bench.jobs import Job
-from scripts.bench.meter import MIB
-from scripts.bench.runs import Crossing, Point
-from scripts.bench.turns import Comparison
+from scripts.bench.runs import OURS, Point
 
 # All but the last add up to what a frame costs.
 TOGETHER = "together"
 PACKAGES = ("torch", "torchvision", "onnxruntime", "nvidia-dali-cuda120", "nvidia-pytriton", "av", "numpy")
+TIMES, MEMORY = ("p50", "p95", "p99"), ("RSS", "main", "GPU", "shm", "shm after")
+POINT_HEADS = ("frames/s", "share", *TIMES, "first p50", "server", "client", *MEMORY)
+POINT_UNITS = "share of the ceiling; ms of a request; cpu-ms a frame of server and client; MiB at the highest"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,11 +35,10 @@ class Record:
     """All that one call of the bench has found; filled in as it goes.
 
     Attributes:
-        peers: of each peer (and `trivid` beside them) the points that were measured in turns.
-        against: the same of this server and another one, by the number of clients.
+        boundary: what a call costs that asks for nothing.
+        turns: the points of servers that were measured in turns, by the number of clients and the server.
         comparisons: ours to each other one, in frames a second, round by round.
         scenarios: of each scenario its numbers by name.
-        ratios: what `--check` compares: shares and ratios, never absolute figures. The more the better.
     """
 
     machine: Mapping[str, Any]
@@ -46,12 +46,10 @@ class Record:
     medium: str
     stages: dict[str, Stage] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
-    boundary: dict[str, Crossing] = field(default_factory=dict)
-    peers: dict[str, list[Point]] = field(default_factory=dict)
-    against: dict[int, dict[str, list[Point]]] = field(default_factory=dict)
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    boundary: dict[str, float] = field(default_factory=dict)
+    turns: dict[int, dict[str, list[Point]]] = field(default_factory=dict)
+    comparisons: dict[str, dict[str, float]] = field(default_factory=dict)
     scenarios: dict[str, dict[str, float]] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
 
     @property
     def ceiling(self) -> float:
@@ -59,9 +57,30 @@ class Record:
         rates = {name: stage.frames_per_s for name, stage in self.stages.items() if name != TOGETHER}
         return ceiling(rates, shared=self.job.device == "cpu")
 
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Shares of the ceiling, and what many clients get of what the first number of them gets.
+
+        Of a picture also the latency that may be (1.15 x its stages alone + 3 ms) over the one that is.
+        """
+        found = {}
+        for point in self.points:
+            rate, first = point.figures.frames_per_s, self.points[0]
+            found[f"share of the ceiling, {point.clients} clients"] = rate / self.ceiling
+            if point is not first:
+                found[f"{point.clients} clients to {first.clients}"] = rate / first.figures.frames_per_s
+            if self.job.frames == 1 and point.clients == 1:
+                before_answer = ("decode", "preprocess", "model")
+                alone_ms = sum(stage.alone_ms for name, stage in self.stages.items() if name in before_answer)
+                allowed_ms = 1.15 * alone_ms + 3
+                found["latency allowed / p50, 1 client"] = allowed_ms / point.figures.latency_ms["p50"]
+        return found
+
     def as_json(self) -> str:
         top = self.ceiling if math.isfinite(self.ceiling) else None
-        return json.dumps({**dataclasses.asdict(self), "ceiling": top}, indent=1) + "\n"
+        return (
+            json.dumps({**dataclasses.asdict(self), "ceiling": top, "ratios": self.ratios}, indent=1) + "\n"
+        )
 
 
 def machine_facts() -> dict[str, Any]:
@@ -89,22 +108,10 @@ def _output(*command: str) -> str:
         return ""
 
 
-def ratios(record: Record) -> dict[str, float]:
-    """Shares of the ceiling, and what many clients get of what the first number of them gets.
-
-    Of a picture also the latency that may be (1.15 x its stages alone + 3 ms) over the one that is.
-    """
-    found = {}
-    for point in record.points:
-        rate, first = point.figures.frames_per_s, record.points[0]
-        found[f"share of the ceiling, {point.clients} clients"] = rate / record.ceiling
-        if point is not first:
-            found[f"{point.clients} clients to {first.clients}"] = rate / first.figures.frames_per_s
-        if record.job.frames == 1 and point.clients == 1:
-            before_answer = ("decode", "preprocess", "model")
-            alone_ms = sum(stage.alone_ms for name, stage in record.stages.items() if name in before_answer)
-            found["latency allowed / p50, 1 client"] = (1.15 * alone_ms + 3) / point.figures.latency_ms["p50"]
-    return found
+def say(name: str, *cells: float | str, width: int = 22) -> None:
+    """A line of a table: its name, then numbers, or the columns' heads."""
+    texts = [one if isinstance(one, str) else f"{one:.{3 if abs(one) < 10 else 1}f}" for one in cells]
+    print(f"{name:{width}}" + "".join(f"{text:>10}" for text in texts), flush=True)
 
 
 def say_head(record: Record) -> None:
@@ -118,88 +125,57 @@ def say_head(record: Record) -> None:
     print(f"medium     {record.medium}; {'streamed' if job.stream else 'one answer'}, {job.protocol}")
 
 
-def say_stages(record: Record, title: str = "stage alone, before") -> None:
-    print(f"\n{title}\n{'':22}{'frames/s':>10}{'cpu-ms a frame':>16}{'first piece, ms':>17}")
+def say_stages(record: Record, when: str) -> None:
+    print()
+    say(f"stage alone, {when}", "frames/s", "cpu-ms", "first ms")
     for name, stage in record.stages.items():
-        label = name
         if name == TOGETHER:
-            rule = "1 / sum of 1 / rate" if record.job.device == "cpu" else "the slowest stage"
-            print(f"{'ceiling':22}{record.ceiling:10.1f}   {rule}")
-            label = "all, no network"
-        print(f"{label:22}{stage.frames_per_s:10.1f}{stage.cpu_ms:16.2f}{stage.alone_ms:17.2f}")
+            say("ceiling", record.ceiling)
+        label = "all, no network" if name == TOGETHER else name
+        say(label, stage.frames_per_s, stage.cpu_ms, stage.alone_ms)
+    print("ceiling:", "1 / sum of 1 / rate" if record.job.device == "cpu" else "the slowest stage")
     if "preprocess" not in record.stages:
-        print(f"{'':22}decode: frames are prepared for the model as they are decoded")
+        print("decode: frames are prepared for the model as they are decoded")
 
 
 def say_points_head() -> None:
-    print(
-        f"\n{'clients':>13}{'frames/s':>10}{'ceiling':>9}{'p50 ms':>9}{'p95':>9}{'p99':>9}{'first p50':>11}"
-        f"{'server':>9}{'client':>8}{'RSS':>8}{'main':>7}{'GPU':>7}{'shm':>14}"
-    )
-    print(f"{'':23}{'share':>9}{'':38}{'cpu-ms a frame':>17}{'MiB at the peak':>22}{'MiB':>14}")
+    print()
+    say("clients", *POINT_HEADS, width=13)
+    print(f"{'':15}{POINT_UNITS}")
 
 
 def say_point(point: Point, top: float, name: str = "") -> None:
-    figures, usage = point.figures, point.usage
-    latency = figures.latency_ms
-    shm = f"{usage.shm_before_bytes / MIB:.0f}>{usage.shm_after_bytes / MIB:.0f}"
-    print(
-        f"{name or point.clients:>13}{figures.frames_per_s:10.1f}{figures.frames_per_s / top:9.2f}"
-        f"{latency['p50']:9.1f}{latency['p95']:9.1f}{latency['p99']:9.1f}{figures.first_answer_ms['p50']:11.1f}"
-        f"{point.server_cpu_ms:9.2f}{point.client_cpu_ms:8.2f}{usage.peak_rss_bytes / MIB:8.0f}"
-        f"{usage.peak_main_rss_bytes / MIB:7.0f}{usage.peak_gpu_bytes / MIB:7.0f}{shm:>14}"
-    )
+    rate, latency, memory = point.figures.frames_per_s, point.figures.latency_ms, point.memory_mib
+    times = [*(latency[name] for name in TIMES), point.figures.first_answer_ms["p50"]]
+    used = [*point.cpu_ms.values(), *(memory[name] for name in MEMORY)]
+    say(name or str(point.clients), rate, rate / top, *times, *used, width=13)
     sizes = dict(sorted(point.batch_sizes.items(), key=lambda item: int(item[0])))
     counted = {name: value for name, value in point.counters.items() if not name.startswith("stage_seconds")}
-    for title, values in (("model batches", sizes), ("counted", counted), ("errors", figures.errors)):
+    for title, values in (("model batches", sizes), ("counted", counted), ("errors", point.figures.errors)):
         if values:
             print(f"{'':15}{title}  {'  '.join(f'{name}: {value:g}' for name, value in values.items())}")
-
-
-def say_boundary(boundary: Mapping[str, Crossing]) -> None:
-    print(f"\n{'boundary':22}{'ms a call':>10}{'server cpu-ms':>16}{'client cpu-ms':>17}")
-    for name, one in boundary.items():
-        print(f"{name:22}{one.latency_ms:10.2f}{one.server_cpu_ms:16.2f}{one.client_cpu_ms:17.2f}")
-
-
-def say_comparison(name: str, comparison: Comparison) -> None:
-    rounds = "  ".join(f"{ratio:.3f}" for ratio in comparison.ratios)
-    print(f"\n{name}, frames/s\n  of each round  {rounds}")
-    print(f"  median {comparison.median:.3f}, from {comparison.least:.3f} to {comparison.most:.3f}")
 
 
 def say_numbers(title: str, numbers: Mapping[str, float]) -> None:
     print(f"\n{title}")
     for name, value in numbers.items():
-        print(f"  {name:56}{value:12.3f}")
-
-
-def check_ratios(record: Record, baseline: Path, tolerance: float) -> int:
-    """1 if a ratio of the baseline's is lower now by more than the tolerance, else 0."""
-    before: dict[str, float] = json.loads(baseline.read_text())["ratios"]
-    lost = fallen(record.ratios, before, tolerance)
-    for name, share in lost.items():
-        print(f"error: {name} is {share:.2f} of what it was ({before[name]:.3f})", file=sys.stderr)
-    if not lost:
-        print(f"\nno ratio of {baseline.name} has fallen by more than {100 * tolerance:g} %")
-    return 1 if lost else 0
+        say(f"  {name}", value, width=60)
 
 
 def plot(record: Record, path: Path) -> None:
-    """Throughput and latency against clients, as a picture."""
+    """Throughput and p95 of a request by clients, with the ceiling, and the others that were measured."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    series: dict[str, Sequence[Point]] = {"trivid": record.points, **record.peers}
-    for name, points in series.items():
-        ordered = sorted(points, key=lambda point: point.clients)
-        clients = [point.clients for point in ordered]
-        style = "o-" if points is record.points else "x"
-        left.plot(clients, [point.figures.frames_per_s for point in ordered], style, label=name)
-        right.plot(clients, [point.figures.latency_ms["p95"] / 1000 for point in ordered], style, label=name)
+    series = [(OURS, "o-", sorted(record.points, key=lambda point: point.clients))]
+    series += [(name, "x", points) for rivals in record.turns.values() for name, points in rivals.items()]
+    for name, style, points in series:
+        clients = [point.clients for point in points]
+        left.plot(clients, [point.figures.frames_per_s for point in points], style, label=name)
+        right.plot(clients, [point.figures.latency_ms["p95"] / 1000 for point in points], style, label=name)
     left.axhline(record.ceiling, linestyle="--", color="grey", label="ceiling")
     left.set(xlabel="clients", ylabel="frames/s", xscale="log", ylim=(0, None))
     right.set(xlabel="clients", ylabel="p95 of a request, s", xscale="log", yscale="log")

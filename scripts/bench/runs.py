@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from pipelines.protocol.errors import InvalidOptions
-from scripts.bench.figures import Figures, Stage, Window, figures, median
-from scripts.bench.jobs import Job, Protocol
-from scripts.bench.load import Load, Report
-from scripts.bench.meter import Meter, Usage, cpu_s
-from scripts.bench.programs import Program
+from scripts.bench.figures import Figures, Report, Stage, median
+from scripts.bench.jobs import Job
+from scripts.bench.load import Load
+from scripts.bench.meter import Meter, cpu_s
+from scripts.bench.programs import program
 from scripts.servers import Server
 
-# The first part of a run counts for nothing: queues fill, and clients have started together.
-WARM_UP = 0.2
 BOUNDARY_CALLS = 100
 BATCHES = "batches of "
+OURS = "trivid"
+# A server that runs, and how it is asked.
+Rival = tuple[Server, Load]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,72 +31,35 @@ class Point:
     """A server under so many clients.
 
     Attributes:
-        server_cpu_ms, client_cpu_ms: for each frame answered.
+        cpu_ms: of server and client, for each frame answered.
+        memory_mib: of the server at its highest: all its processes (RSS), the main one, GPUs, /dev/shm.
         batch_sizes: of the model's batches, how many had each size.
         counters: by how much the server's other counters have grown, by group and name.
     """
 
     clients: int
     figures: Figures
-    usage: Usage
-    server_cpu_ms: float
-    client_cpu_ms: float
+    cpu_ms: Mapping[str, float]
+    memory_mib: Mapping[str, float]
     batch_sizes: Mapping[str, float]
     counters: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crossing:
-    """What a request costs that asks for nothing: median time, and processor time on both sides."""
-
-    latency_ms: float
-    server_cpu_ms: float
-    client_cpu_ms: float
-
-
-def sending(load: Load) -> Program[Report]:
+def sending(load: Load) -> AbstractContextManager[Callable[[], Report]]:
     """Clients at work."""
-    return Program("load", load, Report)
+    return program("load", load, Report)
 
 
 def send(load: Load) -> Report:
     """Run clients to their end."""
-    with sending(load) as clients:
-        return clients.answer()
+    with sending(load) as answer:
+        return answer()
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
     """Each stage alone (`scripts.bench.stages`)."""
-    with Program("stages", job, dict[str, Stage], str(seconds)) as measuring:
-        return measuring.answer()
-
-
-def url_of(server: Server, protocol: Protocol) -> str:
-    return server.grpc_url if protocol == "grpc" else server.http_url
-
-
-def load_of(job: Job, server: Server, clients: int, seconds: float) -> Load:
-    """A job's closed loop of clients."""
-    return Load(
-        kind="trivid",
-        url=url_of(server, job.protocol),
-        medium=job.medium,
-        task=job.task,
-        stream=job.stream,
-        options=job.options,
-        clients=clients,
-        seconds=seconds,
-    )
-
-
-def window_of(report: Report, seconds: float) -> Window:
-    """All but the warm-up, until clients began to leave; with long media they do after the run's time."""
-    end_s = max(report.start_s + seconds, report.end_s)
-    return Window(start_s=report.start_s + WARM_UP * (end_s - report.start_s), end_s=end_s)
-
-
-def figures_of(report: Report, seconds: float, frames: int) -> Figures:
-    return figures(report.replies, window_of(report, seconds), frames)
+    with program("stages", job, dict[str, Stage], str(seconds)) as answer:
+        return answer()
 
 
 def measure_point(
@@ -109,10 +74,9 @@ def measure_point(
     sizes = {name: value for name, value in grown.items() if name.startswith(BATCHES)}
     return Point(
         clients=load.clients,
-        figures=figures_of(report, load.seconds, frames),
-        usage=meter.usage,
-        server_cpu_ms=1000 * meter.usage.cpu_s / done,
-        client_cpu_ms=1000 * report.cpu_s / done,
+        figures=report.figures(load.seconds, frames),
+        cpu_ms={"server": 1000 * meter.cpu_s / done, "client": 1000 * report.cpu_s / done},
+        memory_mib=meter.memory_mib,
         batch_sizes={name.removeprefix(BATCHES): value for name, value in sizes.items() if value},
         counters={name: value for name, value in grown.items() if name not in sizes},
     )
@@ -130,27 +94,26 @@ def counters(server: Server, task: str) -> dict[str, float]:
     return found
 
 
-def measure_boundary(server: Server, job: Job) -> dict[str, Crossing]:
-    """The cost of Triton and PyTriton: of a bare call, and of one that brings the medium and is refused."""
-    media = job.media
-    with Client(url_of(server, job.protocol)) as client:
+def measure_boundary(server: Server, job: Job) -> dict[str, float]:
+    """What PyTriton and Triton cost: of a bare call, and of one that brings the medium and is refused.
+
+    Of each the median time, and the processor time on both sides.
+    """
+    media, found = job.media, {}
+    with Client(job.load(server).url) as client:
 
         def refused() -> None:
             with contextlib.suppress(InvalidOptions):
                 client.ask(ANSWERS[job.task], media, {"stride": 0})
 
-        return {"bare": _crossing(server, client.info), "with the medium": _crossing(server, refused)}
-
-
-def _crossing(server: Server, call: Callable[[], object]) -> Crossing:
-    times = []
-    own_s, server_s = time.process_time(), cpu_s(server)
-    for _ in range(BOUNDARY_CALLS):
-        start_s = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start_s))
-    return Crossing(
-        latency_ms=median(times),
-        server_cpu_ms=1000 * (cpu_s(server) - server_s) / BOUNDARY_CALLS,
-        client_cpu_ms=1000 * (time.process_time() - own_s) / BOUNDARY_CALLS,
-    )
+        for name, call in (("bare", client.info), ("with the medium", refused)):
+            times: list[float] = []
+            own_s, server_s = time.process_time(), cpu_s(server)
+            for _ in range(BOUNDARY_CALLS):
+                start_s = time.perf_counter()
+                call()
+                times.append(1000 * (time.perf_counter() - start_s))
+            found[f"{name}, ms a call"] = median(times)
+            found[f"{name}, server's cpu-ms"] = 1000 * (cpu_s(server) - server_s) / BOUNDARY_CALLS
+            found[f"{name}, client's cpu-ms"] = 1000 * (time.process_time() - own_s) / BOUNDARY_CALLS
+    return found

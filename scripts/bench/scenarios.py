@@ -10,20 +10,20 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
-from scripts.bench.figures import median, percentile
+from scripts.bench.figures import Report, compared, median, percentile
 from scripts.bench.jobs import Job
-from scripts.bench.load import Load, Report
+from scripts.bench.load import Load
 from scripts.bench.media import make_medium
-from scripts.bench.meter import MIB, Meter, cpu_s, measured, rss_bytes, shm_bytes
-from scripts.bench.runs import figures_of, load_of, measure_point, send, sending, url_of, window_of
-from scripts.bench.turns import Comparison, in_turns
+from scripts.bench.meter import MIB, Meter, cpu_s, measured, memory_bytes, shm_bytes
+from scripts.bench.runs import measure_point, send, sending
+from scripts.bench.turns import in_turns
 from scripts.servers import Server, start_server
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ OVERLOAD, WAITING = 3, 128
 BUSY = 4
 CROWD = 64
 SETTLE_S = 5.0
-SOAK_ROUNDS, PER_ROUND = 10, 100
+SOAK_ROUNDS = 10
 AFTER_FIRST = 10
 # Few, for a stream that is not read for half a minute expires, and two turns of the other's lie between two.
 PER_TURN = 400
@@ -49,27 +49,31 @@ class Rig:
     seconds: float
     rounds: int
 
-    def load(self, server: Server, kind: str, *, clients: int = 1, stream: bool = False) -> Load:
-        """A closed loop of clients with another medium than the job's."""
-        medium = make_medium(kind, self.folder)
-        job = dataclasses.replace(self.job, medium=str(medium.path), frames=medium.frames, stream=stream)
-        return load_of(job, server, clients, self.seconds)
+    def load(self, server: Server, kind: str, **changes: Any) -> Load:
+        """One client of another medium than the job's, in one answer, or as `changes` say."""
+        load = self.job.load(server, 1, self.seconds)
+        given = {"medium": str(make_medium(kind, self.folder).path), "stream": False, **changes}
+        return dataclasses.replace(load, **given)
 
-    def rate(self, server: Server, clients: int) -> Callable[[], float]:
+    def rate(self, server: Server, clients: int) -> Callable[[], Numbers]:
         """Measures frames a second of the job itself."""
-        load = load_of(self.job, server, clients, self.seconds)
-        return lambda: measure_point(server, load, self.job.frames).figures.frames_per_s
+        load, frames = self.job.load(server, clients, self.seconds), self.job.frames
+        return lambda: {"frames/s": measure_point(server, load, frames).figures.frames_per_s}
 
-    @contextmanager
-    def served(self) -> Iterator[Server]:
+    def served(self) -> AbstractContextManager[Server]:
         flags = [*self.job.server_flags(), "--max-media-mb", str(FILM_MEDIA_MB)]
-        with measured(start_server(self.folder, *flags)) as server:
-            yield server
+        return measured(start_server(self.folder, *flags))
 
-
-def _times(load: Load, requests: int = 1, pause_s: float = 0.0) -> Load:
-    """The same, a number of times."""
-    return dataclasses.replace(load, seconds=0, requests=requests, pause_s=pause_s)
+    def compare(self, two: Mapping[str, Callable[[], Numbers]], ratio: str, bar: str) -> Numbers:
+        """Two things in turns: medians of their numbers, and the one's first number to the other's."""
+        found = in_turns(two, self.rounds)
+        numbers = {
+            f"{name}, {what}": median([turn[what] for turn in turns])
+            for name, turns in found.items()
+            for what in turns[0]
+        }
+        ours, theirs = ([next(iter(turn.values())) for turn in turns] for turns in found.values())
+        return numbers | compared(ours, theirs, ratio, bar)
 
 
 def _beside(load: Load, measure: Callable[[], T]) -> Callable[[], T]:
@@ -86,27 +90,17 @@ def _beside(load: Load, measure: Callable[[], T]) -> Callable[[], T]:
     return measure_beside
 
 
-def _latencies_ms(report: Report, seconds: float) -> list[float]:
-    """Of all that were answered well, but those of the warm-up."""
-    start_s = window_of(report, seconds).start_s
-    return [1000 * one.latency_s for one in report.replies if not one.error and one.start_s > start_s]
-
-
 def fairness(rig: Rig) -> Numbers:
     """Single pictures with nothing else to do, and while an hour of film is streamed, in turns."""
     with rig.served() as server:
-        pictures, film = rig.load(server, "image"), _times(rig.load(server, "hour", stream=True))
+        pictures, film = rig.load(server, "image"), rig.load(server, "hour", stream=True, requests=1)
 
-        def latencies_ms() -> list[float]:
-            return _latencies_ms(send(pictures), rig.seconds)
+        def alone() -> Numbers:
+            times = send(pictures).latencies_ms(rig.seconds)
+            return {"p95 of a picture, ms": percentile(times, 95), "p50 of a picture, ms": median(times)}
 
-        found = in_turns({"beside a film": _beside(film, latencies_ms), "idle": latencies_ms}, rig.rounds)
-    p95 = {name: [percentile(times, 95) for times in rounds] for name, rounds in found.items()}
-    numbers = {f"{name}, p95 of a picture, ms": median(values) for name, values in p95.items()}
-    for name, rounds in found.items():
-        numbers[f"{name}, p50 of a picture, ms"] = median([median(times) for times in rounds])
-    compared = Comparison.of(p95["beside a film"], p95["idle"])
-    return numbers | compared.numbers("p95 beside a film / p95 idle", " (at most 3)")
+        two = {"beside a film": _beside(film, alone), "idle": alone}
+        return rig.compare(two, "p95 beside a film / p95 idle", " (at most 3)")
 
 
 def overload(rig: Rig) -> Numbers:
@@ -114,14 +108,14 @@ def overload(rig: Rig) -> Numbers:
     with rig.served() as server:
 
         def light(clients: int, period_s: float = 0.0) -> Report:
-            load = rig.load(server, "image", clients=clients)
-            return send(dataclasses.replace(load, kind="light", url=server.http_url, period_s=period_s))
+            how = {"kind": "light", "url": server.http_url, "period_s": period_s}
+            return send(rig.load(server, "image", clients=clients, **how))
 
-        alone = _latencies_ms(light(1), rig.seconds)
-        capacity = figures_of(light(BUSY), rig.seconds, 1).frames_per_s
+        alone = light(1).latencies_ms(rig.seconds)
+        capacity = light(BUSY).figures(rig.seconds, 1).frames_per_s
         flood = light(WAITING, 1 / (OVERLOAD * capacity))
-        after = _latencies_ms(light(1), rig.seconds)
-    accepted = _latencies_ms(flood, rig.seconds)
+        after = light(1).latencies_ms(rig.seconds)
+    accepted = flood.latencies_ms(rig.seconds)
     refused = Counter(one.error for one in flood.replies if one.error)
     return {
         f"capacity, {BUSY} clients, pictures/s": capacity,
@@ -131,7 +125,7 @@ def overload(rig: Rig) -> Numbers:
         "the last was sent too late by, s": flood.waited_s,
         "refused, share": refused.total() / max(1, len(flood.replies)),
         **{f"refused, {code}": count for code, count in refused.items()},
-        "accepted, pictures/s": figures_of(flood, rig.seconds, 1).frames_per_s,
+        "accepted, pictures/s": flood.figures(rig.seconds, 1).frames_per_s,
         "accepted, p50, ms": median(accepted),
         "accepted, p99, ms": percentile(accepted, 99),
         "p99 accepted / p99 unloaded (at most 2)": percentile(accepted, 99) / percentile(alone, 99),
@@ -142,49 +136,44 @@ def overload(rig: Rig) -> Numbers:
 def slow_reader(rig: Rig) -> Numbers:
     """The job's clients alone and beside one who takes an answer a second of an hour of film, in turns."""
     with rig.served() as server:
-        reader = _times(rig.load(server, "hour", stream=True), pause_s=1.0)
+        reader = rig.load(server, "hour", stream=True, requests=1, pause_s=1.0)
         alone = rig.rate(server, BUSY)
-        found = in_turns({"beside a slow reader": _beside(reader, alone), "alone": alone}, rig.rounds)
+        two = {"beside a slow reader": _beside(reader, alone), "alone": alone}
+        numbers = rig.compare(two, "beside / alone", " (near 1)")
 
-        def growth() -> list[float]:
+        def growth() -> Numbers:
             with Meter(server) as meter:
                 time.sleep(rig.seconds)
-            return [main / MIB for _, main, _ in meter.samples]
+            sizes = [main for _, main, _ in meter.samples_mib]
+            third = max(1, len(sizes) // 3)
+            first, last = median(sizes[:third]), median(sizes[-third:])
+            name = "server's memory, {} third, MiB"
+            return {name.format("first"): first, name.format("last"): last, "growth, MiB (0)": last - first}
 
-        sizes = _beside(reader, growth)()
-    third = max(1, len(sizes) // 3)
-    return {
-        **{f"{name}, frames/s": median(rates) for name, rates in found.items()},
-        **Comparison.of(*found.values()).numbers("beside / alone", " (near 1)"),
-        "server's memory, first third, MiB": median(sizes[:third]),
-        "server's memory, last third, MiB": median(sizes[-third:]),
-        "growth, MiB (0)": median(sizes[-third:]) - median(sizes[:third]),
-    }
+        return numbers | _beside(reader, growth)()
 
 
 def soak(rig: Rig) -> Numbers:
     """A thousand requests: pictures and clips, in one answer and streamed, both protocols, refused ones."""
     shm, rss, failed = [], [], 0
     with rig.served() as server:
-        picture = rig.load(server, "image")
-        kinds = [
-            (picture, 50),
-            (dataclasses.replace(picture, url=server.http_url), 20),
-            (dataclasses.replace(picture, stream=True), 10),
-            (dataclasses.replace(picture, options={"stride": 0}), 10),
-            (rig.load(server, "short"), 5),
-            (rig.load(server, "short", stream=True), 5),
+        loads = [
+            rig.load(server, "image", requests=50),
+            rig.load(server, "image", requests=20, url=server.http_url),
+            rig.load(server, "image", requests=10, stream=True),
+            rig.load(server, "image", requests=10, options={"stride": 0}),
+            rig.load(server, "short", requests=5),
+            rig.load(server, "short", requests=5, stream=True),
         ]
-        assert sum(count for _, count in kinds) == PER_ROUND
         for _ in range(SOAK_ROUNDS):
-            sent = [(load, sending(_times(load, count))) for load, count in kinds]
-            for load, clients in sent:
-                replies = clients.answer().replies
-                failed += sum(bool(one.error) for one in replies if "stride" not in load.options)
+            with ExitStack() as stack:
+                sent = [(load, stack.enter_context(sending(load))) for load in loads]
+                for load, answer in sent:
+                    failed += sum(bool(one.error) for one in answer().replies if "stride" not in load.options)
             shm.append(shm_bytes(server) / MIB)
-            rss.append(rss_bytes(server)[0] / MIB)
+            rss.append(memory_bytes(server)[0] / MIB)
     return {
-        "requests": SOAK_ROUNDS * PER_ROUND,
+        "requests": SOAK_ROUNDS * sum(load.requests for load in loads),
         "failed (0)": failed,
         "/dev/shm after the first hundred, MiB": shm[0],
         "/dev/shm after all, MiB": shm[-1],
@@ -199,34 +188,29 @@ def steady(rig: Rig) -> Numbers:
     medium, kind = make_medium("film", rig.folder), ANSWERS[rig.job.task]
     with (
         rig.served() as server,
-        Client(url_of(server, rig.job.protocol)) as client,
+        Client(rig.job.load(server).url) as client,
         closing(client.ask_stream(kind, medium.path, rig.job.options)) as late,
         closing(client.ask_stream(kind, medium.path, rig.job.options)) as early,
     ):
 
-        def cost(answers: Iterator[Answer], start: int) -> Callable[[], tuple[float, float]]:
+        def cost(answers: Iterator[Answer], start: int) -> Callable[[], Numbers]:
             """Reads on, and gives cpu-ms and ms a frame."""
             _read_to(answers, start)
-            turns = iter(range(1, rig.rounds + 1))
+            ends = iter(range(start + PER_TURN, start + (rig.rounds + 1) * PER_TURN, PER_TURN))
 
-            def read_on() -> tuple[float, float]:
+            def read_on() -> Numbers:
                 # What was asked for ahead is done by then.
                 time.sleep(SETTLE_S)
                 began_s, used_s = time.monotonic(), cpu_s(server)
-                _read_to(answers, start + next(turns) * PER_TURN)
-                scale = 1000 / PER_TURN
-                return scale * (cpu_s(server) - used_s), scale * (time.monotonic() - began_s)
+                _read_to(answers, next(ends))
+                used_s, took_s = cpu_s(server) - used_s, time.monotonic() - began_s
+                return {"cpu-ms a frame": 1000 * used_s / PER_TURN, "ms a frame": 1000 * took_s / PER_TURN}
 
             return read_on
 
         # In this order: a stream that is not read for half a minute expires.
-        found = in_turns({"10 000th": cost(late, 10_000), "100th": cost(early, 100)}, rig.rounds)
-    costs = {name: [cpu_ms for cpu_ms, _ in turns] for name, turns in found.items()}
-    return {
-        **{f"cpu-ms a frame, after the {name}": median(values) for name, values in costs.items()},
-        **{f"ms a frame, after the {name}": median([ms for _, ms in turns]) for name, turns in found.items()},
-        **Comparison.of(*costs.values()).numbers("late / early", " (0.95 to 1.05)"),
-    }
+        two = {"after the 10 000th": cost(late, 10_000), "after the 100th": cost(early, 100)}
+        return rig.compare(two, "late / early", " (0.95 to 1.05)")
 
 
 def _read_to(answers: Iterator[Answer], number: int) -> None:
@@ -239,12 +223,8 @@ def _read_to(answers: Iterator[Answer], number: int) -> None:
 def many(rig: Rig) -> Numbers:
     """Frames a second of many clients and of a few, in turns."""
     with rig.served() as server:
-        rivals = {f"{clients} clients": rig.rate(server, clients) for clients in (CROWD, BUSY)}
-        found = in_turns(rivals, rig.rounds)
-    return {
-        **{f"{name}, frames/s": median(rates) for name, rates in found.items()},
-        **Comparison.of(*found.values()).numbers(f"{CROWD} to {BUSY} clients", " (at least 0.95)"),
-    }
+        two = {f"{clients} clients": rig.rate(server, clients) for clients in (CROWD, BUSY)}
+        return rig.compare(two, f"{CROWD} to {BUSY} clients", " (at least 0.95)")
 
 
 def first(rig: Rig) -> Numbers:
@@ -252,8 +232,8 @@ def first(rig: Rig) -> Numbers:
     numbers: Numbers = {}
     with rig.served() as server:
         for kind, stream in (("image", False), ("image", True), ("short", False), ("short", True)):
-            load = _times(rig.load(server, kind, stream=stream), 1 + AFTER_FIRST)
-            times = [1000 * one.latency_s for one in send(load).replies]
+            load = rig.load(server, kind, stream=stream, requests=1 + AFTER_FIRST)
+            times = [one.latency_ms for one in send(load).replies]
             name = f"{kind}, {'streamed' if stream else 'one answer'}"
             numbers[f"{name}: first, ms"] = times[0]
             numbers[f"{name}: first / median"] = times[0] / median(times[1:])
@@ -264,20 +244,16 @@ def film(rig: Rig) -> Numbers:
     """Memory at its highest for a minute and for an hour of film, and for one that is read slowly."""
     numbers: Numbers = {}
     peaks = {}
-    for name, kind, pause_s in (
-        ("minute", "minute", 0.0),
-        ("hour", "hour", 0.0),
-        ("hour, slow reader", "hour", 1.0),
-    ):
+    for name, pause_s in (("minute", 0.0), ("hour", 0.0), ("hour, slow reader", 1.0)):
         with rig.served() as server:
-            load = _times(rig.load(server, kind, stream=True), pause_s=pause_s)
-            with Meter(server, shared_once=True) as meter, sending(load) as clients:
+            load = rig.load(server, name.split(",")[0], stream=True, requests=1, pause_s=pause_s)
+            with Meter(server, shared_once=True) as meter, sending(load) as answer:
                 if pause_s:
                     time.sleep(4 * rig.seconds)
                 else:
-                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in clients.answer().replies)
-        peaks[name] = meter.usage.peak_rss_bytes / MIB
-        numbers[f"{name}: peak of the server's memory, MiB"] = meter.usage.peak_main_rss_bytes / MIB
+                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in answer().replies)
+        peaks[name] = meter.memory_mib["RSS"]
+        numbers[f"{name}: peak of the server's memory, MiB"] = meter.memory_mib["main"]
         numbers[f"{name}: peak with its children, shared memory once, MiB"] = peaks[name]
     for name in ("hour", "hour, slow reader"):
         numbers[f"{name} / minute (at most 1.10)"] = peaks[name] / peaks["minute"]

@@ -1,7 +1,7 @@
 """Each stage alone, with the whole machine to itself: how many frames a second, and what a frame costs.
 
 Stages are what the server's own pipeline is made of, as its settings make them, in a process of their own:
-`python -m scripts.bench.stages SECONDS` reads a `Job` as JSON on stdin and prints what it measured. Rates are
+`python -m scripts.bench.stages JOB SECONDS` takes a `Job` as JSON and prints what it measured. Rates are
 of the medium's frames, so that stages compare where a model looks at some frames only, or at clips.
 """
 
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 # As the server does, before torch is loaded.
@@ -28,15 +28,17 @@ from pipelines.assembly import make_engine_room
 from pipelines.frames.batch import FrameBatch
 from pipelines.machine import memory
 from pipelines.media.decode import open_media
-from pipelines.media.medium import Wanted
 from pipelines.models.outputs import Output
 from pipelines.pipeline import Pipeline
 from pipelines.protocol.options import parse_options
+from pipelines.settings.flags import parse_args
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
 from scripts.bench.programs import run_program
 from scripts.bench.turns import in_turns
 
+# What the stages after decoding are given: a chunk's frames, model pixels, and the model's outputs.
+Chunk = tuple[FrameBatch, Tensor, Sequence[Output]]
 # Yields after each piece of the medium how many of its frames that was.
 Pass = Callable[[], Iterator[float]]
 
@@ -50,15 +52,6 @@ ROUNDS = 3
 CALLS, CALLS_S = 15, 3.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """What the stages after decoding are given: a chunk's frames, model pixels, and the model's outputs."""
-
-    frames: FrameBatch
-    pixels_nchw: Tensor
-    outputs: Sequence[Output]
-
-
 class Bench:
     """A pipeline, whose stages can be run by themselves."""
 
@@ -69,7 +62,7 @@ class Bench:
         self.chunks: list[Chunk] = []
         self.batches: Sequence[Tensor] = ()
         self._hold()
-        self.frames = _number(self.chunks[-1].frames) + 1
+        self.frames = _count(self.chunks[-1][0])
 
     def stages(self) -> dict[str, Sequence[Pass]]:
         """Of each stage the passes that may be tried at once, by as many callers.
@@ -78,7 +71,7 @@ class Bench:
         """
         cores = os.cpu_count() or 1
         apart = cores if self.pipeline.device == "cpu" else 1
-        prepared = self.chunks[0].frames.model_nchw is not None
+        prepared = self.chunks[0][0].model_nchw is not None
         return {
             "decode": [self.decode] * cores,
             **({} if prepared else {"preprocess": [self.preprocess] * cores}),
@@ -93,8 +86,8 @@ class Bench:
         yield from self._counted(self._decoded(DECODED_FRAMES))
 
     def preprocess(self) -> Iterator[float]:
-        for chunk in self.chunks:
-            self.pipeline.prepare(chunk.frames)
+        for frames, _, _ in self.chunks:
+            self.pipeline.prepare(frames)
             self._settle()
             yield self.frames / len(self.chunks)
 
@@ -112,12 +105,12 @@ class Bench:
 
     def postprocess(self) -> Iterator[float]:
         job = self.pipeline.task.job(self.pipeline.spec, self.options)
-        for chunk in self.chunks:
-            job.inputs(chunk.pixels_nchw, chunk.frames)
-            parts = [job.read(output) for output in chunk.outputs]
-            views = self.pipeline.views(chunk.frames.height_px, chunk.frames.width_px)
+        for frames, pixels, outputs in self.chunks:
+            job.inputs(pixels, frames)
+            parts = [job.read(output) for output in outputs]
+            views = self.pipeline.views(frames.height_px, frames.width_px)
             with self.pipeline.stages.lend() as stages:
-                job.answer(chunk.frames, parts, views, stages.postprocess, final=False)
+                job.answer(frames, parts, views, stages.postprocess, final=False)
             yield self.frames / len(self.chunks)
 
     def together(self) -> Iterator[float]:
@@ -129,9 +122,8 @@ class Bench:
         done = 0
         for frames in chunks:
             self._settle()
-            seen = _number(frames) + 1
-            yield seen - done
-            done = seen
+            yield _count(frames) - done
+            done = _count(frames)
 
     def _settle(self) -> None:
         """Wait until a GPU has done what it was told."""
@@ -141,21 +133,16 @@ class Bench:
     def _decoded(self, limit: int) -> Iterator[FrameBatch]:
         """The medium's first chunks, as many as have so many frames, as the pipeline has them decoded."""
         task, spec = self.pipeline.task, self.pipeline.spec
-        tiled = spec.tiling is not None
         with open_media(
             self.media,
             options=task.select(spec, self.options) if task.select else self.options,
             limits=self.limits,
             device=self.pipeline.device,
-            wanted=Wanted(
-                prepare=None if tiled else spec.preprocessing,
-                keep_pixels=tiled,
-                repeat_frames=task.repeat_frames,
-            ),
+            wanted=self.pipeline.wanted(self.options),
         ) as medium:
             for frames in medium.chunks():
                 yield frames
-                if _number(frames) + 1 >= limit:
+                if _count(frames) >= limit:
                     return
 
     def _hold(self) -> None:
@@ -167,16 +154,16 @@ class Bench:
             given = job.inputs(pixels, frames)
             pieces = [] if given is None else list(torch.split(given, most))
             outputs = [pipeline.batcher.model(piece) for piece in pieces]
-            self.chunks.append(Chunk(frames=frames, pixels_nchw=pixels, outputs=outputs))
+            self.chunks.append((frames, pixels, outputs))
             inputs += pieces
         if (rest := job.rest()) is not None:
             inputs.append(rest)
         self.batches = torch.split(torch.cat(inputs), most)
 
 
-def _number(frames: FrameBatch) -> int:
-    """Number of a chunk's last frame."""
-    return int(frames.frame_index[-1])
+def _count(frames: FrameBatch) -> int:
+    """Frames of a medium up to the end of a chunk."""
+    return int(frames.frame_index[-1]) + 1
 
 
 def busy(passes: Sequence[Pass], seconds: float) -> tuple[float, float]:
@@ -185,31 +172,26 @@ def busy(passes: Sequence[Pass], seconds: float) -> tuple[float, float]:
     Returns:
         Frames a second, and milliseconds of all cores for a frame.
     """
-    done = [0.0] * len(passes)
-    rates = [0.0] * len(passes)
     gate = threading.Barrier(len(passes) + 1)
 
-    def work(place: int) -> None:
-        # As of the server's workers.
-        torch.set_num_threads(1)
+    def work(one: Pass) -> tuple[float, float]:
+        """Frames, and seconds that they took."""
+        torch.set_num_threads(1)  # as of the server's workers
         gate.wait()
-        start_s = now_s = time.monotonic()
-        while now_s - start_s < seconds:
-            for frames in passes[place]():
-                done[place] += frames
-                now_s = time.monotonic()
-                if now_s - start_s >= seconds:
-                    break
-        rates[place] = done[place] / (now_s - start_s)
+        start_s, done, took_s = time.monotonic(), 0.0, 0.0
+        pieces = itertools.chain.from_iterable(one() for _ in itertools.count())
+        while took_s < seconds:
+            done += next(pieces)
+            took_s = time.monotonic() - start_s
+        return done, took_s
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(passes))]
-    for thread in threads:
-        thread.start()
-    cpu_s = time.process_time()
-    gate.wait()
-    for thread in threads:
-        thread.join()
-    return sum(rates), 1000 * (time.process_time() - cpu_s) / sum(done)
+    with ThreadPoolExecutor(len(passes)) as pool:
+        ends = [pool.submit(work, one) for one in passes]
+        cpu_s = time.process_time()
+        gate.wait()
+    found = [end.result() for end in ends]
+    cpu_ms = 1000 * (time.process_time() - cpu_s)
+    return sum(done / took_s for done, took_s in found), cpu_ms / sum(done for done, _ in found)
 
 
 def first_piece_ms(one: Pass) -> float:
@@ -247,8 +229,8 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
 def main(job: Job) -> dict[str, Stage]:
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
     memory.tune_malloc()
-    pipeline = make_engine_room(job.settings()).pipelines[job.task]
-    return measure(Bench(pipeline, job), float(sys.argv[1]))
+    pipeline = make_engine_room(parse_args(job.server_flags(), "")).pipelines[job.task]
+    return measure(Bench(pipeline, job), float(sys.argv[2]))
 
 
 if __name__ == "__main__":
