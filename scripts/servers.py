@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -168,3 +168,17 @@ def start_server(
     places = [f"--{flag.replace('_', '-')}={port}" for flag, port in zip(PORTS, ports, strict=True)]
     command = [sys.executable, "server.py", *places, *flags]
     return start(command, folder / f"{name}.log", ports, checkout=checkout, env=env)
+
+
+@contextlib.contextmanager
+def guarded(server: Server, health: str = "") -> Iterator[Server]:
+    """A server, ready, that has to live to the end; then nothing of it is left, however badly it ends."""
+    try:
+        server.wait_ready(health)
+        yield server
+        server.check_alive()
+    finally:
+        family = server.family()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.stop()
+        for_each(family, psutil.Process.kill)

@@ -30,10 +30,9 @@ from typing import get_args
 from scripts import ROOT
 from scripts.bench import report
 from scripts.bench.figures import compared
-from scripts.bench.jobs import DEMO, MODELS, Job, Protocol, save_random_weights
+from scripts.bench.jobs import DEMO, USUAL, Job, Protocol, save_random_weights
 from scripts.bench.load import Load
 from scripts.bench.media import KINDS, make_medium
-from scripts.bench.meter import measured
 from scripts.bench.peers import starting
 from scripts.bench.report import Record
 from scripts.bench.runs import (
@@ -48,7 +47,7 @@ from scripts.bench.runs import (
 )
 from scripts.bench.scenarios import SCENARIOS, Rig
 from scripts.bench.turns import in_turns
-from scripts.servers import Server, start_server
+from scripts.servers import Server, guarded, start_server
 
 TAMED = "tamed"
 WEIGHTS_HELP = (
@@ -64,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--task", choices=list(MODELS), default="classification")
+    add("--task", choices=list(USUAL), default="classification")
     add("--model", default="", help=f"of torchvision's, or {DEMO} for the embedded ones (default: by task)")
     add("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     add("--medium", default="clip", help=f"a file, or one of {', '.join(KINDS)} (default: %(default)s)")
@@ -89,38 +88,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--weights {arguments.weights}: the demo's models have their own")
     if arguments.against and not (arguments.against / "server.py").is_file():
         parser.error(f"--against {arguments.against}: no server.py there; name the folder of a checkout")
-    if arguments.device == "cuda" and not _has_cuda():
-        parser.error("--device cuda: no CUDA device is usable here")
-    arguments.model = arguments.model or MODELS[arguments.task]
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: no CUDA device is usable here")
+    arguments.model = arguments.model or USUAL[arguments.task][0]
     if arguments.peers and (reason := starting.missing(arguments.task, arguments.model)):
         parser.error(f"--peers: {reason}")
     return arguments
 
 
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
     """The job of a command line, its files made, and its medium in words."""
     medium = make_medium(arguments.medium, folder)
-    task, model, weights = arguments.task, arguments.model, arguments.weights
-    if model != DEMO and weights in ("", TAMED):
-        weights = str(save_random_weights(task, model, folder, tamed=weights == TAMED))
-    job = Job(
-        task=task,
-        model=model,
-        weights=weights,
-        medium=str(medium.path),
-        frames=medium.frames,
-        protocol=arguments.protocol,
-        stream=arguments.stream,
-        device=arguments.device,
-        flags=arguments.flags,
-    )
-    return job, medium.about
+    given = {
+        one.name: getattr(arguments, one.name) for one in dataclasses.fields(Job) if one.name in arguments
+    }
+    given |= {"medium": str(medium.path), "frames": medium.frames}
+    if arguments.model != DEMO and arguments.weights in ("", TAMED):
+        tamed = arguments.weights == TAMED
+        given["weights"] = str(save_random_weights(arguments.task, arguments.model, folder, tamed=tamed))
+    return Job(**given), medium.about
 
 
 def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
@@ -131,7 +120,7 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
     job = record.job
     record.stages = measure_stages(job, arguments.stage_seconds)
     report.say_stages(record, "before")
-    with measured(start_server(folder, *job.server_flags())) as server:
+    with guarded(start_server(folder, *job.server_flags())) as server:
         report.say_points_head()
         for clients in arguments.clients:
             load = job.load(server, clients, arguments.duration)
@@ -159,7 +148,7 @@ def run_against(record: Record, arguments: argparse.Namespace, folder: Path) -> 
     with ExitStack() as stack:
         for name, place, more in ((OURS, ROOT, []), ("the other", checkout, flags)):
             server = start_server(folder, *job.server_flags(), *more, name=name, checkout=place)
-            rivals[name] = (stack.enter_context(measured(server)), job.load(server))
+            rivals[name] = (stack.enter_context(guarded(server)), job.load(server))
             send(dataclasses.replace(job.load(server), requests=1))
         for clients in arguments.clients:
             compete(record, rivals, clients, arguments.turn_s, arguments.rounds or 8)
@@ -179,7 +168,7 @@ def compete(record: Record, rivals: Mapping[str, Rival], clients: int, seconds: 
         servers={name: server for name, (server, _) in rivals.items()},
         say=lambda name, point: report.say_point(point, record.ceiling, name),
     )
-    rates = {name: [point.figures.frames_per_s for point in turns] for name, turns in points.items()}
+    rates = {name: [point.frames_per_s for point in turns] for name, turns in points.items()}
     ours = rates.pop(OURS)
     for name, theirs in rates.items():
         title = f"ours to {name}, {clients} clients"
@@ -187,8 +176,8 @@ def compete(record: Record, rivals: Mapping[str, Rival], clients: int, seconds: 
         report.say_numbers(title, record.comparisons[title])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+def main() -> None:
+    arguments = parse(sys.argv[1:])
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with tempfile.TemporaryDirectory(prefix="trivid-bench-") as temporary:
         folder = Path(temporary)
@@ -209,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.write_text(record.as_json())
     if arguments.plot:
         report.plot(record, arguments.plot)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -45,17 +45,6 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """A run in numbers; milliseconds and frames a second."""
-
-    frames_per_s: float
-    requests: int
-    errors: Mapping[str, int]
-    latency_ms: Mapping[str, float]
-    first_answer_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What clients saw.
 
@@ -75,23 +64,19 @@ class Report:
         end_s = max(self.start_s + seconds, self.end_s)
         return self.start_s + WARM_UP * (end_s - self.start_s), end_s
 
-    def figures(self, seconds: float, frames: int) -> Figures:
-        """Frames answered within the window, and how long requests took that began or ended in it.
+    def good(self, seconds: float) -> list[Reply]:
+        """Requests without an error that began or ended within the window."""
+        start_s, end_s = self.window(seconds)
+        return [one for one in self.replies if not one.error and one.end_s > start_s and one.start_s < end_s]
 
-        Args:
-            seconds: for which clients were to send; `frames`: of the medium that each request sent.
-        """
+    def frames_per_s(self, seconds: float, frames: int) -> float:
+        """Frames answered within the window; `frames` is how many the medium of each request has."""
         start_s, end_s = window = self.window(seconds)
-        good = [reply for reply in self.replies if not reply.error]
-        inside = [one for one in good if one.end_s > start_s and one.start_s < end_s]
-        done = sum(frames_within(reply, window, frames) for reply in good)
-        return Figures(
-            frames_per_s=done / (end_s - start_s) if end_s > start_s else math.nan,
-            requests=len(inside),
-            errors=dict(Counter(reply.error for reply in self.replies if reply.error)),
-            latency_ms=percentiles([one.latency_ms for one in inside]),
-            first_answer_ms=percentiles([one.first_answer_ms for one in inside]),
-        )
+        done = sum(frames_within(reply, window, frames) for reply in self.good(seconds))
+        return done / (end_s - start_s) if end_s > start_s else math.nan
+
+    def errors(self) -> Counter[str]:
+        return Counter(one.error for one in self.replies if one.error)
 
     def latencies_ms(self, seconds: float) -> list[float]:
         """Of all that were answered well, but those of the warm-up."""

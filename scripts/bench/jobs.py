@@ -18,18 +18,12 @@ from scripts.servers import Server
 
 Protocol = Literal["grpc", "http"]
 DEMO = "demo"
-MODELS: dict[TaskName, str] = {
-    "classification": "mobilenet_v3_large",
-    "detection": "ssdlite320_mobilenet_v3_large",
-    "segmentation": "lraspp_mobilenet_v3_large",
-    "action": "r3d_18",
-}
-# Masks are asked for by those who want pixels; the peers' answers have none either.
-OPTIONS: dict[TaskName, dict[str, Scalar]] = {
-    "classification": {"top_k": 5},
-    "detection": {},
-    "segmentation": {"mask": "none"},
-    "action": {"top_k": 5},
+# Of each task the usual model, and what is asked for. The peers' answers have no masks either.
+USUAL: dict[TaskName, tuple[str, dict[str, Scalar]]] = {
+    "classification": ("mobilenet_v3_large", {"top_k": 5}),
+    "detection": ("ssdlite320_mobilenet_v3_large", {}),
+    "segmentation": ("lraspp_mobilenet_v3_large", {"mask": "none"}),
+    "action": ("r3d_18", {"top_k": 5}),
 }
 
 
@@ -57,7 +51,7 @@ class Job:
 
     @property
     def options(self) -> dict[str, Scalar]:
-        return OPTIONS[self.task]
+        return USUAL[self.task][1]
 
     @property
     def media(self) -> bytes:

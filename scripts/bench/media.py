@@ -6,7 +6,6 @@ the sample lies beside the project, else moving noise with grain, which is as ha
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +58,9 @@ def make_medium(kind: str, folder: Path) -> Medium:
         if kind == "image":
             Image.fromarray(next(film_second())).save(path, quality=90)
         else:
-            path.write_bytes(_looped(_group(quality, held), frames // (RATE * held), held))
+            group = folder / f"{kind}-group.mp4"
+            _write_group(group, quality, held)
+            _write_turns(path, group, frames // (RATE * held))
     source = "real film" if SAMPLE.is_file() else "moving noise"
     about = f"{source}, {WIDTH_PX}x{HEIGHT_PX}, {frames} frames, {path.stat().st_size / 1e6:.1f} MB"
     return Medium(path=path, frames=frames, about=about)
@@ -71,8 +72,9 @@ def film_second() -> Iterator[Picture]:
         yield from map(_noise, range(RATE))
         return
     with av.open(str(SAMPLE)) as source:
-        for frame in itertools.islice(source.decode(video=0), RATE):
-            yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        frames = itertools.islice(source.decode(video=0), RATE)
+        shown = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in frames]
+    yield from shown + shown[-1:] * (RATE - len(shown))  # the sample has one too few
 
 
 def _noise(number: int) -> Picture:
@@ -85,10 +87,9 @@ def _noise(number: int) -> Picture:
     return noisy
 
 
-def _group(quality: int, held: int) -> bytes:
+def _write_group(path: Path, quality: int, held: int) -> None:
     """The pictures, each for `held` frames, as one group of H.264 frames."""
-    sink = io.BytesIO()
-    with av.open(sink, "w", format="mp4") as target:
+    with av.open(str(path), "w") as target:
         options = {"preset": "medium", "crf": str(quality), "threads": "1"}
         stream: Any = target.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
@@ -97,23 +98,15 @@ def _group(quality: int, held: int) -> bytes:
             for _ in range(held):
                 target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         target.mux(stream.encode(None))
-    return sink.getvalue()
 
 
-def _looped(group: bytes, turns: int, seconds: int) -> bytes:
-    """The same packets again and again, each time as many seconds later."""
-    sink = io.BytesIO()
-    with av.open(io.BytesIO(group), "r") as source, av.open(sink, "w", format="mp4") as target:
-        origin = source.streams.video[0]
-        packets: list[Any] = [packet for packet in source.demux(origin) if packet.size]
-        stream: Any = target.add_stream_from_template(origin)
-        assert origin.time_base is not None
-        ticks = round(seconds / origin.time_base)
-        for turn in range(turns):
-            for packet in packets:
-                copy: Any = av.Packet(bytes(packet))
-                copy.stream, copy.time_base, copy.is_keyframe = stream, origin.time_base, packet.is_keyframe
-                copy.duration = packet.duration
-                copy.pts, copy.dts = packet.pts + turn * ticks, packet.dts + turn * ticks
-                target.mux(copy)
-    return sink.getvalue()
+def _write_turns(path: Path, group: Path, turns: int) -> None:
+    """The same packets again and again."""
+    listing = group.with_suffix(".ffconcat")
+    listing.write_text("ffconcat version 1.0\n" + f"file {group.name}\n" * turns)
+    with av.open(str(listing), options={"auto_convert": "0"}) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)

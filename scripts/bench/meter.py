@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 
 import psutil
 
@@ -15,20 +13,6 @@ from scripts.servers import Server, for_each
 
 MIB = 1 << 20
 SAMPLE_S = 0.25
-
-
-@contextlib.contextmanager
-def measured(server: Server, health: str = "") -> Iterator[Server]:
-    """A server, ready; afterwards nothing of it is left, however badly it ends."""
-    try:
-        server.wait_ready(health)
-        yield server
-        server.check_alive()
-    finally:
-        family = server.family()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.stop()
-        for_each(family, psutil.Process.kill)
 
 
 def cpu_s(server: Server) -> float:

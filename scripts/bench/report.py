@@ -65,15 +65,15 @@ class Record:
         """
         found = {}
         for point in self.points:
-            rate, first = point.figures.frames_per_s, self.points[0]
+            rate, first = point.frames_per_s, self.points[0]
             found[f"share of the ceiling, {point.clients} clients"] = rate / self.ceiling
             if point is not first:
-                found[f"{point.clients} clients to {first.clients}"] = rate / first.figures.frames_per_s
+                found[f"{point.clients} clients to {first.clients}"] = rate / first.frames_per_s
             if self.job.frames == 1 and point.clients == 1:
                 before_answer = ("decode", "preprocess", "model")
                 alone_ms = sum(stage.alone_ms for name, stage in self.stages.items() if name in before_answer)
                 allowed_ms = 1.15 * alone_ms + 3
-                found["latency allowed / p50, 1 client"] = allowed_ms / point.figures.latency_ms["p50"]
+                found["latency allowed / p50, 1 client"] = allowed_ms / point.latency_ms["p50"]
         return found
 
     def as_json(self) -> str:
@@ -86,7 +86,7 @@ class Record:
 def machine_facts() -> dict[str, Any]:
     """Where and of what the figures are."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    names = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")]
     installed = {one.name: one.version for one in importlib.metadata.distributions()}
     changed = "+" if _output("git", "status", "--short") else ""
     return {
@@ -110,7 +110,7 @@ def _output(*command: str) -> str:
 
 def say(name: str, *cells: float | str, width: int = 22) -> None:
     """A line of a table: its name, then numbers, or the columns' heads."""
-    texts = [one if isinstance(one, str) else f"{one:.{3 if abs(one) < 10 else 1}f}" for one in cells]
+    texts = [one if isinstance(one, str) else f"{one:.{3 if 0 < abs(one) < 10 else 1}f}" for one in cells]
     print(f"{name:{width}}" + "".join(f"{text:>10}" for text in texts), flush=True)
 
 
@@ -126,8 +126,8 @@ def say_head(record: Record) -> None:
 
 
 def say_stages(record: Record, when: str) -> None:
-    print()
-    say(f"stage alone, {when}", "frames/s", "cpu-ms", "first ms")
+    print(f"\nstage alone, {when}")
+    say("", "frames/s", "cpu-ms", "first ms")
     for name, stage in record.stages.items():
         if name == TOGETHER:
             say("ceiling", record.ceiling)
@@ -145,13 +145,12 @@ def say_points_head() -> None:
 
 
 def say_point(point: Point, top: float, name: str = "") -> None:
-    rate, latency, memory = point.figures.frames_per_s, point.figures.latency_ms, point.memory_mib
-    times = [*(latency[name] for name in TIMES), point.figures.first_answer_ms["p50"]]
+    rate, latency, memory = point.frames_per_s, point.latency_ms, point.memory_mib
+    times = [*(latency[name] for name in TIMES), point.first_answer_ms["p50"]]
     used = [*point.cpu_ms.values(), *(memory[name] for name in MEMORY)]
     say(name or str(point.clients), rate, rate / top, *times, *used, width=13)
-    sizes = dict(sorted(point.batch_sizes.items(), key=lambda item: int(item[0])))
-    counted = {name: value for name, value in point.counters.items() if not name.startswith("stage_seconds")}
-    for title, values in (("model batches", sizes), ("counted", counted), ("errors", point.figures.errors)):
+    counted = {name: value for name, value in point.counters.items() if value and "stage_seconds" not in name}
+    for title, values in (("counted", counted), ("errors", point.errors)):
         if values:
             print(f"{'':15}{title}  {'  '.join(f'{name}: {value:g}' for name, value in values.items())}")
 
@@ -174,8 +173,8 @@ def plot(record: Record, path: Path) -> None:
     series += [(name, "x", points) for rivals in record.turns.values() for name, points in rivals.items()]
     for name, style, points in series:
         clients = [point.clients for point in points]
-        left.plot(clients, [point.figures.frames_per_s for point in points], style, label=name)
-        right.plot(clients, [point.figures.latency_ms["p95"] / 1000 for point in points], style, label=name)
+        left.plot(clients, [point.frames_per_s for point in points], style, label=name)
+        right.plot(clients, [point.latency_ms["p95"] / 1000 for point in points], style, label=name)
     left.axhline(record.ceiling, linestyle="--", color="grey", label="ceiling")
     left.set(xlabel="clients", ylabel="frames/s", xscale="log", ylim=(0, None))
     right.set(xlabel="clients", ylabel="p95 of a request, s", xscale="log", yscale="log")

@@ -12,7 +12,7 @@ from typing import Any
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from pipelines.protocol.errors import InvalidOptions
-from scripts.bench.figures import Figures, Report, Stage, median
+from scripts.bench.figures import Report, Stage, median, percentiles
 from scripts.bench.jobs import Job
 from scripts.bench.load import Load
 from scripts.bench.meter import Meter, cpu_s
@@ -20,7 +20,6 @@ from scripts.bench.programs import program
 from scripts.servers import Server
 
 BOUNDARY_CALLS = 100
-BATCHES = "batches of "
 OURS = "trivid"
 # A server that runs, and how it is asked.
 Rival = tuple[Server, Load]
@@ -33,15 +32,17 @@ class Point:
     Attributes:
         cpu_ms: of server and client, for each frame answered.
         memory_mib: of the server at its highest: all its processes (RSS), the main one, GPUs, /dev/shm.
-        batch_sizes: of the model's batches, how many had each size.
-        counters: by how much the server's other counters have grown, by group and name.
+        counters: by how much the server's own have grown, by group and name.
     """
 
     clients: int
-    figures: Figures
+    frames_per_s: float
+    requests: int
+    errors: Mapping[str, int]
+    latency_ms: Mapping[str, float]
+    first_answer_ms: Mapping[str, float]
     cpu_ms: Mapping[str, float]
     memory_mib: Mapping[str, float]
-    batch_sizes: Mapping[str, float]
     counters: Mapping[str, float]
 
 
@@ -71,27 +72,32 @@ def measure_point(
         report = send(load)
     grown = {name: value - before.get(name, 0) for name, value in count().items()}
     done = frames * sum(1 for reply in report.replies if not reply.error) or 1
-    sizes = {name: value for name, value in grown.items() if name.startswith(BATCHES)}
+    good = report.good(load.seconds)
     return Point(
         clients=load.clients,
-        figures=report.figures(load.seconds, frames),
+        frames_per_s=report.frames_per_s(load.seconds, frames),
+        requests=len(good),
+        errors=dict(report.errors()),
+        latency_ms=percentiles([one.latency_ms for one in good]),
+        first_answer_ms=percentiles([one.first_answer_ms for one in good]),
         cpu_ms={"server": 1000 * meter.cpu_s / done, "client": 1000 * report.cpu_s / done},
         memory_mib=meter.memory_mib,
-        batch_sizes={name.removeprefix(BATCHES): value for name, value in sizes.items() if value},
-        counters={name: value for name, value in grown.items() if name not in sizes},
+        counters=grown,
     )
 
 
 def counters(server: Server, task: str) -> dict[str, float]:
     """All that the server counts, by group and name, and its model's batches of each size."""
     with Client(server.http_url) as client:
-        info: Mapping[str, Any] = client.info()
-    found = {f"{BATCHES}{size}": count for size, count in info["models"][task]["batch_sizes"].items()}
-    groups = {name: group for name, group in info.items() if name != "models" and isinstance(group, dict)}
-    for group, values in groups.items():
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        found |= {f"{group} {name}": value for name, value in numbers.items()}
-    return found
+        info: dict[str, Any] = {**client.info()}
+    info["batches of"] = info.pop("models")[task]["batch_sizes"]
+    return {
+        f"{group} {name}": value
+        for group, values in info.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
 
 
 def measure_boundary(server: Server, job: Job) -> dict[str, float]:

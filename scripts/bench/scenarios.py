@@ -7,13 +7,13 @@ there is one the number's name says it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
@@ -21,23 +21,19 @@ from scripts.bench.figures import Report, compared, median, percentile
 from scripts.bench.jobs import Job
 from scripts.bench.load import Load
 from scripts.bench.media import make_medium
-from scripts.bench.meter import MIB, Meter, cpu_s, measured, memory_bytes, shm_bytes
+from scripts.bench.meter import MIB, Meter, cpu_s, memory_bytes, shm_bytes
 from scripts.bench.runs import measure_point, send, sending
 from scripts.bench.turns import in_turns
-from scripts.servers import Server, start_server
+from scripts.servers import Server, guarded, start_server
 
-T = TypeVar("T")
 Numbers = dict[str, float]
 OVERLOAD, WAITING = 3, 128
-# Clients that keep it busy, and few enough for a short queue.
-BUSY = 4
-CROWD = 64
+# Clients that keep it busy, and few enough for a short queue; and many.
+BUSY, CROWD = 4, 64
 SETTLE_S = 5.0
-SOAK_ROUNDS = 10
-AFTER_FIRST = 10
+SOAK_ROUNDS, AFTER_FIRST = 10, 10
 # Few, for a stream that is not read for half a minute expires, and two turns of the other's lie between two.
 PER_TURN = 400
-FILM_MEDIA_MB = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +54,11 @@ class Rig:
     def rate(self, server: Server, clients: int) -> Callable[[], Numbers]:
         """Measures frames a second of the job itself."""
         load, frames = self.job.load(server, clients, self.seconds), self.job.frames
-        return lambda: {"frames/s": measure_point(server, load, frames).figures.frames_per_s}
+        return lambda: {"frames/s": measure_point(server, load, frames).frames_per_s}
 
     def served(self) -> AbstractContextManager[Server]:
-        flags = [*self.job.server_flags(), "--max-media-mb", str(FILM_MEDIA_MB)]
-        return measured(start_server(self.folder, *flags))
+        flags = [*self.job.server_flags(), "--max-media-mb", "256"]
+        return guarded(start_server(self.folder, *flags))
 
     def compare(self, two: Mapping[str, Callable[[], Numbers]], ratio: str, bar: str) -> Numbers:
         """Two things in turns: medians of their numbers, and the one's first number to the other's."""
@@ -76,10 +72,10 @@ class Rig:
         return numbers | compared(ours, theirs, ratio, bar)
 
 
-def _beside(load: Load, measure: Callable[[], T]) -> Callable[[], T]:
+def _beside(load: Load, measure: Callable[[], Numbers]) -> Callable[[], Numbers]:
     """Measures while other clients are at work, who vanish then."""
 
-    def measure_beside() -> T:
+    def measure_beside() -> Numbers:
         with sending(load):
             time.sleep(SETTLE_S)
             found = measure()
@@ -112,11 +108,11 @@ def overload(rig: Rig) -> Numbers:
             return send(rig.load(server, "image", clients=clients, **how))
 
         alone = light(1).latencies_ms(rig.seconds)
-        capacity = light(BUSY).figures(rig.seconds, 1).frames_per_s
+        capacity = light(BUSY).frames_per_s(rig.seconds, 1)
         flood = light(WAITING, 1 / (OVERLOAD * capacity))
         after = light(1).latencies_ms(rig.seconds)
     accepted = flood.latencies_ms(rig.seconds)
-    refused = Counter(one.error for one in flood.replies if one.error)
+    refused = flood.errors()
     return {
         f"capacity, {BUSY} clients, pictures/s": capacity,
         "unloaded, p50, ms": median(alone),
@@ -125,7 +121,7 @@ def overload(rig: Rig) -> Numbers:
         "the last was sent too late by, s": flood.waited_s,
         "refused, share": refused.total() / max(1, len(flood.replies)),
         **{f"refused, {code}": count for code, count in refused.items()},
-        "accepted, pictures/s": flood.figures(rig.seconds, 1).frames_per_s,
+        "accepted, pictures/s": flood.frames_per_s(rig.seconds, 1),
         "accepted, p50, ms": median(accepted),
         "accepted, p99, ms": percentile(accepted, 99),
         "p99 accepted / p99 unloaded (at most 2)": percentile(accepted, 99) / percentile(alone, 99),
@@ -147,8 +143,11 @@ def slow_reader(rig: Rig) -> Numbers:
             sizes = [main for _, main, _ in meter.samples_mib]
             third = max(1, len(sizes) // 3)
             first, last = median(sizes[:third]), median(sizes[-third:])
-            name = "server's memory, {} third, MiB"
-            return {name.format("first"): first, name.format("last"): last, "growth, MiB (0)": last - first}
+            return {
+                "memory, first third, MiB": first,
+                "last third, MiB": last,
+                "growth, MiB (0)": last - first,
+            }
 
         return numbers | _beside(reader, growth)()
 
@@ -168,8 +167,8 @@ def soak(rig: Rig) -> Numbers:
         for _ in range(SOAK_ROUNDS):
             with ExitStack() as stack:
                 sent = [(load, stack.enter_context(sending(load))) for load in loads]
-                for load, answer in sent:
-                    failed += sum(bool(one.error) for one in answer().replies if "stride" not in load.options)
+                errors = [(load, answer().errors().total()) for load, answer in sent]
+            failed += sum(count for load, count in errors if "stride" not in load.options)
             shm.append(shm_bytes(server) / MIB)
             rss.append(memory_bytes(server)[0] / MIB)
     return {
@@ -231,19 +230,17 @@ def first(rig: Rig) -> Numbers:
     """The first request of each kind to a server that has just become ready, over the next ones' median."""
     numbers: Numbers = {}
     with rig.served() as server:
-        for kind, stream in (("image", False), ("image", True), ("short", False), ("short", True)):
+        for kind, stream in itertools.product(("image", "short"), (False, True)):
             load = rig.load(server, kind, stream=stream, requests=1 + AFTER_FIRST)
-            times = [one.latency_ms for one in send(load).replies]
-            name = f"{kind}, {'streamed' if stream else 'one answer'}"
-            numbers[f"{name}: first, ms"] = times[0]
-            numbers[f"{name}: first / median"] = times[0] / median(times[1:])
+            begun, *later = (one.latency_ms for one in send(load).replies)
+            name = f"{kind}, {'streamed' if stream else 'one answer'}: first"
+            numbers |= {f"{name}, ms": begun, f"{name} / median": begun / median(later)}
     return numbers
 
 
 def film(rig: Rig) -> Numbers:
     """Memory at its highest for a minute and for an hour of film, and for one that is read slowly."""
     numbers: Numbers = {}
-    peaks = {}
     for name, pause_s in (("minute", 0.0), ("hour", 0.0), ("hour, slow reader", 1.0)):
         with rig.served() as server:
             load = rig.load(server, name.split(",")[0], stream=True, requests=1, pause_s=pause_s)
@@ -251,12 +248,14 @@ def film(rig: Rig) -> Numbers:
                 if pause_s:
                     time.sleep(4 * rig.seconds)
                 else:
-                    numbers[f"{name}, errors (0)"] = sum(bool(one.error) for one in answer().replies)
-        peaks[name] = meter.memory_mib["RSS"]
+                    numbers[f"{name}, errors (0)"] = answer().errors().total()
         numbers[f"{name}: peak of the server's memory, MiB"] = meter.memory_mib["main"]
-        numbers[f"{name}: peak with its children, shared memory once, MiB"] = peaks[name]
-    for name in ("hour", "hour, slow reader"):
-        numbers[f"{name} / minute (at most 1.10)"] = peaks[name] / peaks["minute"]
+        peak = f"{name}: peak with its children, shared memory once, MiB"
+        numbers[peak] = meter.memory_mib["RSS"]
+        if name == "minute":
+            least = numbers[peak]
+        else:
+            numbers[f"{name} / minute (at most 1.10)"] = numbers[peak] / least
     return numbers
 
 

@@ -60,8 +60,17 @@ class Bench:
         self.options = parse_options(dict(job.options), allowed=pipeline.task.options, preset={})
         self.limits = dataclasses.replace(pipeline.limits, max_frames=sys.maxsize)
         self.chunks: list[Chunk] = []
-        self.batches: Sequence[Tensor] = ()
-        self._hold()
+        work, most = pipeline.task.job(pipeline.spec, self.options), pipeline.spec.max_batch
+        inputs: list[Tensor] = []
+        for frames in self._decoded(HELD_FRAMES_CLIPS if pipeline.spec.clip else HELD_FRAMES):
+            pixels = pipeline.prepare(frames)
+            given = work.inputs(pixels, frames)
+            pieces = [] if given is None else list(torch.split(given, most))
+            self.chunks.append((frames, pixels, [pipeline.batcher.model(piece) for piece in pieces]))
+            inputs += pieces
+        if (rest := work.rest()) is not None:
+            inputs.append(rest)
+        self.batches = torch.split(torch.cat(inputs), most)
         self.frames = _count(self.chunks[-1][0])
 
     def stages(self) -> dict[str, Sequence[Pass]]:
@@ -144,21 +153,6 @@ class Bench:
                 yield frames
                 if _count(frames) >= limit:
                     return
-
-    def _hold(self) -> None:
-        pipeline = self.pipeline
-        job, most = pipeline.task.job(pipeline.spec, self.options), pipeline.spec.max_batch
-        inputs: list[Tensor] = []
-        for frames in self._decoded(HELD_FRAMES_CLIPS if pipeline.spec.clip else HELD_FRAMES):
-            pixels = pipeline.prepare(frames)
-            given = job.inputs(pixels, frames)
-            pieces = [] if given is None else list(torch.split(given, most))
-            outputs = [pipeline.batcher.model(piece) for piece in pieces]
-            self.chunks.append((frames, pixels, outputs))
-            inputs += pieces
-        if (rest := job.rest()) is not None:
-            inputs.append(rest)
-        self.batches = torch.split(torch.cat(inputs), most)
 
 
 def _count(frames: FrameBatch) -> int:

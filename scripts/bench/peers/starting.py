@@ -10,9 +10,8 @@ from pathlib import Path
 
 from scripts.bench.jobs import DEMO, Job
 from scripts.bench.load import Load
-from scripts.bench.meter import measured
 from scripts.bench.runs import Rival, send
-from scripts.servers import PORTS, free_ports, start
+from scripts.servers import PORTS, free_ports, guarded, start
 
 # Which tasks each does (the seed's design: those of which it gives logits of whole frames), and its package.
 FRAME_TASKS = ("classification", "detection", "segmentation")
@@ -51,7 +50,7 @@ def peers(job: Job, folder: Path) -> Iterator[dict[str, Rival]]:
                 *map(str, ports),
             ]
             server = start(command, folder / f"{name}.log", ports)
-            stack.enter_context(measured(server, "" if name == SEED else "/health"))
+            stack.enter_context(guarded(server, "" if name == SEED else "/health"))
             url = server.grpc_url if name == SEED else server.http_url
             started[name] = (server, Load(kind="peer", url=url, medium=job.medium))
             send(Load(kind="peer", url=url, medium=job.medium, requests=1))
