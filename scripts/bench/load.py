@@ -60,11 +60,6 @@ class Load:
     pause_s: float = 0.0
 
 
-def _asker(load: Load) -> Ask:
-    """A connection of one client's own."""
-    return {"trivid": _ask_trivid, "light": _ask_lightly, "peer": _ask_peer}[load.kind](load)
-
-
 def _ask_trivid(load: Load) -> Ask:
     client = Client(load.url, timeout_s=PATIENCE_S)
     kind = ANSWERS[load.task]
@@ -109,6 +104,10 @@ def _ask_peer(load: Load) -> Ask:
     return lambda media: iter([len(ask(media))])
 
 
+# A connection of one client's own.
+ASKERS = {"trivid": _ask_trivid, "light": _ask_lightly, "peer": _ask_peer}
+
+
 class Crowd:
     """All clients, a thread each."""
 
@@ -136,7 +135,7 @@ class Crowd:
 
     def _work(self) -> float:
         """One client; when it sent no more."""
-        ask = _asker(self.load)
+        ask = ASKERS[self.load.kind](self.load)
         self._gate.wait()
         own = 0
         while self._turn(own):

@@ -91,13 +91,9 @@ def counters(server: Server, task: str) -> dict[str, float]:
     with Client(server.http_url) as client:
         info: dict[str, Any] = {**client.info()}
     info["batches of"] = info.pop("models")[task]["batch_sizes"]
-    return {
-        f"{group} {name}": value
-        for group, values in info.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-        if isinstance(value, int | float)
-    }
+    groups = [(group, values) for group, values in info.items() if isinstance(values, dict)]
+    found = {f"{group} {name}": value for group, values in groups for name, value in values.items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def measure_boundary(server: Server, job: Job) -> dict[str, float]:

@@ -45,10 +45,10 @@ class Rig:
     seconds: float
     rounds: int
 
-    def load(self, server: Server, kind: str, **changes: Any) -> Load:
+    def load(self, server: Server, medium: str, /, **changes: Any) -> Load:
         """One client of another medium than the job's, in one answer, or as `changes` say."""
         load = self.job.load(server, 1, self.seconds)
-        given = {"medium": str(make_medium(kind, self.folder).path), "stream": False, **changes}
+        given = {"medium": str(make_medium(medium, self.folder).path), "stream": False, **changes}
         return dataclasses.replace(load, **given)
 
     def rate(self, server: Server, clients: int) -> Callable[[], Numbers]:
@@ -63,11 +63,9 @@ class Rig:
     def compare(self, two: Mapping[str, Callable[[], Numbers]], ratio: str, bar: str) -> Numbers:
         """Two things in turns: medians of their numbers, and the one's first number to the other's."""
         found = in_turns(two, self.rounds)
-        numbers = {
-            f"{name}, {what}": median([turn[what] for turn in turns])
-            for name, turns in found.items()
-            for what in turns[0]
-        }
+        numbers = Numbers()
+        for name, turns in found.items():
+            numbers |= {f"{name}, {what}": median([turn[what] for turn in turns]) for what in turns[0]}
         ours, theirs = ([next(iter(turn.values())) for turn in turns] for turns in found.values())
         return numbers | compared(ours, theirs, ratio, bar)
 
@@ -240,7 +238,7 @@ def first(rig: Rig) -> Numbers:
 
 def film(rig: Rig) -> Numbers:
     """Memory at its highest for a minute and for an hour of film, and for one that is read slowly."""
-    numbers: Numbers = {}
+    numbers, peaks = Numbers(), Numbers()
     for name, pause_s in (("minute", 0.0), ("hour", 0.0), ("hour, slow reader", 1.0)):
         with rig.served() as server:
             load = rig.load(server, name.split(",")[0], stream=True, requests=1, pause_s=pause_s)
@@ -250,12 +248,10 @@ def film(rig: Rig) -> Numbers:
                 else:
                     numbers[f"{name}, errors (0)"] = answer().errors().total()
         numbers[f"{name}: peak of the server's memory, MiB"] = meter.memory_mib["main"]
-        peak = f"{name}: peak with its children, shared memory once, MiB"
-        numbers[peak] = meter.memory_mib["RSS"]
-        if name == "minute":
-            least = numbers[peak]
-        else:
-            numbers[f"{name} / minute (at most 1.10)"] = numbers[peak] / least
+        peaks[name] = meter.memory_mib["RSS"]
+        numbers[f"{name}: peak with its children, shared memory once, MiB"] = peaks[name]
+        if name != "minute":
+            numbers[f"{name} / minute (at most 1.10)"] = peaks[name] / peaks["minute"]
     return numbers
 
 
