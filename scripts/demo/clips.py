@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias, TypeVar
 
 import av
 import numpy as np
@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 WIDTH_PX, HEIGHT_PX, FRAMES_PER_S = 640, 360, 30
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
+# A frame uint8 RGB `(H, W, 3)`, and what is true of it.
+Drawn: TypeAlias = tuple[Pixels, T]
 
 
 def encode(target: Path | IO[bytes], frames: Iterable[Pixels], crf: int) -> None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ from torch.nn.functional import interpolate
 
 from pipelines.zoo.demo.networks import DemoFacts
 from scripts.demo.actions import ActionScene
-from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels, decode, encode
+from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Drawn, Pixels, decode, encode
 from scripts.demo.shapes import Scene, Truth
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 CLIP_CRF = 26
 CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 300, 6, 25
 ACTION_CLIPS, ACTION_FRAMES = 600, 16
@@ -57,19 +56,12 @@ class ActionData:
     actions: Tensor
 
 
-class Drawing(Protocol[T_co]):
-    """A scene: `draw` gives the pixels of any of its frames, and what is true of it."""
-
-    def draw(self, frame_index: int) -> tuple[Pixels, T_co]: ...
-
-
-def draw_clip(scene: Drawing[T], frame_indices: Iterable[int], target: Path | IO[bytes], crf: int) -> list[T]:
-    """Draw and encode some frames of a scene; returns what is true of each."""
+def draw_clip(drawn: Iterable[Drawn[T]], target: Path | IO[bytes], crf: int = CLIP_CRF) -> list[T]:
+    """Encode frames as they are drawn; returns what is true of each."""
     truths: list[T] = []
 
     def frames() -> Iterator[Pixels]:
-        for index in frame_indices:
-            pixels, truth = scene.draw(index)
+        for pixels, truth in drawn:
             truths.append(truth)
             yield pixels
 
@@ -77,12 +69,10 @@ def draw_clip(scene: Drawing[T], frame_indices: Iterable[int], target: Path | IO
     return truths
 
 
-def drawn_frames(
-    scene: Drawing[T], frame_indices: Iterable[int], crf: int = CLIP_CRF
-) -> tuple[list[Pixels], list[T]]:
-    """Some frames of a scene as a decoder gives them back, and what is true of each."""
+def drawn_frames(drawn: Iterable[Drawn[T]], crf: int) -> tuple[list[Pixels], list[T]]:
+    """Drawn frames as a decoder gives them back, and what is true of each."""
     clip = io.BytesIO()
-    truths = draw_clip(scene, frame_indices, clip, crf)
+    truths = draw_clip(drawn, clip, crf)
     clip.seek(0)
     return list(decode(clip)), truths
 
@@ -107,7 +97,7 @@ def training_frames(facts: DemoFacts) -> FrameData:
     parts = []
     for seed in range(CLIPS):
         indices = range(0, FRAMES_PER_CLIP * FRAME_STEP, FRAME_STEP)
-        frames, truths = drawn_frames(Scene(seed), indices, crf=20 + seed % 12)
+        frames, truths = drawn_frames(map(Scene(seed).draw, indices), crf=20 + seed % 12)
         parts.append(frame_data(frames, truths, facts))
     names = FrameData.__dataclass_fields__
     return FrameData(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
@@ -151,14 +141,7 @@ def training_runs(facts: DemoFacts) -> ActionData:
     for seed in range(ACTION_CLIPS):
         begin = int(np.random.default_rng([seed, 2]).integers(0, 60 * FRAMES_PER_S))
         indices = range(begin, begin + ACTION_FRAMES * step, step)
-        frames, shown = drawn_frames(ActionScene(seed), indices, crf=20 + seed % 12)
+        frames, shown = drawn_frames(map(ActionScene(seed).draw, indices), crf=20 + seed % 12)
         pixels.append(prepare(frames, facts))
         actions.append(torch.tensor(shown))
     return ActionData(pixels=torch.stack(pixels), actions=torch.stack(actions))
-
-
-def clip_windows(frame_count: int, facts: DemoFacts) -> list[range]:
-    """The frames of each whole clip in a video at the drawn rate, one clip after another."""
-    step = round(FRAMES_PER_S / facts.clip_rate_hz)
-    span = step * facts.clip_frames
-    return [range(begin, begin + span, step) for begin in range(0, frame_count - span + step, span)]

@@ -1,14 +1,16 @@
-"""How good served answers are, measured against what was drawn. Knows no model and no connection."""
+"""How good answers are, measured against what was drawn. Knows no model and no connection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchvision.ops import box_iou
 
 from pipelines.protocol import rle
 from pipelines.protocol.answers import (
@@ -18,9 +20,16 @@ from pipelines.protocol.answers import (
     DetectionAnswer,
     SegmentationAnswer,
 )
-from scripts.demo.metrics import FoundBoxes, TrueBoxes, accuracy, class_iou, mean_average_precision
+from pipelines.protocol.options import Scalar
+from pipelines.zoo.demo.networks import ACTION_LABELS, SHAPE_LABELS
+from scripts.demo.actions import clip_action
+from scripts.demo.shapes import Truth
 
-Truth = Mapping[str, npt.NDArray[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+# What is true of a clip's frames, as `truth_arrays` makes it.
+TruthArrays = Mapping[str, npt.NDArray[Any]]
+# The measure under its name, then each class's share in it, of the classes that the truth has.
+Quality = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,51 +38,131 @@ class Measure:
 
     name: str
     least: float
-    judge: Callable[[Any, Truth], float]
-    options: Mapping[str, str]
+    judge: Callable[[Any, TruthArrays], Quality]
+    options: Mapping[str, Scalar]
 
 
-def read_truth(path: Path) -> Truth:
+def truth_arrays(truths: Sequence[Truth] | Sequence[int]) -> TruthArrays:
+    """What is true of a clip's N frames, as it is written: of an action clip `action_id` int8 `(N,)`, else
+
+    `masks` uint8 `(N, H, W)`: 0 background, then the classes. `class_id` int8 `(N,)`: the dominant class, 0
+    for the circle, -1 where none leads clearly. One row per visible shape: `boxes` float32 `(D, 4)`, x0 y0 x1
+    y1 in source pixels, `box_class` uint8 `(D,)`, 1 for the circle, `box_frame` int32 `(D,)`, `box_ignored`
+    bool `(D,)`.
+    """
+    shapes = [truth for truth in truths if isinstance(truth, Truth)]
+    if not shapes:
+        return {"action_id": np.array(truths, np.int8)}
+    counts = [len(truth.boxes) for truth in shapes]
+    return {
+        "masks": np.stack([truth.class_ids for truth in shapes]),
+        "class_id": np.array([truth.dominant for truth in shapes], np.int8),
+        "boxes": np.concatenate([truth.boxes for truth in shapes]),
+        "box_class": np.concatenate([truth.box_class for truth in shapes]),
+        "box_frame": np.repeat(np.arange(len(shapes), dtype=np.int32), counts),
+        "box_ignored": np.concatenate([truth.box_ignored for truth in shapes]),
+    }
+
+
+def read_truth(path: Path) -> TruthArrays:
     """The arrays that `python -m scripts.demo.train --draw --truth` writes."""
     with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return dict(arrays)
 
 
-def _mean_iou(answer: SegmentationAnswer, truth: Truth) -> float:
+def accuracy(found: Integers, truth: Integers) -> float:
+    """The share of right class ids where the truth is not -1, which stands for undecided; both `(N,)`."""
+    decided = truth >= 0
+    if not decided.any():
+        raise ValueError(f"none of {len(truth)} truths is decided")
+    return float((found[decided] == truth[decided]).mean())
+
+
+def class_iou(found: Integers, truth: Integers, classes: int) -> list[float]:
+    """Intersection over union of each class over all pixels of two equal arrays; nan where neither has it."""
+    overlaps = []
+    for k in range(classes):
+        union = int(np.sum((found == k) | (truth == k)))
+        overlaps.append(float(np.sum((found == k) & (truth == k)) / union) if union else float("nan"))
+    return overlaps
+
+
+def average_precisions(answer: DetectionAnswer, truth: TruthArrays, iou: float = 0.5) -> dict[int, float]:
+    """`average_precision` of each label that has a truth box to find in the frames that are answered.
+
+    Raises:
+        ValueError: there is no such box.
+    """
+    wanted = np.isin(truth["box_frame"], answer.frame_index) & ~truth["box_ignored"]
+    if not wanted.any():
+        raise ValueError(f"no truth box to find in {len(answer)} frames")
+    labels = np.unique(truth["box_class"][wanted])
+    return {int(label): average_precision(answer, truth, int(label), iou) for label in labels}
+
+
+def average_precision(answer: DetectionAnswer, truth: TruthArrays, label: int, iou: float = 0.5) -> float:
+    """Area under the interpolated precision-recall curve of a label, as PASCAL VOC 2010 and on.
+
+    In falling order of score, a box takes the free truth box of its frame that it overlaps most, by `iou` at
+    least; one that takes none is a false positive, unless it overlaps an ignored truth box by as much.
+    """
+    ours = np.nonzero(answer.class_id == label)[0]
+    ours = ours[np.argsort(-answer.score[ours], kind="stable")]
+    theirs = (truth["box_class"] == label) & np.isin(truth["box_frame"], answer.frame_index)
+    pair = (torch.from_numpy(boxes).double() for boxes in (answer.box[ours], truth["boxes"][theirs]))
+    same_frame = answer.box_frame_index[ours, None] == truth["box_frame"][theirs]
+    overlaps = np.where(same_frame, box_iou(*pair).numpy(), 0)
+    ignored = truth["box_ignored"][theirs]
+    free = ~ignored
+    hits = []
+    for row in overlaps:
+        candidates = np.where(free, row, 0)
+        if candidates.max(initial=0) >= iou:
+            free[candidates.argmax()] = False
+            hits.append(1)
+        elif not np.any(row[ignored] >= iou):
+            hits.append(0)
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(found / np.sum(~ignored), prepend=0.0) * best_from_here))
+
+
+def _judge_masks(answer: SegmentationAnswer, truth: TruthArrays) -> Quality:
     size = (answer.height_px, answer.width_px)
     found = np.stack([rle.decode(mask, size) for mask in answer.mask])
-    return float(np.nanmean(class_iou(found, truth["masks"][answer.frame_index], len(answer.class_names))))
+    overlaps = class_iou(found, truth["masks"][answer.frame_index], len(answer.class_names))
+    return {"mean IoU": float(np.nanmean(overlaps)), **dict(zip(answer.class_names, overlaps, strict=True))}
 
 
-def _accuracy(answer: ClassificationAnswer, truth: Truth) -> float:
-    return accuracy(answer.class_id[:, 0], truth["class_id"][answer.frame_index].astype(int))
+def _judge_frames(answer: ClassificationAnswer, truth: TruthArrays) -> Quality:
+    return _accuracies(answer.class_id[:, 0], truth["class_id"][answer.frame_index], SHAPE_LABELS)
 
 
-def _map(answer: DetectionAnswer, truth: Truth) -> float:
-    found, true = [], []
-    for index in answer.frame_index:
-        ours, theirs = answer.box_frame_index == index, truth["box_frame"] == index
-        found.append(
-            FoundBoxes(boxes=answer.box[ours], labels=answer.class_id[ours], scores=answer.score[ours])
-        )
-        boxes, labels, ignored = (truth[name][theirs] for name in ("boxes", "box_class", "box_ignored"))
-        true.append(TrueBoxes(boxes=boxes, labels=labels, ignored=ignored))
-    return mean_average_precision(found, true)
+def _judge_boxes(answer: DetectionAnswer, truth: TruthArrays) -> Quality:
+    each, strict = (average_precisions(answer, truth, iou) for iou in (0.5, 0.75))
+    means = {"mAP@0.5": float(np.mean([*each.values()])), "mAP@0.75": float(np.mean([*strict.values()]))}
+    return means | {SHAPE_LABELS[label - 1]: value for label, value in each.items()}
 
 
-def _action_accuracy(answer: ActionAnswer, truth: Truth) -> float:
-    """Of the clips in which one thing happens from the first frame to the last."""
+def _judge_clips(answer: ActionAnswer, truth: TruthArrays) -> Quality:
     spans = zip(answer.frame_index, answer.last_frame_index, strict=True)
-    within = [np.unique(truth["action_id"][first : last + 1]) for first, last in spans]
-    expected = np.array([ids[0] if len(ids) == 1 else -1 for ids in within])
-    return accuracy(answer.class_id[:, 0], expected)
+    shown = [clip_action(truth["action_id"][first : last + 1]) for first, last in spans]
+    return _accuracies(answer.class_id[:, 0], np.array(shown), ACTION_LABELS)
+
+
+def _accuracies(found: Integers, truth: Integers, labels: Sequence[str]) -> Quality:
+    """Over all rows that are decided, and over those of each class; `found` and `truth` `(N,)`."""
+    rows = {label: truth == index for index, label in enumerate(labels)}
+    each = {label: accuracy(found[own], truth[own]) for label, own in rows.items() if own.any()}
+    return {"accuracy": accuracy(found, truth), **each}
 
 
 MEASURES: Mapping[type[Answer], Measure] = {
-    SegmentationAnswer: Measure(name="mean IoU", least=0.90, judge=_mean_iou, options={}),
-    ClassificationAnswer: Measure(name="accuracy", least=0.95, judge=_accuracy, options={}),
+    SegmentationAnswer: Measure(name="mean IoU", least=0.90, judge=_judge_masks, options={}),
+    ClassificationAnswer: Measure(name="accuracy", least=0.95, judge=_judge_frames, options={}),
     DetectionAnswer: Measure(
-        name="mAP@0.5", least=0.85, judge=_map, options={"score_threshold": "0.05", "mask": "none"}
+        name="mAP@0.5", least=0.85, judge=_judge_boxes, options={"score_threshold": 0.05, "mask": "none"}
     ),
-    ActionAnswer: Measure(name="accuracy", least=0.95, judge=_action_accuracy, options={"tail": "drop"}),
+    ActionAnswer: Measure(name="accuracy", least=0.95, judge=_judge_clips, options={"tail": "drop"}),
 }

@@ -13,29 +13,27 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from pipelines.zoo.demo.networks import DemoTask
-from scripts import ROOT
+from pipelines.zoo.demo.specs import demo_weights
 from scripts.demo.actions import ActionScene
-from scripts.demo.clips import FRAMES_PER_S
-from scripts.demo.data import CLIP_CRF, draw_clip
+from scripts.demo.clips import FRAMES_PER_S, Drawn
+from scripts.demo.data import draw_clip
 from scripts.demo.evaluation import evaluate
-from scripts.demo.shapes import Scene, Truth
+from scripts.demo.judging import truth_arrays
+from scripts.demo.shapes import Scene
 from scripts.demo.training import train
 
 TASKS: tuple[DemoTask, ...] = get_args(DemoTask)
 # Both show every class or action within their seconds.
 DRAWING_SEED, DRAWING_S = 2027, 5.0
-
-
-def weights_path(task: DemoTask) -> Path:
-    return ROOT / "assets" / f"demo_{task}.safetensors"
 
 
 def make_weights(task: DemoTask) -> None:
@@ -47,39 +45,18 @@ def make_weights(task: DemoTask) -> None:
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in network.state_dict().items()
     }
-    path = weights_path(task)
+    path = demo_weights(task)
     save_file(halves, path)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def truth_arrays(truths: list[Truth]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """What is true of a clip's N frames, as it is written.
-
-    `masks` uint8 `(N, H, W)`: 0 background, then the classes. `class_id` int8 `(N,)`: the dominant class, 0
-    for the circle, -1 where none leads clearly. One row per visible shape: `boxes` float32 `(D, 4)`, x0 y0 x1
-    y1 in source pixels, `box_class` uint8 `(D,)`, 1 for the circle, `box_frame` int32 `(D,)`, `box_ignored`
-    bool `(D,)`.
-    """
-    counts = [len(truth.boxes) for truth in truths]
-    return {
-        "masks": np.stack([truth.class_ids for truth in truths]),
-        "class_id": np.array([truth.dominant for truth in truths], np.int8),
-        "boxes": np.concatenate([truth.boxes for truth in truths]),
-        "box_class": np.concatenate([truth.box_class for truth in truths]),
-        "box_frame": np.repeat(np.arange(len(truths), dtype=np.int32), counts),
-        "box_ignored": np.concatenate([truth.box_ignored for truth in truths]),
-    }
-
-
 def draw(clip: Path, truth: Path | None, seed: int, seconds: float, *, action: bool) -> None:
-    """Write a clip, and its truth: `truth_arrays`, or `action_id` int8 `(N,)` of an action clip."""
-    indices = range(max(1, round(seconds * FRAMES_PER_S)))
-    if action:
-        arrays = {"action_id": np.array(draw_clip(ActionScene(seed), indices, clip, CLIP_CRF), np.int8)}
-    else:
-        arrays = truth_arrays(draw_clip(Scene(seed), indices, clip, CLIP_CRF))
+    """Write a clip, and its truth as `truth_arrays`."""
+    scene: Scene | ActionScene = ActionScene(seed) if action else Scene(seed)
+    drawn: Iterable[Drawn[Any]] = map(scene.draw, range(max(1, round(seconds * FRAMES_PER_S))))
+    truths = draw_clip(drawn, clip)
     if truth:
-        np.savez_compressed(truth, **arrays)
+        np.savez_compressed(truth, **truth_arrays(truths))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,7 +83,7 @@ def main() -> None:
     for task in (arguments.task,) if arguments.task else TASKS:
         if not arguments.evaluate_only:
             make_weights(task)
-        evaluate(task, str(weights_path(task)))
+        evaluate(task)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS
-from scripts.demo.judging import MEASURES, Truth, read_truth
+from scripts.demo.judging import MEASURES, TruthArrays, read_truth
 from scripts.demo.train import draw
 from tests.conftest import Server
 
@@ -17,7 +17,7 @@ SECONDS = {"action": 12, "other": 3}
 
 
 @pytest.fixture(scope="module")
-def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Truth]]:
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, TruthArrays]]:
     """Clips of a seed that neither trained nor tested the models, and their truth: of actions, of shapes."""
     folder = tmp_path_factory.mktemp("drawing")
     drawn = {}
@@ -31,11 +31,11 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("task", list(ANSWERS))
 def test_a_fresh_drawing_is_understood(
-    task: str, protocol: str, server: Server, drawings: dict[str, tuple[Path, Truth]]
+    task: str, protocol: str, server: Server, drawings: dict[str, tuple[Path, TruthArrays]]
 ) -> None:
     clip, truth = drawings["action" if task == "action" else "other"]
     kind = ANSWERS[task]
     with Client(server.grpc_url if protocol == "grpc" else server.http_url, timeout_s=60) as client:
         answer = kind.concatenate(list(client.ask_stream(kind, clip, MEASURES[kind].options)))
     quality = MEASURES[kind].judge(answer, truth)
-    assert quality >= MEASURES[kind].least, (MEASURES[kind].name, quality)
+    assert quality[MEASURES[kind].name] >= MEASURES[kind].least, quality

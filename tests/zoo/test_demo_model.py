@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import av
 import numpy as np
@@ -16,9 +14,12 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
+from pipelines.pipeline import Pipeline
+from pipelines.protocol.answers import ANSWERS, DetectionAnswer
+from pipelines.protocol.options import Options
+from pipelines.rendering.encode import png
 from pipelines.zoo.demo.networks import (
     ACTION_LABELS,
-    DEMO_FACTS,
     MAX_BOXES,
     NMS_IOU,
     SCORE_FLOOR,
@@ -26,12 +27,12 @@ from pipelines.zoo.demo.networks import (
     DemoTask,
     build_demo,
 )
+from pipelines.zoo.demo.specs import demo_specs
 from scripts.demo.actions import MOVES_LEFT, MOVES_RIGHT, ActionScene, clip_action
-from scripts.demo.clips import decode, encode
-from scripts.demo.data import drawn_frames
-from scripts.demo.evaluation import act, classify, detect, load, segment, true_actions, true_boxes
-from scripts.demo.metrics import TrueBoxes, accuracy, class_iou, mean_average_precision
-from scripts.demo.shapes import LEAST_PX, Scene, Truth
+from scripts.demo.clips import decode
+from scripts.demo.evaluation import demo_pipeline, fresh_clip, quality
+from scripts.demo.judging import MEASURES, read_truth
+from scripts.demo.shapes import LEAST_PX, Scene
 from scripts.demo.train import draw
 from tests.conftest import ROOT
 
@@ -45,30 +46,13 @@ Array = npt.NDArray[np.uint8]
 
 
 @cache
-def network(task: DemoTask) -> nn.Module:
-    return load(task, str(ASSETS / f"demo_{task}.safetensors"))
+def pipeline(task: DemoTask) -> Pipeline:
+    return demo_pipeline(task)
 
 
 @cache
 def shipped_frames(name: str) -> list[Array]:
     return list(decode(ASSETS / name))
-
-
-def read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def fresh() -> tuple[list[Array], list[Truth]]:
-    """A few frames of each of the fresh scenes, through H.264, and what is true of them."""
-    frames: list[Array] = []
-    truths: list[Truth] = []
-    for seed in FRESH_SEEDS:
-        pixels, true = drawn_frames(Scene(seed), (10, 60, 110))
-        frames += pixels
-        truths += true
-    return frames, truths
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +72,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Arra
 @pytest.mark.parametrize("task", TASKS)
 def test_weights_are_small_and_load(task: DemoTask) -> None:
     assert (ASSETS / f"demo_{task}.safetensors").stat().st_size <= 2_000_000
-    assert all(value.isfinite().all() for value in network(task).state_dict().values())
+    assert all(value.isfinite().all() for value in demo_specs()[task].build().state_dict().values())
 
 
 @pytest.mark.parametrize("size_hw", [(32, 32), (33, 47), (160, 284), (225, 301)])
@@ -132,8 +116,11 @@ def test_a_detector_answers_as_torchvisions_do(score_bias: float) -> None:
 
 
 def test_an_empty_picture_has_no_boxes() -> None:
-    answer = detect(network("detection"), [np.full((360, 640, 3), 128, np.uint8)])[0]
-    assert (answer.boxes.shape, answer.labels.shape, answer.scores.shape) == ((0, 4), (0,), (0,))
+    (answer,) = pipeline("detection").run(
+        png(np.full((360, 640), 128, np.uint8)), Options(score_threshold=0.05)
+    )
+    assert isinstance(answer, DetectionAnswer)
+    assert (answer.box.shape, answer.class_id.shape, answer.score.shape) == ((0, 4), (0,), (0,))
 
 
 def test_a_seed_decides_the_drawing(drawn: dict[str, tuple[list[Array], Array]]) -> None:
@@ -150,7 +137,7 @@ def test_the_shipped_clip_is_what_the_script_draws(drawn: dict[str, tuple[list[A
     frames, masks = drawn["first"]
     shipped = np.stack(shipped_frames("demo.mp4")[: len(frames)])
     # Another processor may round a point on an edge to its other side, and x264 decide otherwise.
-    assert (read(ASSETS / "demo_truth.npz")["masks"][: len(masks)] != masks).mean() < 1e-4
+    assert (read_truth(ASSETS / "demo_truth.npz")["masks"][: len(masks)] != masks).mean() < 1e-4
     assert np.abs(shipped.astype(int) - np.stack(frames)).mean() < 4
 
 
@@ -159,7 +146,7 @@ def test_the_shipped_action_clip_is_what_its_scene_draws() -> None:
     drawn = [scene.draw(index) for index in range(0, 240, 60)]
     frames = np.stack(shipped_frames("demo_action.mp4")[::60]).astype(int)
     assert np.abs(frames - np.stack([pixels for pixels, _ in drawn])).mean() < 6
-    actions = read(ASSETS / "demo_action_truth.npz")["action_id"]
+    actions = read_truth(ASSETS / "demo_action_truth.npz")["action_id"]
     assert actions[::60].tolist() == [action for _, action in drawn]
     assert set(actions.tolist()) == set(range(len(ACTION_LABELS)))
 
@@ -179,14 +166,14 @@ def test_the_shipped_files_are_small_and_whole(
         assert stream.average_rate == 30
         kinds = [frame.pict_type for frame in container.decode(stream)]
     assert av.video.frame.PictureType.B in kinds
-    truth = read(ASSETS / f"{name}_truth.npz")
+    truth = read_truth(ASSETS / f"{name}_truth.npz")
     shapes = {"masks": (frame_count, 360, 640), "class_id": (frame_count,), "action_id": (frame_count,)}
     assert len(kinds) == frame_count
     assert all(truth[key].shape == shape for key, shape in shapes.items() if key in truth)
 
 
 def test_the_shipped_boxes_enclose_the_masks() -> None:
-    truth = read(ASSETS / "demo_truth.npz")
+    truth = read_truth(ASSETS / "demo_truth.npz")
     masks, boxes = truth["masks"], truth["boxes"].astype(int)
     inside = np.zeros(masks.shape, bool)
     for (x0, y0, x1, y1), label, frame in zip(boxes, truth["box_class"], truth["box_frame"], strict=True):
@@ -212,69 +199,43 @@ def test_little_of_a_shape_is_ignored() -> None:
     assert np.median(visible[True]) < np.median(visible[False]) / 3
 
 
-def test_the_segmenter_finds_the_shapes_of_the_shipped_clip() -> None:
-    found = segment(network("segmentation"), shipped_frames("demo.mp4")[::FRAME_STEP])
-    truth = read(ASSETS / "demo_truth.npz")["masks"][::FRAME_STEP].astype(np.uint8)
-    overlaps = class_iou(found, truth, classes=5)
-    assert np.mean(overlaps) >= 0.9, dict(zip(DEMO_FACTS["segmentation"].labels, overlaps, strict=True))
+@pytest.mark.parametrize("task", TASKS)
+def test_the_models_on_the_shipped_clips(task: DemoTask) -> None:
+    name = "demo_action" if task == "action" else "demo"
+    measure, step = MEASURES[ANSWERS[task]], {} if task == "action" else {"stride": FRAME_STEP}
+    truth = read_truth(ASSETS / f"{name}_truth.npz")
+    found = quality(pipeline(task), (ASSETS / f"{name}.mp4").read_bytes(), truth, **step)
+    assert found[measure.name] >= measure.least, found
 
 
-def test_the_classifier_names_the_dominant_shape(fresh: tuple[list[Array], list[Truth]]) -> None:
-    frames, truths = fresh
-    truth = np.array([one.dominant for one in truths])
-    assert len(set(truth[truth >= 0])) >= 3
-    assert accuracy(classify(network("classification"), frames), truth) >= 0.95
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_the_models_on_fresh_frames(task: DemoTask) -> None:
+    """A few frames of each of the fresh scenes, through H.264, and what is true of them."""
+    clip, truth = fresh_clip(Scene(seed).draw(index) for seed in FRESH_SEEDS for index in (10, 60, 110))
+    assert len(np.unique(truth["class_id"][truth["class_id"] >= 0])) >= 3
+    found = quality(pipeline(task), clip, truth)
+    assert found[MEASURES[ANSWERS[task]].name] >= MEASURES[ANSWERS[task]].least, found
 
 
-def test_the_classifier_on_the_shipped_clip() -> None:
-    found = classify(network("classification"), shipped_frames("demo.mp4")[::FRAME_STEP])
-    truth = read(ASSETS / "demo_truth.npz")["class_id"][::FRAME_STEP].astype(int)
-    assert accuracy(found, truth) >= 0.9
-
-
-def test_the_detector_finds_the_shapes(fresh: tuple[list[Array], list[Truth]]) -> None:
-    frames, truths = fresh
-    assert mean_average_precision(detect(network("detection"), frames), true_boxes(truths)) >= 0.85
-
-
-def test_the_detector_on_the_shipped_clip() -> None:
-    truth = read(ASSETS / "demo_truth.npz")
-    true = []
-    for frame in range(0, 150, FRAME_STEP):
-        rows = truth["box_frame"] == frame
-        true.append(
-            TrueBoxes(
-                boxes=truth["boxes"][rows].astype(np.float32),
-                labels=truth["box_class"][rows].astype(int),
-                ignored=truth["box_ignored"][rows].astype(bool),
-            )
-        )
-    found = detect(network("detection"), shipped_frames("demo.mp4")[::FRAME_STEP])
-    assert mean_average_precision(found, true) >= 0.85
-
-
-def test_the_action_model_on_the_shipped_clip_and_its_mirror_image() -> None:
-    frames = shipped_frames("demo_action.mp4")
-    truth = true_actions(read(ASSETS / "demo_action_truth.npz")["action_id"].astype(int))
-    assert accuracy(act(network("action"), frames), truth) >= 0.9
+def test_the_action_model_on_the_mirror_image_of_the_shipped_clip() -> None:
     swapped = {MOVES_LEFT: MOVES_RIGHT, MOVES_RIGHT: MOVES_LEFT}
-    mirrored = np.array([swapped.get(int(one), int(one)) for one in truth])
-    assert accuracy(act(network("action"), [frame[:, ::-1] for frame in frames]), mirrored) >= 0.9
+    actions = read_truth(ASSETS / "demo_action_truth.npz")["action_id"].tolist()
+    mirrored = [frame[:, ::-1] for frame in shipped_frames("demo_action.mp4")]
+    clip, truth = fresh_clip(
+        (frame, swapped.get(action, action)) for frame, action in zip(mirrored, actions, strict=True)
+    )
+    assert quality(pipeline("action"), clip, truth)["accuracy"] >= 0.9
 
 
 def test_the_action_model_on_fresh_clips() -> None:
-    found, truth = [], []
-    for seed in FRESH_SEEDS[:4]:
-        scene, clip = ActionScene(seed), io.BytesIO()
-        # One clip out of the middle of each of six actions, drawn at the rate of the model: half the frames.
-        spans = [
-            range(int(30 * actor.begin_s) + 12, int(30 * actor.begin_s) + 28, 2) for actor in scene.actors[:6]
-        ]
-        encode(clip, (scene.draw(index)[0] for span in spans for index in span), crf=26)
-        clip.seek(0)
-        found.append(act(network("action"), [frame for frame in decode(clip) for _ in range(2)]))
-        truth.append(np.array([actor.action for actor in scene.actors[:6]]))
-    assert accuracy(np.concatenate(found), np.concatenate(truth)) >= 0.95
+    """One clip out of the middle of each of six actions, drawn at the rate of the model: half the frames."""
+    scenes = [ActionScene(seed) for seed in FRESH_SEEDS[:4]]
+    begins = [(scene, int(30 * actor.begin_s) + 12) for scene in scenes for actor in scene.actors[:6]]
+    clip, truth = fresh_clip(
+        scene.draw(index) for scene, begin in begins for index in range(begin, begin + 16, 2)
+    )
+    assert len(truth["action_id"]) == 24 * 8
+    assert quality(pipeline("action"), clip, truth, fps=30)["accuracy"] >= 0.95
 
 
 @pytest.mark.parametrize(

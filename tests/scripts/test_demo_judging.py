@@ -7,22 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from scripts.demo.metrics import (
-    FoundBoxes,
-    TrueBoxes,
-    accuracy,
-    average_precision,
-    class_iou,
-    mean_average_precision,
-)
+from pipelines.protocol.answers import DetectionAnswer
+from scripts.demo.judging import TruthArrays, accuracy, average_precision, average_precisions, class_iou
 
 
-def found_boxes(*rows: tuple[float, Sequence[float]]) -> FoundBoxes:
-    """Boxes of label 1 with their scores."""
-    return FoundBoxes(
-        boxes=np.array([box for _, box in rows], float).reshape(-1, 4),
-        labels=np.ones(len(rows), int),
-        scores=np.array([score for score, _ in rows]),
+def answer_of(*rows: tuple[float, Sequence[float]], frame: int) -> DetectionAnswer:
+    """Boxes of label 1 with their scores in one of two frames."""
+    return DetectionAnswer(
+        frame_index=np.arange(2),
+        pts_s=np.arange(2.0),
+        size=np.array([60, 60]),
+        box_frame_index=np.full(len(rows), frame),
+        box=np.array([box for _, box in rows], np.float32).reshape(-1, 4),
+        score=np.array([score for score, _ in rows], np.float32),
+        class_id=np.ones(len(rows), int),
+        class_name=np.full(len(rows), "circle", object),
     )
 
 
@@ -60,13 +59,19 @@ HALF_OF_LEFT = (0, 0, 5, 10)
 def test_average_precision(
     found: list[tuple[float, Sequence[float]]], ignored: list[bool], expected: float
 ) -> None:
-    boxes = np.array([LEFT, RIGHT], float)
-    truth = TrueBoxes(boxes=boxes, labels=np.ones(2, int), ignored=np.array(ignored))
-    assert average_precision([found_boxes(*found)], [truth], label=1) == pytest.approx(expected)
+    truth: TruthArrays = {
+        "boxes": np.array([LEFT, RIGHT], np.float32),
+        "box_class": np.ones(2, np.uint8),
+        "box_frame": np.ones(2, np.int32),
+        "box_ignored": np.array(ignored),
+    }
     # Frames that hold nothing change nothing.
-    empty = TrueBoxes(boxes=np.zeros((0, 4)), labels=np.zeros(0, int), ignored=np.zeros(0, bool))
-    score = mean_average_precision([found_boxes(), found_boxes(*found)], [empty, truth])
-    assert score == pytest.approx(expected)
+    assert average_precision(answer_of(*found, frame=1), truth, label=1) == pytest.approx(expected)
+    assert average_precisions(answer_of(*found, frame=1), truth) == pytest.approx({1: expected})
+    # What is found in another frame is not there; what is true of frames that are not answered is not asked.
+    assert average_precision(answer_of(*found, frame=0), truth, label=1) == 0
+    with pytest.raises(ValueError, match="no truth box to find in 2 frames"):
+        average_precisions(answer_of(*found, frame=1), {**truth, "box_frame": np.full(2, 7)})
 
 
 def test_accuracy_passes_over_the_undecided() -> None:
