@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels
-from scripts.demo.shapes import CIRCLE, SQUARE, STAR, Floats, Shape, background, grainy, noise, paint, rgb
+from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX
+from scripts.demo.shapes import CIRCLE, SQUARE, STAR, Drawing, Floats, Shape, paint, rgb
 
 MOVES_LEFT, MOVES_RIGHT, ROTATES, GROWS = range(4)
 PAN_PX = 160
@@ -50,39 +50,26 @@ class Actor(Shape):
         return x, y, float(sway + self.spin_rad_s * passed_s), float(radius)
 
 
-class ActionScene:
-    """Everything a seed decides: a textured background under a wandering camera, and who acts when.
+class ActionScene(Drawing[int]):
+    """Who acts when, before a wandering camera; of each frame its action is known, 0..3.
 
     Every four actions show each once, in random order, of 1.5 to 2 s each; after the last it starts over.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         rng = np.random.default_rng([seed, 1])
-        self._canvas = background(rng, PAN_PX)
-        self._pan_rad = rng.uniform(0, 2 * np.pi, 2)
-        self._pan_rad_s = rng.uniform(0.2, 0.8, 2) * rng.choice([-1, 1], 2)
-        self._noise = noise(rng)
+        super().__init__(seed, rng, PAN_PX, wander=True)
         self.actors: list[Actor] = []
         while len(self.actors) < SEGMENTS:
             for action in rng.permutation(4):
                 begin_s = self.actors[-1].end_s if self.actors else 0.0
                 self.actors.append(_actor(rng, int(action), begin_s))
+        self.frame_count = int(self.actors[-1].end_s * FRAMES_PER_S)
 
-    @property
-    def frame_count(self) -> int:
-        """How many frames there are before it starts over."""
-        return int(self.actors[-1].end_s * FRAMES_PER_S)
-
-    def draw(self, frame_index: int) -> tuple[Pixels, int]:
-        """Pixels uint8 RGB `(H, W, 3)` of one frame and its action, 0..3."""
-        time_s = frame_index % self.frame_count / FRAMES_PER_S
-        pan = 1 + np.sin(self._pan_rad + self._pan_rad_s * time_s)
-        top, left = (PAN_PX / 2 * pan).astype(int)
-        pixels = self._canvas[top : top + HEIGHT_PX, left : left + WIDTH_PX].copy()
+    def paint(self, time_s: float, pixels: Floats) -> int:
         actor = next(actor for actor in self.actors if time_s < actor.end_s)
         paint(actor, time_s, pixels, np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8), 1)
-        return grainy(pixels, self._noise, [self.seed, frame_index]), actor.action
+        return actor.action
 
 
 def _actor(rng: np.random.Generator, action: int, begin_s: float) -> Actor:
@@ -109,7 +96,8 @@ def _actor(rng: np.random.Generator, action: int, begin_s: float) -> Actor:
         spin_rad_s=rng.uniform(1.3, 3) * rng.choice([-1, 1]) if action == ROTATES else 0,
         growth_hz=rng.uniform(0.35, 0.55) if action == GROWS else 0,
         wobble=(rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)),
-        colour=_any_colour(rng),
+        # Of any hue, saturated so that it stands out from the muted background.
+        colour=rgb(rng.uniform(0, 1), rng.uniform(0.6, 1), rng.uniform(0.5, 0.95)),
         stripes=(rng.uniform(0, 0.3), rng.uniform(0.05, 0.5)),
     )
 
@@ -118,11 +106,6 @@ def _start(rng: np.random.Generator, length_px: int, travel_px: float, margin_px
     """Where along an axis to start so that start and end keep `margin_px` from both borders."""
     lowest, highest = margin_px - min(travel_px, 0), length_px - margin_px - max(travel_px, 0)
     return rng.uniform(lowest, highest)
-
-
-def _any_colour(rng: np.random.Generator) -> Floats:
-    """Of any hue, saturated so that it stands out from the muted background, RGB float32 `(3,)`."""
-    return rgb(rng.uniform(0, 1), rng.uniform(0.6, 1), rng.uniform(0.5, 0.95))
 
 
 def clip_action(actions: npt.NDArray[np.int64]) -> int:

@@ -18,15 +18,21 @@ Pixels = npt.NDArray[np.uint8]
 Drawn: TypeAlias = tuple[Pixels, T]
 
 
-def encode(target: Path | IO[bytes], frames: Iterable[Pixels], crf: int) -> None:
-    """Write frames `(H, W, 3)` as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so."""
+def encode(target: Path | IO[bytes], drawn: Iterable[Drawn[T]], crf: int = 26) -> list[T]:
+    """Write drawn frames as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so.
+
+    Returns what is true of each; a frame is drawn when its turn comes.
+    """
+    truths = []
     with av.open(target, "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast", "bf": "2", "g": "60", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
-        for pixels in frames:
+        for pixels, truth in drawn:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            truths.append(truth)
         container.mux(stream.encode())
+    return truths
 
 
 def decode(source: Path | IO[bytes]) -> Iterator[Pixels]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -20,22 +17,20 @@ from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Drawn, Pixels,
 from scripts.demo.shapes import Scene, Truth
 
 T = TypeVar("T")
-CLIP_CRF = 26
 CLIPS, FRAMES_PER_CLIP, FRAME_STEP = 300, 6, 25
 ACTION_CLIPS, ACTION_FRAMES = 600, 16
 MOST_BOXES = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameData:
-    """Frames at a model's size, and what is true of them.
+class FrameData(NamedTuple):
+    """N frames at a model's size, and what is true of them; of each at most `MOST_BOXES` boxes.
 
     Attributes:
         pixels: uint8 `(N, 3, h, w)`.
         class_ids, owners: uint8 `(N, h, w)`, as in `Truth`.
-        boxes: float32 `(N, MOST_BOXES, 4)` in pixels of the model's size; `wanted` bool `(N, MOST_BOXES)`
-            tells those that a detector must find.
+        boxes: float32 `(N, MOST_BOXES, 4)` in pixels of the model's size.
         box_class: int64 `(N, MOST_BOXES)`.
+        wanted: bool `(N, MOST_BOXES)`, those that a detector must find.
         dominant: int64 `(N,)`, as in `Truth`.
     """
 
@@ -48,31 +43,17 @@ class FrameData:
     dominant: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActionData:
+class ActionData(NamedTuple):
     """Runs at a model's size and rate: `pixels` uint8 `(N, F, 3, h, w)`, `actions` int64 `(N, F)`."""
 
     pixels: Tensor
     actions: Tensor
 
 
-def draw_clip(drawn: Iterable[Drawn[T]], target: Path | IO[bytes], crf: int = CLIP_CRF) -> list[T]:
-    """Encode frames as they are drawn; returns what is true of each."""
-    truths: list[T] = []
-
-    def frames() -> Iterator[Pixels]:
-        for pixels, truth in drawn:
-            truths.append(truth)
-            yield pixels
-
-    encode(target, frames(), crf)
-    return truths
-
-
 def drawn_frames(drawn: Iterable[Drawn[T]], crf: int) -> tuple[list[Pixels], list[T]]:
     """Drawn frames as a decoder gives them back, and what is true of each."""
     clip = io.BytesIO()
-    truths = draw_clip(drawn, clip, crf)
+    truths = encode(clip, drawn, crf)
     clip.seek(0)
     return list(decode(clip)), truths
 
@@ -94,44 +75,34 @@ def normalize(pixels: Tensor, facts: DemoFacts) -> Tensor:
 
 def training_frames(facts: DemoFacts) -> FrameData:
     """Six frames each of 300 scenes, five seconds of each, encoded more or less finely."""
-    parts = []
-    for seed in range(CLIPS):
-        indices = range(0, FRAMES_PER_CLIP * FRAME_STEP, FRAME_STEP)
-        frames, truths = drawn_frames(map(Scene(seed).draw, indices), crf=20 + seed % 12)
-        parts.append(frame_data(frames, truths, facts))
-    names = FrameData.__dataclass_fields__
-    return FrameData(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    indices = range(0, FRAMES_PER_CLIP * FRAME_STEP, FRAME_STEP)
+    parts = [
+        frame_data(*drawn_frames(map(Scene(seed).draw, indices), crf=20 + seed % 12), facts)
+        for seed in range(CLIPS)
+    ]
+    return FrameData(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def frame_data(frames: list[Pixels], truths: list[Truth], facts: DemoFacts) -> FrameData:
     """Decoded frames `(H, W, 3)` and their truths at the model's size."""
     pixels = prepare(frames, facts)
-    size = pixels.shape[-2:]
+    height, width = pixels.shape[-2:]
     layers = torch.from_numpy(np.stack([[truth.class_ids, truth.owners] for truth in truths]))
-    layers = interpolate(layers, size=size, mode="nearest-exact")
-    boxes = torch.zeros(len(truths), MOST_BOXES, 4)
-    classes = torch.zeros(len(truths), MOST_BOXES, dtype=torch.long)
-    wanted = torch.zeros(len(truths), MOST_BOXES, dtype=torch.bool)
-    for row, truth in enumerate(truths):
-        count = len(truth.boxes)
-        boxes[row, :count] = torch.from_numpy(truth.boxes * box_scale(size))
-        classes[row, :count] = torch.from_numpy(truth.box_class).long()
-        wanted[row, :count] = torch.from_numpy(~truth.box_ignored)
+    layers = interpolate(layers, size=(height, width), mode="nearest-exact")
+    scale = np.array([width / WIDTH_PX, height / HEIGHT_PX] * 2, np.float32)
+    table = torch.zeros(len(truths), MOST_BOXES, 6)
+    for rows, truth in zip(table, truths, strict=True):
+        shown = np.column_stack([truth.boxes * scale, truth.box_class, ~truth.box_ignored])
+        rows[: len(shown)] = torch.from_numpy(shown)
     return FrameData(
         pixels=pixels,
         class_ids=layers[:, 0],
         owners=layers[:, 1],
-        boxes=boxes,
-        box_class=classes,
-        wanted=wanted,
+        boxes=table[..., :4],
+        box_class=table[..., 4].long(),
+        wanted=table[..., 5] > 0,
         dominant=torch.tensor([truth.dominant for truth in truths]),
     )
-
-
-def box_scale(size_hw: torch.Size) -> npt.NDArray[np.float32]:
-    """What takes x0 y0 x1 y1 in source pixels to pixels of a model's size."""
-    height, width = size_hw
-    return np.array([width / WIDTH_PX, height / HEIGHT_PX] * 2, np.float32)
 
 
 def training_runs(facts: DemoFacts) -> ActionData:
@@ -140,8 +111,8 @@ def training_runs(facts: DemoFacts) -> ActionData:
     pixels, actions = [], []
     for seed in range(ACTION_CLIPS):
         begin = int(np.random.default_rng([seed, 2]).integers(0, 60 * FRAMES_PER_S))
-        indices = range(begin, begin + ACTION_FRAMES * step, step)
-        frames, shown = drawn_frames(map(ActionScene(seed).draw, indices), crf=20 + seed % 12)
+        drawn = map(ActionScene(seed).draw, range(begin, begin + ACTION_FRAMES * step, step))
+        frames, shown = drawn_frames(drawn, crf=20 + seed % 12)
         pixels.append(prepare(frames, facts))
         actions.append(torch.tensor(shown))
     return ActionData(pixels=torch.stack(pixels), actions=torch.stack(actions))

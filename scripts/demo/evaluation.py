@@ -16,8 +16,7 @@ from pipelines.protocol.options import Options
 from pipelines.zoo.demo.networks import DemoTask
 from pipelines.zoo.demo.specs import demo_specs
 from scripts.demo.actions import ActionScene
-from scripts.demo.clips import FRAMES_PER_S, Drawn
-from scripts.demo.data import draw_clip
+from scripts.demo.clips import FRAMES_PER_S, Drawn, encode
 from scripts.demo.judging import MEASURES, Quality, TruthArrays, truth_arrays
 from scripts.demo.shapes import Scene
 
@@ -42,7 +41,7 @@ def quality(pipeline: Pipeline, media: bytes, truth: TruthArrays, **options: Any
 def fresh_clip(drawn: Iterable[Drawn[Any]]) -> tuple[bytes, TruthArrays]:
     """Drawn frames as a clip, and its truth."""
     clip = io.BytesIO()
-    truths = draw_clip(drawn, clip)
+    truths = encode(clip, drawn)
     return clip.getvalue(), truth_arrays(truths)
 
 

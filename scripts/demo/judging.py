@@ -12,14 +12,7 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import box_iou
 
-from pipelines.protocol import rle
-from pipelines.protocol.answers import (
-    ActionAnswer,
-    Answer,
-    ClassificationAnswer,
-    DetectionAnswer,
-    SegmentationAnswer,
-)
+from pipelines.protocol import answers, rle
 from pipelines.protocol.options import Scalar
 from pipelines.zoo.demo.networks import ACTION_LABELS, SHAPE_LABELS
 from scripts.demo.actions import clip_action
@@ -78,74 +71,74 @@ def accuracy(found: Integers, truth: Integers) -> float:
     return float((found[decided] == truth[decided]).mean())
 
 
-def class_iou(found: Integers, truth: Integers, classes: int) -> list[float]:
+def class_iou(found: Integers, truth: Integers, classes: int) -> npt.NDArray[np.float64]:
     """Intersection over union of each class over all pixels of two equal arrays; nan where neither has it."""
-    overlaps = []
-    for k in range(classes):
-        union = int(np.sum((found == k) | (truth == k)))
-        overlaps.append(float(np.sum((found == k) & (truth == k)) / union) if union else float("nan"))
-    return overlaps
+    areas = [np.bincount(ids.ravel(), minlength=classes) for ids in (found, truth, truth[found == truth])]
+    union = areas[0] + areas[1] - areas[2]
+    return np.divide(areas[2], union, out=np.full(classes, np.nan), where=union > 0)
 
 
-def average_precisions(answer: DetectionAnswer, truth: TruthArrays, iou: float = 0.5) -> dict[int, float]:
-    """`average_precision` of each label that has a truth box to find in the frames that are answered.
+def average_precisions(
+    answer: answers.DetectionAnswer, truth: TruthArrays, iou: float = 0.5
+) -> dict[int, float]:
+    """Of each label to be found: area under the interpolated precision-recall curve (PASCAL VOC 2010 and on).
+
+    In falling order of score, a box takes the free truth box of its frame and label that it overlaps most, by
+    `iou` at least; one that takes none is a false positive, unless it overlaps an ignored one by as much.
 
     Raises:
-        ValueError: there is no such box.
+        ValueError: no truth box is to be found in the frames that are answered.
     """
-    wanted = np.isin(truth["box_frame"], answer.frame_index) & ~truth["box_ignored"]
-    if not wanted.any():
+    asked = np.isin(truth["box_frame"], answer.frame_index)
+    names = ("boxes", "box_class", "box_frame", "box_ignored")
+    boxes, labels, frames, ignored = (truth[name][asked] for name in names)
+    if ignored.all():
         raise ValueError(f"no truth box to find in {len(answer)} frames")
-    labels = np.unique(truth["box_class"][wanted])
-    return {int(label): average_precision(answer, truth, int(label), iou) for label in labels}
-
-
-def average_precision(answer: DetectionAnswer, truth: TruthArrays, label: int, iou: float = 0.5) -> float:
-    """Area under the interpolated precision-recall curve of a label, as PASCAL VOC 2010 and on.
-
-    In falling order of score, a box takes the free truth box of its frame that it overlaps most, by `iou` at
-    least; one that takes none is a false positive, unless it overlaps an ignored truth box by as much.
-    """
-    ours = np.nonzero(answer.class_id == label)[0]
-    ours = ours[np.argsort(-answer.score[ours], kind="stable")]
-    theirs = (truth["box_class"] == label) & np.isin(truth["box_frame"], answer.frame_index)
-    pair = (torch.from_numpy(boxes).double() for boxes in (answer.box[ours], truth["boxes"][theirs]))
-    same_frame = answer.box_frame_index[ours, None] == truth["box_frame"][theirs]
-    overlaps = np.where(same_frame, box_iou(*pair).numpy(), 0)
-    ignored = truth["box_ignored"][theirs]
-    free = ~ignored
-    hits = []
-    for row in overlaps:
-        candidates = np.where(free, row, 0)
-        if candidates.max(initial=0) >= iou:
+    alike = (answer.box_frame_index[:, None] == frames) & (answer.class_id[:, None] == labels)
+    pair = (torch.from_numpy(each).double() for each in (answer.box, boxes))
+    overlaps = np.where(alike, box_iou(*pair).numpy(), 0)
+    free, hits = ~ignored, dict[int, list[int]]()
+    for row in np.argsort(-answer.score, kind="stable"):
+        candidates = np.where(free, overlaps[row], 0)
+        hit = candidates.max() >= iou
+        if hit:
             free[candidates.argmax()] = False
-            hits.append(1)
-        elif not np.any(row[ignored] >= iou):
-            hits.append(0)
+        if hit or not np.any(overlaps[row, ignored] >= iou):
+            hits.setdefault(int(answer.class_id[row]), []).append(int(hit))
+    counts = np.bincount(labels[~ignored])
+    return {int(k): _area(hits.get(int(k), []), int(counts[k])) for k in np.flatnonzero(counts)}
+
+
+def _area(hits: Sequence[int], wanted: int) -> float:
+    """Under the curve of boxes in falling order of score: 1 for those that hit one of `wanted`."""
     found = np.cumsum(hits)
     precision = found / np.arange(1, len(hits) + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(found / np.sum(~ignored), prepend=0.0) * best_from_here))
+    return float(np.sum(np.diff(found / wanted, prepend=0.0) * best_from_here))
 
 
-def _judge_masks(answer: SegmentationAnswer, truth: TruthArrays) -> Quality:
+def _judge_masks(answer: answers.SegmentationAnswer, truth: TruthArrays) -> Quality:
     size = (answer.height_px, answer.width_px)
     found = np.stack([rle.decode(mask, size) for mask in answer.mask])
     overlaps = class_iou(found, truth["masks"][answer.frame_index], len(answer.class_names))
-    return {"mean IoU": float(np.nanmean(overlaps)), **dict(zip(answer.class_names, overlaps, strict=True))}
+    return {
+        "mean IoU": float(np.nanmean(overlaps)),
+        **dict(zip(answer.class_names, overlaps.tolist(), strict=True)),
+    }
 
 
-def _judge_frames(answer: ClassificationAnswer, truth: TruthArrays) -> Quality:
+def _judge_frames(answer: answers.ClassificationAnswer, truth: TruthArrays) -> Quality:
     return _accuracies(answer.class_id[:, 0], truth["class_id"][answer.frame_index], SHAPE_LABELS)
 
 
-def _judge_boxes(answer: DetectionAnswer, truth: TruthArrays) -> Quality:
-    each, strict = (average_precisions(answer, truth, iou) for iou in (0.5, 0.75))
-    means = {"mAP@0.5": float(np.mean([*each.values()])), "mAP@0.75": float(np.mean([*strict.values()]))}
+def _judge_boxes(answer: answers.DetectionAnswer, truth: TruthArrays) -> Quality:
+    each = average_precisions(answer, truth)
+    strict = average_precisions(answer, truth, iou=0.75)
+    means = {f"mAP@{iou}": float(np.mean([*by.values()])) for iou, by in ((0.5, each), (0.75, strict))}
     return means | {SHAPE_LABELS[label - 1]: value for label, value in each.items()}
 
 
-def _judge_clips(answer: ActionAnswer, truth: TruthArrays) -> Quality:
+def _judge_clips(answer: answers.ActionAnswer, truth: TruthArrays) -> Quality:
     spans = zip(answer.frame_index, answer.last_frame_index, strict=True)
     shown = [clip_action(truth["action_id"][first : last + 1]) for first, last in spans]
     return _accuracies(answer.class_id[:, 0], np.array(shown), ACTION_LABELS)
@@ -158,11 +151,11 @@ def _accuracies(found: Integers, truth: Integers, labels: Sequence[str]) -> Qual
     return {"accuracy": accuracy(found, truth), **each}
 
 
-MEASURES: Mapping[type[Answer], Measure] = {
-    SegmentationAnswer: Measure(name="mean IoU", least=0.90, judge=_judge_masks, options={}),
-    ClassificationAnswer: Measure(name="accuracy", least=0.95, judge=_judge_frames, options={}),
-    DetectionAnswer: Measure(
+MEASURES: Mapping[type[answers.Answer], Measure] = {
+    answers.SegmentationAnswer: Measure(name="mean IoU", least=0.90, judge=_judge_masks, options={}),
+    answers.ClassificationAnswer: Measure(name="accuracy", least=0.95, judge=_judge_frames, options={}),
+    answers.DetectionAnswer: Measure(
         name="mAP@0.5", least=0.85, judge=_judge_boxes, options={"score_threshold": 0.05, "mask": "none"}
     ),
-    ActionAnswer: Measure(name="accuracy", least=0.95, judge=_judge_clips, options={"tail": "drop"}),
+    answers.ActionAnswer: Measure(name="accuracy", least=0.95, judge=_judge_clips, options={"tail": "drop"}),
 }

@@ -6,13 +6,15 @@ A `Scene` comes from a seed alone and any of its frames can be drawn on its own,
 from __future__ import annotations
 
 import colorsys
+import sys
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Pixels
+from scripts.demo.clips import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX, Drawn, Pixels
 
 CIRCLE, SQUARE, TRIANGLE, STAR = 1, 2, 3, 4
 SHUTTER_S = 0.5 / FRAMES_PER_S
@@ -32,6 +34,7 @@ CLEAR_LEAD = 1.25
 # the segmenter then goes by colour first: with hues swapped between the classes it finds next to nothing.
 HUES = {CIRCLE: (0, 36), SQUARE: (125, 50), TRIANGLE: (225, 40), STAR: (54, 22)}
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
 
@@ -90,26 +93,58 @@ class Shape:
         return x, y, self.angle_rad + self.spin_rad_s * time_s, self.radius_px
 
 
-class Scene:
-    """Everything a seed decides: a drifting textured background and shapes, the last one in front."""
+class Drawing(Generic[T]):
+    """What a seed decides: a textured background under a drifting camera, with sensor noise.
+
+    Attributes:
+        frame_count: after so many frames it starts over.
+    """
+
+    frame_count = sys.maxsize
+
+    def __init__(self, seed: int, rng: np.random.Generator, drift_px: int, *, wander: bool = False) -> None:
+        self.seed = seed
+        self._canvas = _background(rng, drift_px)
+        self._drift_px, self._drift_rad = drift_px, rng.uniform(0, 2 * np.pi, 2)
+        self._drift_rad_s = rng.uniform(0.2, 0.8, 2) * rng.choice([-1, 1], 2) if wander else 0.6
+        # Larger than a frame, so that every frame cuts another window.
+        size = HEIGHT_PX + NOISE_SPAN_PX, WIDTH_PX + NOISE_SPAN_PX
+        self._noise = rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1, 7))
+
+    def draw(self, frame_index: int) -> Drawn[T]:
+        """Pixels uint8 RGB `(H, W, 3)` of one frame, and what is true of it."""
+        time_s = frame_index % self.frame_count / FRAMES_PER_S
+        drift = 1 + np.sin(self._drift_rad + self._drift_rad_s * time_s)
+        pixels = _window(self._canvas, self._drift_px / 2 * drift).copy()
+        truth = self.paint(time_s, pixels)
+        place = np.random.default_rng([self.seed, frame_index]).integers(0, NOISE_SPAN_PX, 2)
+        noisy = pixels + _window(self._noise, place)[..., None]
+        return np.clip(noisy + 0.5, 0, 255).astype(np.uint8), truth
+
+    def paint(self, time_s: float, pixels: Floats) -> T:
+        """Lay over the background what is in front of it; returns what is true of the frame."""
+        raise NotImplementedError
+
+
+class Scene(Drawing[Truth]):
+    """Shapes, the last one in front."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         rng = np.random.default_rng(seed)
-        self._canvas = background(rng, DRIFT_PX)
-        self._drift_rad = rng.uniform(0, 2 * np.pi, 2)
-        self._noise = noise(rng)
+        super().__init__(seed, rng, DRIFT_PX)
         self._shapes = _shapes(rng)
 
-    def draw(self, frame_index: int) -> tuple[Pixels, Truth]:
-        """Pixels uint8 RGB `(H, W, 3)` of one frame, and what is true of it."""
-        time_s = frame_index / FRAMES_PER_S
-        top, left = (DRIFT_PX / 2 * (1 + np.sin(self._drift_rad + 0.6 * time_s))).astype(int)
-        pixels = self._canvas[top : top + HEIGHT_PX, left : left + WIDTH_PX].copy()
+    def paint(self, time_s: float, pixels: Floats) -> Truth:
         layers = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
         for layer, shape in enumerate(self._shapes, start=1):
             paint(shape, time_s, pixels, layers, layer)
-        return grainy(pixels, self._noise, [self.seed, frame_index]), _truth(layers, self._shapes)
+        return _truth(layers, self._shapes)
+
+
+def _window(pixels: Floats, place: npt.NDArray[Any]) -> Floats:
+    """A frame's height and width of a larger picture, from `place`: y, x."""
+    top, left = place.astype(int)
+    return pixels[top : top + HEIGHT_PX, left : left + WIDTH_PX]
 
 
 def _truth(layers: Pixels, shapes: list[Shape]) -> Truth:
@@ -131,13 +166,6 @@ def _truth(layers: Pixels, shapes: list[Shape]) -> Truth:
         box_class=table[:, 4].astype(np.uint8),
         box_ignored=table[:, 5] > 0,
     )
-
-
-def grainy(pixels: Floats, grain: Floats, seed: list[int]) -> Pixels:
-    """A drawn frame `(H, W, 3)` under a window of `grain` that `seed` chooses, as uint8."""
-    top, left = np.random.default_rng(seed).integers(0, NOISE_SPAN_PX, 2)
-    noisy = pixels + grain[top : top + HEIGHT_PX, left : left + WIDTH_PX, None]
-    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
 
 def _bounce(position: float, length: float) -> float:
@@ -232,7 +260,7 @@ def rgb(hue: float, saturation: float, value: float) -> Floats:
     return np.array([255 * level for level in colorsys.hsv_to_rgb(hue, saturation, value)], np.float32)
 
 
-def background(rng: np.random.Generator, drift_px: int) -> Floats:
+def _background(rng: np.random.Generator, drift_px: int) -> Floats:
     """Cloudy, muted colour, often with stripes: float32 `(H + drift_px, W + drift_px, 3)`, about 0..255."""
     height, width = HEIGHT_PX + drift_px, WIDTH_PX + drift_px
     tint = rng.uniform(50, 200) + rng.uniform(-22, 22, 3)
@@ -249,9 +277,3 @@ def background(rng: np.random.Generator, drift_px: int) -> Floats:
         wave = np.arange(width) * np.cos(angle) + np.arange(height)[:, None] * np.sin(angle)
         canvas += (rng.uniform(4, 20) * np.sin(frequency * wave)).astype(np.float32)[..., None]
     return canvas
-
-
-def noise(rng: np.random.Generator) -> Floats:
-    """Sensor noise, larger than a frame so that every frame cuts another window: float32, two axes."""
-    size = HEIGHT_PX + NOISE_SPAN_PX, WIDTH_PX + NOISE_SPAN_PX
-    return rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1, 7))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,14 +23,12 @@ from safetensors.torch import save_file
 from pipelines.zoo.demo.networks import DemoTask
 from pipelines.zoo.demo.specs import demo_weights
 from scripts.demo.actions import ActionScene
-from scripts.demo.clips import FRAMES_PER_S, Drawn
-from scripts.demo.data import draw_clip
+from scripts.demo.clips import FRAMES_PER_S, encode
 from scripts.demo.evaluation import evaluate
 from scripts.demo.judging import truth_arrays
-from scripts.demo.shapes import Scene
+from scripts.demo.shapes import Drawing, Scene
 from scripts.demo.training import train
 
-TASKS: tuple[DemoTask, ...] = get_args(DemoTask)
 # Both show every class or action within their seconds.
 DRAWING_SEED, DRAWING_S = 2027, 5.0
 
@@ -52,36 +49,29 @@ def make_weights(task: DemoTask) -> None:
 
 def draw(clip: Path, truth: Path | None, seed: int, seconds: float, *, action: bool) -> None:
     """Write a clip, and its truth as `truth_arrays`."""
-    scene: Scene | ActionScene = ActionScene(seed) if action else Scene(seed)
-    drawn: Iterable[Drawn[Any]] = map(scene.draw, range(max(1, round(seconds * FRAMES_PER_S))))
-    truths = draw_clip(drawn, clip)
+    scene: Drawing[Any] = ActionScene(seed) if action else Scene(seed)
+    truths = encode(clip, map(scene.draw, range(max(1, round(seconds * FRAMES_PER_S)))))
     if truth:
         np.savez_compressed(truth, **truth_arrays(truths))
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo models, or draw a clip with its truth.")
-    parser.add_argument("--task", choices=TASKS, help="train, judge or draw for this one (default: all)")
+    tasks = get_args(DemoTask)
+    parser.add_argument("--task", choices=tasks, help="train, judge or draw for this one (default: all)")
     parser.add_argument("--draw", type=Path, metavar="FILE.mp4", help="draw a clip instead of training")
     parser.add_argument("--seed", type=int, default=DRAWING_SEED, help="of the clip (default: %(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=DRAWING_S, help="length of the clip (default: %(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=DRAWING_S, help="its length (default: %(default)s)")
     parser.add_argument("--truth", type=Path, metavar="FILE.npz", help="write what is true of it too")
     parser.add_argument("--evaluate-only", action="store_true", help="measure the weights in assets/")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    if arguments.draw:
-        action = arguments.task == "action"
-        draw(arguments.draw, arguments.truth, arguments.seed, arguments.seconds, action=action)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.draw:
+        draw(given.draw, given.truth, given.seed, given.seconds, action=given.task == "action")
         return
-    for task in (arguments.task,) if arguments.task else TASKS:
-        if not arguments.evaluate_only:
+    for task in [given.task] if given.task else tasks:
+        if not given.evaluate_only:
             make_weights(task)
         evaluate(task)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipelines.zoo.demo.networks import (
     DEMO_FACTS,
@@ -27,47 +29,32 @@ PEAK_RATE = 4e-3
 # How far the colours of half the frames are turned, so that shape has to count besides colour.
 HUE_TURN_RAD = math.radians(40)
 
-Loss = Callable[[int], Tensor]
-
 
 def train(task: DemoTask) -> nn.Module:
-    """Draw what the task needs and train its network on it, about as long as `STEPS` says."""
-    network = build_demo(task)
+    """Draw what the task needs and train its network on it: AdamW, one cycle of the learning rate."""
+    network, facts, steps = build_demo(task), DEMO_FACTS[task], STEPS[task]
     began = time.perf_counter()
-    loss: Loss
-    if isinstance(network, DemoActionNet):
-        loss = action_loss(network, training_runs(DEMO_FACTS[task]))
+    if task == "action":
+        data: ActionData | FrameData = training_runs(facts)
     else:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        frames = training_frames(DEMO_FACTS[task])
-        if isinstance(network, DemoSegmenter):
-            loss = segmentation_loss(network, frames)
-        elif isinstance(network, DemoClassifier):
-            loss = classification_loss(network, frames)
-        else:
-            assert isinstance(network, DemoDetector)
-            loss = detection_loss(network, frames)
+        data = training_frames(facts)
     print(f"{task}: drawn in {time.perf_counter() - began:.0f} s", flush=True)
-    fit(network, loss, STEPS[task])
-    return network.eval()
-
-
-def fit(network: nn.Module, loss_of_step: Loss, steps: int) -> None:
-    """AdamW, one cycle of the learning rate."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.1)
     began = time.perf_counter()
     for step in range(steps):
-        loss = loss_of_step(step)
+        loss = LOSSES[task](network, data, step)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % 100 == 99:
             print(f"step {step + 1}: loss {loss.item():.4f}, {time.perf_counter() - began:.0f} s", flush=True)
+    return network.eval()
 
 
-def segmentation_loss(network: DemoSegmenter, frames: FrameData) -> Loss:
+def segmentation_loss(network: DemoSegmenter, frames: FrameData, step: int) -> Tensor:
     """Cross-entropy per pixel.
 
     Background counts little at first: it is the most of every frame, and while it rules the loss the network
@@ -75,58 +62,40 @@ def segmentation_loss(network: DemoSegmenter, frames: FrameData) -> Loss:
     """
     facts = DEMO_FACTS["segmentation"]
     weights = torch.ones(len(facts.labels))
-
-    def loss(step: int) -> Tensor:
-        weights[0] = 0.2 if step < 0.6 * STEPS["segmentation"] else 1.0
-        chosen = torch.randint(len(frames.pixels), (BATCH,))
-        pixels, ids, _ = flip(frames.pixels[chosen], frames.class_ids[chosen], frames.boxes[chosen])
-        return nn.functional.cross_entropy(network(relight(normalize(pixels, facts))), ids.long(), weights)
-
-    return loss
+    weights[0] = 0.2 if step < 0.6 * STEPS["segmentation"] else 1.0
+    batch = draw_batch(frames, torch.arange(len(frames.pixels)))
+    logits = network(relight(normalize(batch.pixels, facts)))
+    return functional.cross_entropy(logits, batch.class_ids.long(), weights)
 
 
-def classification_loss(network: DemoClassifier, frames: FrameData) -> Loss:
+def classification_loss(network: DemoClassifier, frames: FrameData, _step: int) -> Tensor:
     """Cross-entropy of the class of the frame, and of the classes' shares of each cell, from the masks."""
     facts = DEMO_FACTS["classification"]
-    decided = torch.nonzero(frames.dominant >= 0)[:, 0]
-
-    def loss(step: int) -> Tensor:
-        chosen = decided[torch.randint(len(decided), (BATCH,))]
-        pixels, ids, _ = flip(frames.pixels[chosen], frames.class_ids[chosen], frames.boxes[chosen])
-        cells = network.cells(relight(normalize(turn_hues(pixels), facts)))
-        one_hot = nn.functional.one_hot(ids.long(), len(facts.labels) + 1).permute(0, 3, 1, 2).float()
-        shares = nn.functional.interpolate(one_hot, size=cells.shape[-2:], mode="area")
-        whole = nn.functional.cross_entropy(network.pooled(cells), frames.dominant[chosen])
-        return nn.functional.cross_entropy(cells, shares) + 0.2 * whole
-
-    return loss
+    batch = draw_batch(frames, torch.nonzero(frames.dominant >= 0)[:, 0])
+    cells = network.cells(relight(normalize(turn_hues(batch.pixels), facts)))
+    one_hot = functional.one_hot(batch.class_ids.long(), len(facts.labels) + 1).permute(0, 3, 1, 2).float()
+    shares = functional.interpolate(one_hot, size=cells.shape[-2:], mode="area")
+    whole = functional.cross_entropy(network.pooled(cells), batch.dominant)
+    return functional.cross_entropy(cells, shares) + 0.2 * whole
 
 
-def detection_loss(network: DemoDetector, frames: FrameData) -> Loss:
+def detection_loss(network: DemoDetector, frames: FrameData, _step: int) -> Tensor:
     """Quality focal loss of the scores and GIoU loss of the boxes, in the cells whose middle shows a shape.
 
     A shape that is ignored asks nothing of its cells.
     """
-    facts = DEMO_FACTS["detection"]
-
-    def loss(step: int) -> Tensor:
-        chosen = torch.randint(len(frames.pixels), (BATCH,))
-        pixels, owners, true_boxes = flip(frames.pixels[chosen], frames.owners[chosen], frames.boxes[chosen])
-        logits, boxes = network.maps(relight(normalize(turn_hues(pixels), facts)))
-        owner = owners[:, :: network.STRIDE_PX, :: network.STRIDE_PX].long()
-        shape = (owner - 1).clamp(min=0)
-        row = torch.arange(BATCH)[:, None, None]
-        shown = owner > 0
-        positive = shown & frames.wanted[chosen][row, shape]
-        labels = frames.box_class[chosen][row, shape]
-        return box_losses(
-            logits.permute(0, 2, 3, 1)[positive | ~shown],
-            boxes.permute(0, 2, 3, 1)[positive],
-            torch.where(positive, labels, 0)[positive | ~shown],
-            true_boxes[row, shape][positive],
-        )
-
-    return loss
+    batch = draw_batch(frames, torch.arange(len(frames.pixels)))
+    logits, boxes = network.maps(relight(normalize(turn_hues(batch.pixels), DEMO_FACTS["detection"])))
+    owner = batch.owners[:, :: network.STRIDE_PX, :: network.STRIDE_PX].long()
+    shape, row = (owner - 1).clamp(min=0), torch.arange(BATCH)[:, None, None]
+    positive = (owner > 0) & batch.wanted[row, shape]
+    counted = positive | (owner == 0)
+    return box_losses(
+        logits.permute(0, 2, 3, 1)[counted],
+        boxes.permute(0, 2, 3, 1)[positive],
+        torch.where(positive, batch.box_class[row, shape], 0)[counted],
+        batch.boxes[row, shape][positive],
+    )
 
 
 def box_losses(logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor) -> Tensor:
@@ -139,38 +108,43 @@ def box_losses(logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor
     positive = torch.nonzero(labels)[:, 0]
     quality[positive, labels[positive] - 1] = place.detach().clamp(min=0)
     focus = (logits.sigmoid() - quality).abs().square().detach()
-    scores: Tensor = nn.functional.binary_cross_entropy_with_logits(logits, quality, focus, reduction="sum")
+    scores: Tensor = functional.binary_cross_entropy_with_logits(logits, quality, focus, reduction="sum")
     loss: Tensor = (scores + 2 * (1 - place).sum()) / max(1, len(positive))
     return loss
 
 
-def action_loss(network: DemoActionNet, runs: ActionData) -> Loss:
+def action_loss(network: DemoActionNet, runs: ActionData, _step: int) -> Tensor:
     """Cross-entropy of the action that most frames of a clip show; clips without one are passed over."""
     facts = DEMO_FACTS["action"]
-    starts = runs.pixels.shape[1] - facts.clip_frames + 1
-
-    def loss(step: int) -> Tensor:
-        rows = torch.randint(len(runs.pixels), (2 * ACTION_BATCH,))
-        moments = torch.randint(starts, (2 * ACTION_BATCH, 1)) + torch.arange(facts.clip_frames)
-        counts = nn.functional.one_hot(runs.actions[rows[:, None], moments], len(facts.labels)).sum(1)
-        clear = torch.nonzero(counts.amax(1) >= CLEAR_SHARE * facts.clip_frames)[:ACTION_BATCH, 0]
-        clips, actions = mirror(runs.pixels[rows[clear, None], moments[clear]], counts[clear].argmax(1))
-        batch, count = clips.shape[:2]
-        frames_nchw = normalize(clips.flatten(0, 1), facts)
-        pixels = frames_nchw.reshape(batch, count, *frames_nchw.shape[1:]).permute(0, 2, 1, 3, 4)
-        return nn.functional.cross_entropy(network(relight(pixels)), actions)
-
-    return loss
+    rows = torch.randint(len(runs.pixels), (2 * ACTION_BATCH,))
+    begins = torch.randint(runs.pixels.shape[1] - facts.clip_frames + 1, (2 * ACTION_BATCH, 1))
+    moments = begins + torch.arange(facts.clip_frames)
+    counts = functional.one_hot(runs.actions[rows[:, None], moments], len(facts.labels)).sum(1)
+    clear = torch.nonzero(counts.amax(1) >= CLEAR_SHARE * facts.clip_frames)[:ACTION_BATCH, 0]
+    clips, actions = mirror(runs.pixels[rows[clear, None], moments[clear]], counts[clear].argmax(1))
+    pixels = torch.stack([normalize(clip, facts) for clip in clips]).transpose(1, 2)
+    return functional.cross_entropy(network(relight(pixels)), actions)
 
 
-def flip(pixels: Tensor, ids: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole batch mirrored, in half the cases, along each axis; boxes x0 y0 x1 y1 `(N, D, 4)`."""
+# What a network gives on a batch of the data, at a step.
+LOSSES: dict[DemoTask, Callable[[Any, Any, int], Tensor]] = {
+    "segmentation": segmentation_loss,
+    "classification": classification_loss,
+    "detection": detection_loss,
+    "action": action_loss,
+}
+
+
+def draw_batch(frames: FrameData, rows: Tensor) -> FrameData:
+    """Any of these rows; the whole batch is mirrored, in half the cases, along each axis."""
+    chosen = rows[torch.randint(len(rows), (BATCH,))]
+    batch = FrameData(*(each[chosen] for each in frames))
     for axis, low, high in ((-1, 0, 2), (-2, 1, 3)):
         if torch.rand(()) < 0.5:
-            pixels, ids = pixels.flip(axis), ids.flip(axis)
-            boxes = boxes.clone()
-            boxes[..., [low, high]] = pixels.shape[axis] - boxes[..., [high, low]]
-    return pixels, ids, boxes
+            batch.boxes[..., [low, high]] = batch.pixels.shape[axis] - batch.boxes[..., [high, low]]
+            pixels, class_ids, owners = (each.flip(axis) for each in batch[:3])
+            batch = batch._replace(pixels=pixels, class_ids=class_ids, owners=owners)
+    return batch
 
 
 def mirror(clips: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.protocol.answers import DetectionAnswer
-from scripts.demo.judging import TruthArrays, accuracy, average_precision, average_precisions, class_iou
+from scripts.demo.judging import TruthArrays, accuracy, average_precisions, class_iou
 
 
 def answer_of(*rows: tuple[float, Sequence[float]], frame: int) -> DetectionAnswer:
@@ -66,10 +66,9 @@ def test_average_precision(
         "box_ignored": np.array(ignored),
     }
     # Frames that hold nothing change nothing.
-    assert average_precision(answer_of(*found, frame=1), truth, label=1) == pytest.approx(expected)
     assert average_precisions(answer_of(*found, frame=1), truth) == pytest.approx({1: expected})
     # What is found in another frame is not there; what is true of frames that are not answered is not asked.
-    assert average_precision(answer_of(*found, frame=0), truth, label=1) == 0
+    assert average_precisions(answer_of(*found, frame=0), truth) == {1: 0}
     with pytest.raises(ValueError, match="no truth box to find in 2 frames"):
         average_precisions(answer_of(*found, frame=1), {**truth, "box_frame": np.full(2, 7)})
 
