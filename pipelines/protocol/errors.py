@@ -1,16 +1,5 @@
 """One tree of errors with stable codes. Knows nothing of transport, models or media.
 
-    TrividError
-    ├── InvalidMedia      (client)  the bytes are no readable image or video, or break off
-    ├── UnsupportedMedia  (client)  readable, but of a kind that is not served
-    ├── TooLarge          (client)  bytes, pixels, frames or the answer exceed a limit
-    ├── InvalidOptions    (client)  an option is unknown, of the wrong type or out of range
-    ├── Overloaded        (server)  no room for this request now; try again later
-    ├── DeadlineExceeded  (server)  the answer would come too late, or did not come in time
-    ├── Cancelled         (client)  the client left
-    ├── ModelUnavailable  (server)  the model or the server is not there or not ready
-    └── InternalError     (server)  a fault of this program: report it
-
 An error crosses the wire as JSON `{"code", "message", "hint"}` in the `error` column of an answer.
 """
 
@@ -24,7 +13,10 @@ MOST_CHARACTERS = 1000
 
 
 class TrividError(Exception):
-    """Base of all typed errors: a stable `code`, whose `fault` it is, and a `hint` at what to do."""
+    """Base of all typed errors: a stable `code`, whose `fault` it is, and a `hint` at what to do.
+
+    The docstring of each kind says what it means and what a client does; docs/reference.md shows it.
+    """
 
     code: ClassVar[str] = "error"
     fault: ClassVar[Fault] = "server"
@@ -44,43 +36,61 @@ class TrividError(Exception):
 
 
 class InvalidMedia(TrividError):
+    """The bytes are no readable image or video, or break off. Check the file."""
+
     code = "invalid_media"
     fault = "client"
 
 
 class UnsupportedMedia(TrividError):
+    """It is readable, but of a kind that is not served. Convert it."""
+
     code = "unsupported_media"
     fault = "client"
 
 
 class TooLarge(TrividError):
+    """Bytes, pixels, frames or the answer exceed a limit. Use the stream, or ask for less."""
+
     code = "too_large"
     fault = "client"
 
 
 class InvalidOptions(TrividError):
+    """An option is unknown, of the wrong type or out of range. See the hint."""
+
     code = "invalid_options"
     fault = "client"
 
 
 class Overloaded(TrividError):
+    """There is no room for this request now. Try again later."""
+
     code = "overloaded"
 
 
 class DeadlineExceeded(TrividError):
+    """The answer would come too late, or did not come in time."""
+
     code = "deadline_exceeded"
 
 
 class Cancelled(TrividError):
+    """The client left, or the session is closed. Begin anew."""
+
     code = "cancelled"
     fault = "client"
 
 
 class ModelUnavailable(TrividError):
+    """The model or the server is not there, or not ready."""
+
     code = "model_unavailable"
 
 
 class InternalError(TrividError):
+    """A fault of the server. Report it."""
+
     code = "internal_error"
 
 

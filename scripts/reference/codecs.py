@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import sys
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -23,10 +22,8 @@ from pipelines.media.nvdec import kind_refusal
 from pipelines.media.video import Video
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
-from scripts import ROOT
-from scripts.reference import write_or_check
+from scripts.reference import fill, table, write_or_check
 
-FILE = ROOT / "docs" / "codecs.md"
 LAYOUTS = ("420", "422", "444")
 FRAMES, PATCH_PX = 5, 32
 # Quick encoders, of high quality: the picture should come back.
@@ -43,31 +40,13 @@ NEAR_LEVELS = 6
 NO_ENCODER = "no encoder to make one"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A codec at a depth, and FFmpeg's encoder of it."""
-
-    title: str
-    encoder: str
-    pixel_format: str
-
-    def name(self, layout: str) -> str:
-        """FFmpeg's pixel format for a chroma layout."""
-        return self.pixel_format.format(layout)
-
-
-ROWS = (
-    Row(title="H.264, 8 bits", encoder="libx264", pixel_format="yuv{}p"),
-    Row(title="H.264, 10 bits", encoder="libx264", pixel_format="yuv{}p10le"),
-    Row(title="HEVC, 8 bits", encoder="libx265", pixel_format="yuv{}p"),
-    Row(title="HEVC, 10 bits", encoder="libx265", pixel_format="yuv{}p10le"),
-    Row(title="VP9, 8 bits", encoder="libvpx-vp9", pixel_format="yuv{}p"),
-    Row(title="VP9, 10 bits", encoder="libvpx-vp9", pixel_format="yuv{}p10le"),
-    Row(title="AV1, 8 bits", encoder="libsvtav1", pixel_format="yuv{}p"),
-    Row(title="AV1, 10 bits", encoder="libsvtav1", pixel_format="yuv{}p10le"),
-    Row(title="MPEG-4 part 2", encoder="mpeg4", pixel_format="yuv{}p"),
-    Row(title="Motion JPEG", encoder="mjpeg", pixel_format="yuvj{}p"),
-)
+DEEP = {"H.264": "libx264", "HEVC": "libx265", "VP9": "libvpx-vp9", "AV1": "libsvtav1"}
+# A codec at a depth: FFmpeg's encoder of it, and its pixel format for a chroma layout.
+ROWS = {
+    f"{codec}, {bits} bits": (encoder, f"yuv{{}}p{suffix}")
+    for codec, encoder in DEEP.items()
+    for bits, suffix in ((8, ""), (10, "10le"))
+} | {"MPEG-4 part 2": ("mpeg4", "yuv{}p"), "Motion JPEG": ("mjpeg", "yuvj{}p")}
 
 
 def picture() -> npt.NDArray[np.uint8]:
@@ -76,15 +55,15 @@ def picture() -> npt.NDArray[np.uint8]:
     return patches.repeat(PATCH_PX, 0).repeat(PATCH_PX, 1)
 
 
-def encoded(row: Row, pixel_format: str) -> bytes | None:
+def encoded(encoder: str, pixel_format: str) -> bytes | None:
     """A short clip of the picture in Matroska; None where this FFmpeg has no encoder that makes one."""
-    formats = av.codec.Codec(row.encoder, "w").video_formats or []
+    formats = av.codec.Codec(encoder, "w").video_formats or []
     if pixel_format not in [one.name for one in formats]:
         return None
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     pixels, sink = picture(), io.BytesIO()
     with av.open(sink, "w", format="matroska") as target:
-        stream: Any = target.add_stream(row.encoder, rate=10, options=QUICK[row.encoder])
+        stream: Any = target.add_stream(encoder, rate=10, options=QUICK[encoder])
         stream.height, stream.width = pixels.shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = pixel_format, Fraction(1, 10)
         for number in range(FRAMES):
@@ -118,37 +97,18 @@ def on_gpu(media: bytes) -> str:
     return f"cpu: {reason}" if reason else "nvdec if the GPU decodes it"
 
 
-def table(title: str, cells: dict[tuple[str, str], str]) -> str:
-    head = ["| codec | 4:2:0 | 4:2:2 | 4:4:4 |", "| --- | --- | --- | --- |"]
-    rows = [f"| {row.title} | {' | '.join(cells[row.title, layout] for layout in LAYOUTS)} |" for row in ROWS]
-    return "\n".join([f"## {title}", "", *head, *rows])
-
-
 def document() -> str:
     """The whole file."""
-    cpu, gpu = {}, {}
-    for row in ROWS:
-        for layout in LAYOUTS:
-            media = encoded(row, row.name(layout))
-            cpu[row.title, layout] = NO_ENCODER if media is None else on_cpu(media)
-            gpu[row.title, layout] = NO_ENCODER if media is None else on_gpu(media)
-    intro = (
-        "# Codecs\n\n"
-        "Made by `python -m scripts.reference.codecs`, which encodes a clip of each kind and decodes it\n"
-        "as the server does; the tests compare this file with a new run. `cpu` means that all frames come,\n"
-        f'with the colours that were encoded. "{NO_ENCODER}" means that PyAV {av.__version__} cannot write\n'
-        "such a clip, so that nothing is said of it here. What cannot be decoded is an error of a stated\n"
-        "code, never another picture."
-    )
-    without = table("Without a GPU, and with `decoder=cpu`", cpu)
-    route = table("With a GPU", gpu)
-    note = (
-        "A medium goes to NVDEC only where its frames and colours are those of the CPU decoder: MP4 or\n"
-        "Matroska, BT.601 or untagged, upright, whole. Whether the GPU at hand has a decoder for it is\n"
-        "asked of the driver; each answer says in `decoder` and `decoder_reason` what was used."
-    )
-    return f"{intro}\n\n{without}\n\n{route}\n\n{note}\n"
+    rows: dict[str, list[list[str]]] = {"cpu": [], "gpu": []}
+    for title, (encoder, pixel_format) in ROWS.items():
+        clips = [encoded(encoder, pixel_format.format(layout)) for layout in LAYOUTS]
+        for device, answer in (("cpu", on_cpu), ("gpu", on_gpu)):
+            cells = [NO_ENCODER if media is None else answer(media) for media in clips]
+            rows[device].append([title, *cells])
+    head = ("codec", "4:2:0", "4:2:2", "4:4:4")
+    tables = {device: table(head, cells) for device, cells in rows.items()}
+    return fill("codecs.md", no_encoder=NO_ENCODER, version=av.__version__, **tables)
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check(FILE, document()))
+    sys.exit(write_or_check("codecs.md", document()))

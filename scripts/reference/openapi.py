@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pipelines.protocol.columns import Column
 from pipelines.protocol.errors import BY_CODE
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, Options
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE, EndpointFacts
-from scripts import ROOT
 from scripts.reference import write_or_check
 
-FILE = ROOT / "docs" / "openapi.json"
+Schema = dict[str, Any]
 TRITON_TYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
 
 
-def option_schema(name: str) -> dict[str, Any]:
+def option_schema(name: str) -> Schema:
     """One option as JSON schema."""
     kind, field = OPTION_TYPES[name], OPTION_FIELDS[name]
-    described: dict[str, Any] = {"description": field.metadata["help"]}
+    described: Schema = {"description": field.metadata["help"]}
     if get_origin(kind) is Literal:
         described |= {"type": "string", "enum": list(get_args(kind))}
     else:
@@ -34,73 +34,53 @@ def triton_type(column: Column) -> str:
     return "BYTES" if column.dtype is object else TRITON_TYPES[column.dtype.__name__]
 
 
-def tensor_schema(column: Column) -> dict[str, Any]:
+def tensor_schema(column: Column) -> Schema:
     """One tensor in KServe's v2 form; its shape has the row dimension in front."""
     shape = ", ".join(str(dim) for dim in ("rows", *column.dims))
     return {"type": "object", "description": f"{column.name}: {triton_type(column)} ({shape}): {column.help}"}
 
 
-def operation(name: str, facts: EndpointFacts) -> dict[str, Any]:
-    content: dict[str, Any]
-    answer: dict[str, Any]
+def named_tensors(name: str, columns: Iterable[Column]) -> Schema:
+    """The schema of a list of tensors under a name."""
+    return {name: {"type": "array", "items": {"oneOf": [tensor_schema(column) for column in columns]}}}
+
+
+def json_object(properties: Schema) -> Schema:
+    return {"application/json": {"schema": {"type": "object", "properties": properties}}}
+
+
+def operation(name: str, facts: EndpointFacts) -> Schema:
     options = {option: option_schema(option) for option in sorted(facts.allowed)}
     if facts.stream:
-        properties = {"media": {"type": "string", "format": "byte"}, **options}
-        content = {"application/json": {"schema": {"type": "object", "properties": properties}}}
+        content = json_object({"media": {"type": "string", "format": "byte"}, **options})
         events = ", ".join(column.name for column in facts.outputs)
         answer = {"text/event-stream": {"schema": {"type": "string", "description": f"events of {events}"}}}
     else:
-        inputs = [tensor_schema(column) for column in facts.inputs]
-        schema = {
-            "type": "object",
-            "properties": {
-                "parameters": {"type": "object", "properties": options, "additionalProperties": False},
-                "inputs": {"type": "array", "items": {"oneOf": inputs}},
-            },
-        }
-        content = {
-            "application/json": {"schema": schema},
-            "application/octet-stream": {"schema": {"type": "string"}},
-        }
-        outputs = [tensor_schema(column) for column in facts.outputs]
-        answer = {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"outputs": {"type": "array", "items": {"oneOf": outputs}}},
-                }
-            }
-        }
+        parameters = {"type": "object", "properties": options, "additionalProperties": False}
+        content = json_object({"parameters": parameters, **named_tensors("inputs", facts.inputs)})
+        content["application/octet-stream"] = {"schema": {"type": "string"}}
+        answer = json_object(named_tensors("outputs", facts.outputs))
+    said = {"description": "the answer; `error` says what is wrong with a row", "content": answer}
     return {
         "operationId": name,
         "summary": facts.help,
         "requestBody": {"required": True, "content": content},
-        "responses": {
-            "200": {"description": "the answer; `error` says what is wrong with a row", "content": answer}
-        },
+        "responses": {"200": said},
     }
 
 
-def document() -> dict[str, Any]:
-    paths: dict[str, Any] = {}
+def document() -> Schema:
+    paths: Schema = {}
     for name, facts in ENDPOINT_TABLE.items():
         verb = "generate_stream" if facts.stream else "infer"
         paths[f"/v2/models/{name}/{verb}"] = {"post": operation(name, facts)}
         ready = {"operationId": f"{name}_ready", "responses": {"200": {"description": "ready"}}}
         paths[f"/v2/models/{name}/ready"] = {"get": ready}
     codes = ", ".join(f"{code} ({kind.fault})" for code, kind in BY_CODE.items())
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Trivid",
-            "version": "0.1.0",
-            "description": (
-                f"KServe v2 endpoints of a video and image inference server. Error codes: {codes}."
-            ),
-        },
-        "paths": paths,
-    }
+    about = f"KServe v2 endpoints of a video and image inference server. Error codes: {codes}."
+    info = {"title": "Trivid", "version": "0.1.0", "description": about}
+    return {"openapi": "3.1.0", "info": info, "paths": paths}
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check(FILE, json.dumps(document(), indent=1, sort_keys=True) + "\n"))
+    sys.exit(write_or_check("openapi.json", json.dumps(document(), indent=1, sort_keys=True) + "\n"))

@@ -8,9 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from string import Template
+from collections.abc import Iterable
 
 from pipelines.protocol.answers import Answer, answer_columns
 from pipelines.protocol.columns import STREAM_COLUMNS, Column
@@ -20,32 +18,11 @@ from pipelines.serving.endpoint_table import ENDPOINT_TABLE
 from pipelines.settings.flags import parse_args
 from pipelines.tasks import TASKS
 from scripts import ROOT
-from scripts.reference import write_or_check
+from scripts.reference import fill, table, write_or_check
 from scripts.reference.openapi import option_schema, triton_type
 
-FILE = ROOT / "docs" / "reference.md"
-TEMPLATE = Path(__file__).with_name("template.md")
-# What a client does at an error of each code.
-ADVICE = {
-    "invalid_media": "The bytes are no readable image or video, or break off. Check the file.",
-    "unsupported_media": "It is readable, but of a kind that is not served. Convert it.",
-    "too_large": "Bytes, pixels, frames or the answer exceed a limit. Use the stream, or ask for less.",
-    "invalid_options": "An option is unknown, of the wrong type or out of range. See the hint.",
-    "overloaded": "There is no room for this request now. Try again later.",
-    "deadline_exceeded": "The answer would come too late, or did not come in time.",
-    "cancelled": "The client left, or the session is closed. Begin anew.",
-    "model_unavailable": "The model or the server is not there, or not ready.",
-    "internal_error": "A fault of the server. Report it.",
-}
 # Defaults that follow from the machine.
 OF_THE_MACHINE = ("--workers", "--max-memory-mb")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    lines = (head, ["---"] * len(head), *escaped)
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
 def endpoints() -> str:
@@ -97,7 +74,7 @@ def answers() -> str:
 
 
 def errors() -> str:
-    rows = [(f"`{code}`", kind.fault, ADVICE[code]) for code, kind in BY_CODE.items()]
+    rows = [(f"`{code}`", kind.fault, kind.__doc__ or "") for code, kind in BY_CODE.items()]
     return table(("code", "whose fault", "what it means"), rows)
 
 
@@ -132,7 +109,8 @@ def exit_codes(file: str) -> str:
 
 
 def document() -> str:
-    made = Template(TEMPLATE.read_text()).substitute(
+    made = fill(
+        "template.md",
         endpoints=endpoints(),
         options=options(),
         options_of_endpoints=options_of_endpoints(),
@@ -146,4 +124,4 @@ def document() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check(FILE, document()))
+    sys.exit(write_or_check("reference.md", document()))
