@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -38,8 +39,6 @@ QUICK = {
 # Means of patches after coding; a wrong matrix or range is off by 15 and more.
 NEAR_LEVELS = 6
 NO_ENCODER = "no encoder to make one"
-
-
 DEEP = {"H.264": "libx264", "HEVC": "libx265", "VP9": "libvpx-vp9", "AV1": "libsvtav1"}
 # A codec at a depth: FFmpeg's encoder of it, and its pixel format for a chroma layout.
 ROWS = {
@@ -76,11 +75,8 @@ def encoded(encoder: str, pixel_format: str) -> bytes | None:
 
 def on_cpu(media: bytes) -> str:
     """`cpu` where all frames come with their colours, else what is wrong."""
-    try:
-        with open_media(media, options=Options(decoder="cpu"), limits=Limits(), device="cpu") as medium:
-            frames = np.concatenate([np.asarray(chunk.pixels_nhwc) for chunk in medium.chunks()])
-    except TrividError as error:
-        return f"{error.code}: {error.message}"
+    with open_media(media, options=Options(decoder="cpu"), limits=Limits(), device="cpu") as medium:
+        frames = np.concatenate([np.asarray(chunk.pixels_nhwc) for chunk in medium.chunks()])
     if len(frames) != FRAMES:
         return f"{len(frames)} frames of {FRAMES}"
     middle = np.s_[..., PATCH_PX // 2 :: PATCH_PX, PATCH_PX // 2 :: PATCH_PX, :]
@@ -89,24 +85,29 @@ def on_cpu(media: bytes) -> str:
 
 
 def on_gpu(media: bytes) -> str:
+    with contextlib.closing(Video(media, Limits())) as video:
+        reason = kind_refusal(video.info)
+    return f"cpu: {reason}" if reason else "nvdec if the GPU decodes it"
+
+
+def cell(device: Callable[[bytes], str], media: bytes | None) -> str:
+    """What a device makes of a clip, or its error."""
     try:
-        with contextlib.closing(Video(media, Limits())) as video:
-            reason = kind_refusal(video.info)
+        return NO_ENCODER if media is None else device(media)
     except TrividError as error:
         return f"{error.code}: {error.message}"
-    return f"cpu: {reason}" if reason else "nvdec if the GPU decodes it"
 
 
 def document() -> str:
     """The whole file."""
-    rows: dict[str, list[list[str]]] = {"cpu": [], "gpu": []}
-    for title, (encoder, pixel_format) in ROWS.items():
-        clips = [encoded(encoder, pixel_format.format(layout)) for layout in LAYOUTS]
-        for device, answer in (("cpu", on_cpu), ("gpu", on_gpu)):
-            cells = [NO_ENCODER if media is None else answer(media) for media in clips]
-            rows[device].append([title, *cells])
-    head = ("codec", "4:2:0", "4:2:2", "4:4:4")
-    tables = {device: table(head, cells) for device, cells in rows.items()}
+    rows = [
+        (title, [encoded(encoder, pixel_format.format(layout)) for layout in LAYOUTS])
+        for title, (encoder, pixel_format) in ROWS.items()
+    ]
+    tables = {}
+    for name, device in (("cpu", on_cpu), ("gpu", on_gpu)):
+        cells = [[title, *(cell(device, clip) for clip in clips)] for title, clips in rows]
+        tables[name] = table(("codec", "4:2:0", "4:2:2", "4:4:4"), cells)
     return fill("codecs.md", no_encoder=NO_ENCODER, version=av.__version__, **tables)
 
 

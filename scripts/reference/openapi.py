@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from pipelines.protocol.columns import Column
 from pipelines.protocol.errors import BY_CODE
+from pipelines.protocol.kserve import DTYPES
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, Options
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE, EndpointFacts
 from scripts.reference import write_or_check
 
 Schema = dict[str, Any]
-TRITON_TYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
 
 
 def option_schema(name: str) -> Schema:
@@ -31,18 +31,17 @@ def option_schema(name: str) -> Schema:
 
 def triton_type(column: Column) -> str:
     """What Triton calls the type of a column's values."""
-    return "BYTES" if column.dtype is object else TRITON_TYPES[column.dtype.__name__]
-
-
-def tensor_schema(column: Column) -> Schema:
-    """One tensor in KServe's v2 form; its shape has the row dimension in front."""
-    shape = ", ".join(str(dim) for dim in ("rows", *column.dims))
-    return {"type": "object", "description": f"{column.name}: {triton_type(column)} ({shape}): {column.help}"}
+    return {dtype: name for name, dtype in DTYPES.items()}.get(column.dtype, "BYTES")
 
 
 def named_tensors(name: str, columns: Iterable[Column]) -> Schema:
-    """The schema of a list of tensors under a name."""
-    return {name: {"type": "array", "items": {"oneOf": [tensor_schema(column) for column in columns]}}}
+    """A list of tensors in KServe's v2 form under a name; their shapes have the row dimension in front."""
+    schemas = []
+    for column in columns:
+        shape = ", ".join(str(dim) for dim in ("rows", *column.dims))
+        about = f"{column.name}: {triton_type(column)} ({shape}): {column.help}"
+        schemas.append({"type": "object", "description": about})
+    return {name: {"type": "array", "items": {"oneOf": schemas}}}
 
 
 def json_object(properties: Schema) -> Schema:

@@ -22,14 +22,12 @@ from scripts.reference import fill, table, write_or_check
 from scripts.reference.openapi import option_schema, triton_type
 
 # Defaults that follow from the machine.
-OF_THE_MACHINE = ("--workers", "--max-memory-mb")
+OF_THE_MACHINE = ("--workers ", "--max-memory-mb ")
 
 
 def endpoints() -> str:
-    rows = [
-        (f"`{name}`", "stream" if facts.stream else "unary", facts.help)
-        for name, facts in ENDPOINT_TABLE.items()
-    ]
+    kinds = {True: "stream", False: "unary"}
+    rows = [(f"`{name}`", kinds[facts.stream], facts.help) for name, facts in ENDPOINT_TABLE.items()]
     status = ("`status`", "unary", "models, labels, limits and counters as JSON")
     return table(("endpoint", "kind", "what it is"), [*rows, status])
 
@@ -84,21 +82,16 @@ def flags() -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         parse_args(["--help"], "")
-    found: list[list[str]] = []
+    listed = printed.getvalue().split("\noptions:\n")[1].split("\n\n")[0]
+    rows = []
     # A flag stands two columns in; what follows further to the right belongs to it.
-    for line in re.split(r"\noptions:\n", printed.getvalue())[1].split("\n\n")[0].splitlines():
-        if line.startswith("  -"):
-            found.append(re.split(r"\s{2,}", line.strip(), maxsplit=1))
-        else:
-            found[-1].append(line.strip())
-    rows = [(f"`{flag}`", " ".join(text)) for flag, *text in found if "--help" not in flag]
-    return table(("flag", "meaning"), [(flag, _without_default(flag, text)) for flag, text in rows])
-
-
-def _without_default(flag: str, text: str) -> str:
-    if not flag.startswith(tuple(f"`{name} " for name in OF_THE_MACHINE)):
-        return text
-    return re.sub(r"\(default: .*\)$", "(default: by the machine)", text)
+    for entry in re.split(r"\n(?=  -)", listed):
+        flag, *texts = re.split(r"\s{2,}", entry.strip())
+        text = " ".join(texts)
+        if flag.startswith(OF_THE_MACHINE):
+            text = re.sub(r"\(default: .*\)$", "(default: by the machine)", text)
+        rows.append((f"`{flag}`", text))
+    return table(("flag", "meaning"), [row for row in rows if "--help" not in row[0]])
 
 
 def exit_codes(file: str) -> str:
@@ -109,18 +102,9 @@ def exit_codes(file: str) -> str:
 
 
 def document() -> str:
-    made = fill(
-        "template.md",
-        endpoints=endpoints(),
-        options=options(),
-        options_of_endpoints=options_of_endpoints(),
-        answers=answers(),
-        errors=errors(),
-        flags=flags(),
-        server_exit_codes=exit_codes("server.py"),
-        client_exit_codes=exit_codes("client.py"),
-    )
-    return f"<!-- Made by python -m scripts.reference.page; edit scripts/reference/template.md. -->\n{made}"
+    tables = (endpoints, options, options_of_endpoints, answers, errors, flags)
+    codes = {f"{name}_exit_codes": exit_codes(f"{name}.py") for name in ("server", "client")}
+    return fill("template.md", **{each.__name__: each() for each in tables}, **codes)
 
 
 if __name__ == "__main__":
