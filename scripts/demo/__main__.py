@@ -6,7 +6,6 @@ out/demo/TASK/, the last line says whether all is well, and the exit code too.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -108,8 +107,6 @@ def main() -> int:
     print(f"starting server.py --demo ({what}) ...", flush=True)
     runs = ask_all()
     print_table(runs)
-    summary = {task: {run.way: run.quality for run in runs if run.task == task} for task in CLIPS}
-    (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     bad = [run for run in runs if run.quality < MEASURES[ANSWERS[run.task]].least]
     for run in bad:
         measure = MEASURES[ANSWERS[run.task]]

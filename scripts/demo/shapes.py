@@ -232,6 +232,7 @@ def _shapes(rng: np.random.Generator) -> list[Shape]:
     classes = [CIRCLE, SQUARE, TRIANGLE, STAR, *rng.integers(CIRCLE, STAR + 1, rng.integers(0, 3))]
     shapes = []
     for class_id in rng.permutation(classes):
+        middle, width = HUES[int(class_id)]
         heading, speed_px_s = rng.uniform(0, 2 * np.pi), rng.uniform(20, 170)
         shapes.append(
             Shape(
@@ -241,18 +242,15 @@ def _shapes(rng: np.random.Generator) -> list[Shape]:
                 velocity_px_s=(speed_px_s * np.cos(heading), speed_px_s * np.sin(heading)),
                 angle_rad=rng.uniform(0, 2 * np.pi),
                 spin_rad_s=rng.uniform(-1.5, 1.5),
-                colour=_colour(rng, int(class_id)),
+                colour=rgb(
+                    (middle + rng.uniform(-width / 2, width / 2)) / 360 % 1,
+                    rng.uniform(0.7, 1),
+                    rng.uniform(0.65, 0.95),
+                ),
                 stripes=(rng.uniform(0, 0.15), rng.uniform(0.05, 0.5)),
             )
         )
     return shapes
-
-
-def _colour(rng: np.random.Generator, class_id: int) -> Floats:
-    """A saturated colour of the class's family, RGB float32 `(3,)`."""
-    middle, width = HUES[class_id]
-    hue = (middle + rng.uniform(-width / 2, width / 2)) / 360 % 1
-    return rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.65, 0.95))
 
 
 def rgb(hue: float, saturation: float, value: float) -> Floats:

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.zoo.demo.networks import (
-    DEMO_FACTS,
-    DemoActionNet,
-    DemoClassifier,
-    DemoDetector,
-    DemoSegmenter,
-    DemoTask,
-    build_demo,
-)
+from pipelines.zoo.demo import networks
+from pipelines.zoo.demo.networks import DEMO_FACTS, DemoTask, build_demo
 from scripts.demo.actions import CLEAR_SHARE, MOVES_LEFT, MOVES_RIGHT
 from scripts.demo.data import ActionData, FrameData, normalize, training_frames, training_runs
 
@@ -54,7 +47,7 @@ def train(task: DemoTask) -> nn.Module:
     return network.eval()
 
 
-def segmentation_loss(network: DemoSegmenter, frames: FrameData, step: int) -> Tensor:
+def segmentation_loss(network: networks.DemoSegmenter, frames: FrameData, step: int) -> Tensor:
     """Cross-entropy per pixel.
 
     Background counts little at first: it is the most of every frame, and while it rules the loss the network
@@ -68,7 +61,7 @@ def segmentation_loss(network: DemoSegmenter, frames: FrameData, step: int) -> T
     return functional.cross_entropy(logits, batch.class_ids.long(), weights)
 
 
-def classification_loss(network: DemoClassifier, frames: FrameData, _step: int) -> Tensor:
+def classification_loss(network: networks.DemoClassifier, frames: FrameData, _step: int) -> Tensor:
     """Cross-entropy of the class of the frame, and of the classes' shares of each cell, from the masks."""
     facts = DEMO_FACTS["classification"]
     batch = draw_batch(frames, torch.nonzero(frames.dominant >= 0)[:, 0])
@@ -79,7 +72,7 @@ def classification_loss(network: DemoClassifier, frames: FrameData, _step: int) 
     return functional.cross_entropy(cells, shares) + 0.2 * whole
 
 
-def detection_loss(network: DemoDetector, frames: FrameData, _step: int) -> Tensor:
+def detection_loss(network: networks.DemoDetector, frames: FrameData, _step: int) -> Tensor:
     """Quality focal loss of the scores and GIoU loss of the boxes, in the cells whose middle shows a shape.
 
     A shape that is ignored asks nothing of its cells.
@@ -113,7 +106,7 @@ def box_losses(logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor
     return loss
 
 
-def action_loss(network: DemoActionNet, runs: ActionData, _step: int) -> Tensor:
+def action_loss(network: networks.DemoActionNet, runs: ActionData, _step: int) -> Tensor:
     """Cross-entropy of the action that most frames of a clip show; clips without one are passed over."""
     facts = DEMO_FACTS["action"]
     rows = torch.randint(len(runs.pixels), (2 * ACTION_BATCH,))

@@ -31,7 +31,7 @@ def option_schema(name: str) -> Schema:
 
 def triton_type(column: Column) -> str:
     """What Triton calls the type of a column's values."""
-    return {dtype: name for name, dtype in DTYPES.items()}.get(column.dtype, "BYTES")
+    return next((name for name, dtype in DTYPES.items() if dtype is column.dtype), "BYTES")
 
 
 def named_tensors(name: str, columns: Iterable[Column]) -> Schema:
