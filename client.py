@@ -54,14 +54,14 @@ OK, SOME_FAILED, WRONG_USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXAMPLES = """\
 examples:
-  what is in a video, one line a file             client.py --video-paths clip.mp4
-  the three likeliest classes of a picture    client.py --task classification --image-paths dog.jpg --top-k 3
-  boxes of persons, drawn into a film             client.py --task detection --class-name person
+  what is in a video, one line per file           client.py --video-paths clip.mp4
+  the three likeliest classes of an image     client.py --task classification --image-paths dog.jpg --top-k 3
+  boxes of persons, drawn into a video            client.py --task detection --class-name person
                                                       --video-paths a.mp4 --overlay mp4
-  what is done in a film, a line for each clip    client.py --task action --video-paths a.mp4 --json
+  actions in a video, one line per clip           client.py --task action --video-paths a.mp4 --json
   five frames a second, as JSON                   client.py --video-paths clip.mp4 --fps 5 --json | jq .
-  pictures, masks and JSON lines into out/        client.py --image-paths photos/ --dump-images --output out
-  a film with the people coloured                 client.py --task segmentation --class-name person
+  images, masks and JSON lines into out/          client.py --image-paths photos/ --dump-images --output out
+  a video with the people coloured                client.py --task segmentation --class-name person
                                                       --video-paths a.mp4 --overlay mp4 --output out
   what the server serves, over HTTP               client.py --url http://host:8000 --info
 
@@ -92,32 +92,32 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--video-paths", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of media")
     add("--image-paths", nargs="+", type=Path, default=[], metavar="PATH", help="images, or folders of media")
-    add("--task", choices=list(ANSWERS), help="what to do (default: the server's first)")
+    add("--task", choices=list(ANSWERS), help="task to run (default: the server's first)")
     add("--url", default=DEFAULT_URL, help="grpc://, grpcs://, http:// or https:// (default: %(default)s)")
     add("--token", default="", help="access token (default: the variable TRIVID_TOKEN)")
     add(
-        "--timeout", type=float, default=60.0, metavar="S", help="bound of each answer (default: %(default)s)"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait for each answer (default: %(default)s)",
     )
-    add("--info", action="store_true", help="print what the server says of itself, as JSON")
+    add("--info", action="store_true", help="print the server's description as JSON")
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
-        help="an answer per chunk, any length; or all in one answer (default: stream videos)",
+        help="one answer per chunk, for media of any length; or one answer for all (default: stream videos)",
     )
     files = parser.add_argument_group("output")
-    files.add_argument("--json", action="store_true", help="a JSON object for each frame or clip on stdout")
+    files.add_argument("--json", action="store_true", help="print one JSON object per frame or clip")
     files.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for files (default: out, if needed)"
     )
     files.add_argument(
         "--dump-images", action="store_true", help="save pictures and masks of every frame or box"
     )
-    files.add_argument(
-        "--originals", action="store_true", help="save the frames with nothing drawn on them too"
-    )
-    options = parser.add_argument_group(
-        "options of the request (which of them a task takes, the server says)"
-    )
+    files.add_argument("--originals", action="store_true", help="also save the frames without drawings")
+    options = parser.add_argument_group("request options (each task takes only some of them)")
     for name in OPTIONS:
         flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         text = str(OPTION_FIELDS[name].metadata["help"]).replace("%", "%%")
@@ -151,7 +151,9 @@ def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[Medium]:
             raise InvalidOptions(f"{path}: no such file or folder")
         found = list(_walk(path)) if path.is_dir() else [Medium(path=path, is_video=is_video)]
         if not found:
-            raise InvalidOptions(f"{path}: no media in this folder", hint="name a file to send it as it is")
+            raise InvalidOptions(
+                f"{path}: no media in this folder", hint="name the file itself to send it as it is"
+            )
         media.extend(found)
     return media
 
@@ -256,7 +258,8 @@ def _kind(task: str | None, info: ServerInfo) -> type[Answer]:
     first = next((served for served in info["models"] if served in ANSWERS), None)
     if first is None:
         raise ModelUnavailable(
-            "the server has no model of a task known here", hint="is it of the same version?"
+            "the server serves no task that this client knows",
+            hint="are client and server of the same version?",
         )
     return ANSWERS[task or first]
 

@@ -114,8 +114,8 @@ class Model:
             raise ModelUnavailable(
                 f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: "
                 f"{reason}",
-                hint="check the task, and what the model takes: one number as resize_px is the shorter side, "
-                "[height, width] a size; max_batch=1 for one exported without a free batch",
+                hint="check the task and the input size: one number as resize_px sets the shorter side, "
+                "[height, width] the size; max_batch=1 for a model exported with a fixed batch size",
             ) from error
 
 
@@ -129,6 +129,6 @@ def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:
     if spec.labels and len(spec.labels) != count:
         raise ModelUnavailable(
             f"{spec.name} has {count} outputs and {len(spec.labels)} labels",
-            hint="give a file with a label a line",
+            hint="give a file with one label per line",
         )
     return spec.labels or tuple(map(str, range(count)))

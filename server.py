@@ -136,10 +136,10 @@ def serve(settings: Settings, room: EngineRoom) -> int:
             door.start()
         log.info("ready: %s", " ".join(door.address for door in doors))
         if fault := watch(room, doors, stop):
-            log.error("%s: the server cannot go on and ends; start it again", fault)
+            log.error("%s: the server cannot continue and stops; start it again", fault)
             kill()
             os._exit(EXIT_DEAD)
-        log.info("stopping: finishing what is in flight, within %d s", STOP_S)
+        log.info("stopping: finishing requests in flight, within %d s", STOP_S)
         watchdog.end_after(STOP_S - 1, kill)
         for door in doors:
             door.stop()

@@ -118,7 +118,7 @@ def _specs(settings: Settings) -> dict[TaskName, ModelSpec]:
         spec = resolve(choice, allow_code=settings.allow_code)
         if spec.task in specs:
             raise ModelUnavailable(
-                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model a task"
+                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model per task"
             )
         specs[spec.task] = spec
     return specs

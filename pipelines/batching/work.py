@@ -15,7 +15,7 @@ from pipelines.models.outputs import Output
 from pipelines.protocol.errors import DeadlineExceeded
 
 T = TypeVar("T")
-TOO_LATE = "ask for less, or allow more time"
+TOO_LATE = "request less, or allow more time"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

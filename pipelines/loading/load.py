@@ -70,7 +70,7 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
         if spec.engine in ("compile", "openvino"):
             raise ModelUnavailable(
-                f"{spec.name} runs by ONNX Runtime only", hint=f"leave --engine {spec.engine} out"
+                f"{spec.name} runs only with ONNX Runtime", hint=f"leave out --engine {spec.engine}"
             )
         return model
     plain = torch_runner
@@ -133,14 +133,14 @@ def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
         if spec.precision != "fp32":
             raise ValueError(f"it computes in fp32, not in {spec.precision}")
         if device.type == "cuda" and not has_cuda():
-            raise ValueError("the ONNX Runtime that is installed computes on the CPU only")
+            raise ValueError("the installed ONNX Runtime computes only on the CPU")
         graph, given = written()
         batches = None if free else (spec.example_shape(1), spec.example_shape(spec.max_batch))
         return ExportedRunner(OnnxGraph(graph, device, batches=batches), given)
 
     def by_openvino() -> Runner:
         if device.type == "cuda":
-            raise ValueError("it computes on the CPU only")
+            raise ValueError("it computes only on the CPU")
         graph, given = written()
         return ExportedRunner(OpenvinoGraph(graph, spec.precision), given)
 
@@ -173,8 +173,8 @@ def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
             _check(model, make(), known, spec)
         except FAILURES as error:
             raise ModelUnavailable(
-                f"{spec.name} cannot run by engine {name}: {one_line(error)}",
-                hint="leave --engine out: it then runs by what works",
+                f"{spec.name} cannot run with engine {name}: {one_line(error)}",
+                hint="leave out --engine; the server then picks one that works",
             ) from error
 
 
@@ -197,7 +197,7 @@ def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Ma
         if isinstance(faults[0], ModelUnavailable):
             raise faults[0]
         raise ModelUnavailable(
-            f"{spec.name} cannot run in {spec.precision}: {one_line(faults[0])}", hint="leave --precision out"
+            f"{spec.name} cannot run in {spec.precision}: {one_line(faults[0])}", hint="leave out --precision"
         ) from faults[0]
     model.run_by(rivals[fastest(model, spec, rivals) if len(rivals) > 1 else next(iter(rivals))])
 
@@ -209,12 +209,12 @@ def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
     given = [model.compute(pixels) for pixels in plain.pixels]
     outputs = [model.read(one, pixels) for one, pixels in zip(given, plain.pixels, strict=True)]
     agreement = agreeing(plain.outputs, outputs)
-    by = f"{spec.name} in {spec.precision} by {runner.engine}"
+    by = f"{spec.name} in {spec.precision} with {runner.engine}"
     if agreement < LEAST_AGREEMENT:
         raise ModelUnavailable(
-            f"{by} agrees with fp32 by torch in {100 * agreement:.2f} % only, under "
+            f"{by} agrees with torch in fp32 in only {100 * agreement:.2f} %, less than "
             f"{100 * LEAST_AGREEMENT:g} %",
-            hint="leave --precision and --engine out",
+            hint="leave out --precision and --engine",
         )
     if spec.precision == "fp32":
         worst = max(deviation(one, other) for one, other in zip(plain.given, given, strict=True))
@@ -222,7 +222,7 @@ def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
             raise ModelUnavailable(
                 f"{by} gives numbers that differ from torch's by {worst:.1e} of their spread, over "
                 f"{MOST_DEVIATION}",
-                hint="leave --engine out",
+                hint="leave out --engine",
             )
 
 

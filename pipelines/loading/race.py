@@ -50,7 +50,7 @@ def fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
     others = ", ".join(f"{name} {ms}" for name, ms in figures.items() if name != best)
     unit = "clip" if spec.clip else "frame"
     log.info(
-        "%s: %s, %s ms a %s, alone and in batches of %d (%s)",
+        "%s: %s, %s ms per %s, singly and in batches of %d (%s)",
         *(spec.name, best, figures[best], unit, count, others),
     )
     return best

@@ -42,7 +42,7 @@ class Admission:
         with self._lock:
             if self.held_bytes and self.held_bytes + size_bytes > self.budget_bytes:
                 raise Overloaded(
-                    f"no memory for this request beside others: it takes about {size_bytes >> 20} MiB, "
+                    f"no memory for this request next to the others: it takes about {size_bytes >> 20} MiB, "
                     f"{self.held_bytes >> 20} of {self.budget_bytes >> 20} are in use",
                     hint="try again in a few seconds",
                 )

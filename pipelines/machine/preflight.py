@@ -130,7 +130,7 @@ def check_shm(max_media_bytes: int) -> Finding:
 def check_nvdec(device: str) -> Finding:
     """Where a GPU is asked for, NVIDIA's decoding library must load."""
     if device != "cuda":
-        return Finding(name="nvdec", detail=f"not looked for: --device is {device}")
+        return Finding(name="nvdec", detail=f"not checked: --device is {device}")
     try:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:

@@ -77,7 +77,7 @@ def end_after(seconds: float, kill: Callable[[], None]) -> None:
     """
 
     def end() -> None:
-        log.warning("stopping: not all was finished in time; ending the rest")
+        log.warning("stopping: some requests did not finish in time; they are ended")
         # The threads that still stop miss their children from here on, and would say so.
         logging.disable()
         warnings.simplefilter("ignore")

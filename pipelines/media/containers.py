@@ -42,12 +42,13 @@ def open_container(encoded: bytes, limits: Limits) -> InputContainer:
         container = av.open(io.BytesIO(encoded), mode="r", options=settings, metadata_errors="replace")
     except av.error.ArgumentError:
         raise UnsupportedMedia(
-            "the container is not one that is served", hint="use MP4, MKV, WebM, MOV, AVI or MPEG-TS"
+            "this container format is not supported", hint="use MP4, MKV, WebM, MOV, AVI or MPEG-TS"
         ) from None
     except av.FFmpegError as error:
         raise InvalidMedia(
-            f"no readable image or video: {error.strerror} ({len(encoded)} bytes, starting {encoded[:8]!r})",
-            hint="check that the file is whole; the index of an MP4 may stand at its end",
+            f"not a readable image or video: {error.strerror} "
+            f"({len(encoded)} bytes, starting {encoded[:8]!r})",
+            hint="check that the file is complete; an MP4 may have its index at the end",
         ) from None
     # With this flag, PyAV's default, FFmpeg invents times that differ from those that ffprobe shows.
     container.flags &= ~int(cast(int, av.container.Flags.gen_pts.value))
@@ -70,7 +71,7 @@ def check_sample_counts(encoded: bytes) -> None:
             raise InvalidMedia(
                 f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(encoded)} "
                 "bytes",
-                hint="check that the file is whole",
+                hint="check that the file is complete",
             )
 
 
@@ -95,10 +96,10 @@ def pick_stream(container: InputContainer) -> VideoStream:
     """The first video stream that is no cover picture."""
     streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not len(container.streams):
-        raise InvalidMedia("the container holds no stream", hint="check that the file is whole")
+        raise InvalidMedia("the container holds no stream", hint="check that the file is complete")
     if not streams:
         kinds = ", ".join(sorted({one.type for one in container.streams}))
-        raise UnsupportedMedia(f"there is no moving picture in it (streams: {kinds})", hint="send a video")
+        raise UnsupportedMedia(f"the file has no video stream (streams: {kinds})", hint="send a video")
     # PyAV leaves the context out where FFmpeg has no decoder; most of the stream's attributes crash then.
     if streams[0].codec_context is None:
         raise UnsupportedMedia(

@@ -76,4 +76,4 @@ def _check(encoded: bytes, limits: Limits) -> None:
     if not encoded:
         raise InvalidMedia("the medium is empty (0 bytes)", hint="send the file's bytes")
     if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS:
-        raise UnsupportedMedia("HEIF images are not served", hint="convert it to JPEG, PNG or AVIF")
+        raise UnsupportedMedia("HEIF images are not supported", hint="convert it to JPEG, PNG or AVIF")

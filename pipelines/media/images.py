@@ -94,7 +94,7 @@ def _open(encoded: bytes, limits: Limits) -> Image.Image:
         raise TooLarge(f"the {name} image is too large: {error}", hint="scale it down") from None
     except UnidentifiedImageError:
         raise InvalidMedia(
-            f"starts like a {name} image but is not readable as one", hint="check the upload"
+            f"starts like a {name} image, but cannot be read as one", hint="check the upload"
         ) from None
     except FAULTS as error:
         raise InvalidMedia(

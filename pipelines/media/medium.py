@@ -38,7 +38,7 @@ class Limits:
         if len(encoded) > self.max_media_bytes:
             raise TooLarge(
                 f"the medium has {len(encoded)} bytes, over the server's limit of {self.max_media_bytes}",
-                hint="send a shorter or a smaller one",
+                hint="send a shorter or smaller one",
             )
 
     def check_size(self, width_px: int, height_px: int) -> None:
@@ -72,7 +72,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.prepare is None and not self.keep_pixels:
-            raise ValueError("frames that are not kept have to be prepared for a model")
+            raise ValueError("frames must be kept, or prepared for a model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

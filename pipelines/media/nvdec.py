@@ -64,7 +64,7 @@ def query_caps(codec: int, device: str) -> DecodeCaps | str:
     try:
         library = ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:
-        return f"NVIDIA's decoding library does not load ({error})"
+        return f"NVIDIA's decoding library cannot be loaded ({error})"
     # The query reads the thread's CUDA context; a first small allocation makes torch's the current one.
     torch.zeros(1, device=device)
     caps = DecodeCaps(codec=codec, chroma=CHROMA_420, depth_minus_8=DEPTH_BITS - 8)
@@ -94,9 +94,9 @@ def kind_refusal(info: MediaInfo) -> str:
     if info.pixel_format not in PIXEL_FORMATS:
         return f"pixels are {info.pixel_format}, not 4:2:0 of 8 bits"
     if info.matrix not in MATRICES:
-        return f"colours are {info.matrix}; DALI converts only by bt601"
+        return f"colours are {info.matrix}; DALI converts only bt601"
     if info.rotation_deg or info.mirrored:
-        return f"frames are stored turned by {info.rotation_deg} degrees or mirrored"
+        return f"frames are stored rotated by {info.rotation_deg} degrees or mirrored"
     return ""
 
 
@@ -120,7 +120,7 @@ def count_frames(video: Video) -> PacketIndex | str:
     if len(video.container.streams.video) > 1:
         return "there are several video streams"
     if video.is_cut_off():
-        return "the file breaks off"
+        return "the file ends early"
     return read_index(video.encoded, video.limits)
 
 
@@ -222,5 +222,5 @@ def _run(pipeline: Any, device: str, *, after: int) -> list[torch.Tensor]:
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\nStacktrace")[0].split())
         raise InvalidMedia(
-            f"NVDEC cannot decode on after {after} frames: {reason[:300]}", hint="decoder=cpu may read it"
+            f"NVDEC cannot continue after {after} frames: {reason[:300]}", hint="decoder=cpu may read it"
         ) from error

@@ -53,13 +53,13 @@ def read_index(encoded: bytes, limits: Limits) -> PacketIndex | str:
                 if packet.is_corrupt or packet.is_discard or packet.pts is None:
                     return "packets are damaged, hidden by an edit list or without presentation times"
                 if not ticks and not packet.is_keyframe:
-                    return "the first frame is no key frame"
+                    return "the first frame is not a key frame"
                 time_base = packet.time_base
                 ticks.append(packet.pts)
                 if packet.is_keyframe:
                     keys.add(packet.pts)
         except av.FFmpegError as error:
-            return f"the container cannot be read through: {error.strerror}"
+            return f"the container cannot be read to its end: {error.strerror}"
     if not ticks or min(ticks) < ticks[0]:
         return "there are frames before the first key frame"
     if len(set(ticks)) < len(ticks):

@@ -66,7 +66,7 @@ def select(
     for taken, one in enumerate(itertools.islice(chosen, 0, None, options.stride)):
         if taken == limits.max_frames:
             raise TooLarge(
-                f"more than {limits.max_frames} frames are selected, the server's limit of one answer",
+                f"more than {limits.max_frames} frames are selected, the server's limit for one answer",
                 hint="use the stream endpoint, or set max_frames, fps, stride, start_s or end_s",
             )
         yield one

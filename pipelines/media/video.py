@@ -64,7 +64,7 @@ class Video:
             self._frames = self._read()
             first = next(self._frames, None)
             if first is None:
-                raise InvalidMedia("the video stream holds no frame", hint="check the upload")
+                raise InvalidMedia("the video stream has no frames", hint="check the upload")
             self.orientation, self._rotation_deg = _orientation(first.frame), first.frame.rotation
             self.info = self._describe(first.frame)
             self._check(first.frame)
@@ -127,11 +127,13 @@ class Video:
         except av.FFmpegError as error:
             raise InvalidMedia(
                 f"cannot be decoded {self._progress()}: {error.strerror}",
-                hint="the file is damaged there; max_frames or end_s can stop before it",
+                hint="the file is damaged there; set max_frames or end_s to stop before it",
             ) from None
         if not whole:
             claim = f"; it claims {self.stream.frames} frames" if self.stream.frames else ""
-            raise InvalidMedia(f"the file breaks off {self._progress()}{claim}", hint="upload the whole file")
+            raise InvalidMedia(
+                f"the file ends early {self._progress()}{claim}", hint="upload the complete file"
+            )
 
     def _decode(self, packet: Any) -> list[VideoFrame]:
         if self._plan is not None:
@@ -211,19 +213,20 @@ class Video:
         size = self.orientation.size(frame.width, frame.height)
         if frame.rotation != self._rotation_deg:
             raise UnsupportedMedia(
-                f"frames turn from {self._rotation_deg} to {frame.rotation} degrees at {self._last_s:.3f} s",
-                hint="cut the medium there",
+                f"the rotation changes from {self._rotation_deg} to {frame.rotation} degrees "
+                f"at {self._last_s:.3f} s",
+                hint="split the medium there",
             )
         if size != (self.info.width_px, self.info.height_px):
             raise UnsupportedMedia(
                 f"frames change from {self.info.width_px}x{self.info.height_px} to {size[0]}x{size[1]} "
                 f"pixels at {self._last_s:.3f} s",
-                hint="cut the medium where its size changes",
+                hint="split the medium where its size changes",
             )
         if has_matrix(frame) and frame.colorspace not in MATRICES:
             raise UnsupportedMedia(
                 f"colours are coded by matrix {frame.colorspace} of H.273",
-                hint=f"served are: {', '.join(sorted(set(MATRICES.values())))}",
+                hint=f"supported: {', '.join(sorted(set(MATRICES.values())))}",
             )
 
     def _batches(self, options: Options, wanted: Wanted) -> Generator[FrameBatch, None, None]:
@@ -277,7 +280,7 @@ def _orientation(frame: VideoFrame) -> Orientation:
     a, b, _, c, d = struct.unpack_from("5i", bytes(matrix))
     if a and b:
         raise UnsupportedMedia(
-            f"frames are to be turned by {frame.rotation} degrees", hint="only multiples of 90 are served"
+            f"frames are rotated by {frame.rotation} degrees", hint="only multiples of 90 are supported"
         )
     if b or c:
         return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)

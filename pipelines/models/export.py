@@ -82,10 +82,10 @@ def exported(layers: nn.Module, example: Tensor, given: Any, *, free: Mapping[in
     """
     outputs = dict(named_tensors(given))
     if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
-        raise TypeError(f"{type(given).__name__} is no answer of only tensors")
+        raise TypeError(f"{type(given).__name__} is not an answer of tensors only")
     weights = sum(tensor.nbytes for tensor in layers.state_dict().values())
     if weights > ONE_FILE_BYTES:
-        raise ValueError(f"weights of {weights >> 20} MiB are more than a graph holds")
+        raise ValueError(f"weights of {weights >> 20} MiB are more than a graph can hold")
     axes = {
         name: {place: f"{name}_{place}" for place in range(tensor.ndim)} for name, tensor in outputs.items()
     }

@@ -48,7 +48,7 @@ class OpenvinoGraph:
     def __init__(self, graph: bytes, precision: Precision) -> None:
         self._hint, capability = PRECISIONS[precision]
         if capability not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError(f"this processor does not compute in {precision} by OpenVINO")
+            raise ValueError(f"OpenVINO does not compute in {precision} on this processor")
         self.lanes = torch.get_num_threads()
         self._by_streams: dict[int, CompiledModel] = {}
         self._compiling = threading.Lock()

@@ -136,7 +136,7 @@ def check_rows(output: Output, count: int, name: str) -> None:
         if length != count:
             raise ModelUnavailable(
                 f"{name} gives {length} rows of {one} for a batch of {count}",
-                hint="max_batch=1 for one that was exported without a free batch",
+                hint="max_batch=1 for a model exported with a fixed batch size",
             )
 
 

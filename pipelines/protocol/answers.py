@@ -69,20 +69,20 @@ class Answer:
 
     task: ClassVar[str] = ""
 
-    frame_index: Ints = rows(np.int64, "number of the frame in its medium, from 0; of a clip, of its first")
+    frame_index: Ints = rows(np.int64, "index of the frame in its medium, from 0; of a clip, its first frame")
     pts_s: Times = rows(np.float64, "its presentation time in seconds")
     size: Ints = column((2,), np.int64, "height and width of the source in pixels", join="last")
-    overlay: Sequence[bytes] = pictures("the picture as asked for: JPEG or raw RGB bytes")
+    overlay: Sequence[bytes] = pictures("the picture in the requested form: JPEG or raw RGB bytes")
     video: bytes = column(
         (1,),
         object,
-        "H.264 in fragmented MP4; the parts of a stream concatenate",
+        "H.264 in fragmented MP4; the parts of a stream can be concatenated",
         default=bytes,
         binary=True,
         join="rows",
     )
-    decoder: str = column((1,), object, "which decoder ran", default=str)
-    decoder_reason: str = column((1,), object, "why that one", default=str)
+    decoder: str = column((1,), object, "the decoder that was used", default=str)
+    decoder_reason: str = column((1,), object, "why that decoder was used", default=str)
     final: bool = column((1,), np.uint8, "1 on the last answer of a medium", default=bool, join="last")
 
     def __post_init__(self) -> None:
@@ -159,7 +159,8 @@ def answer_columns(kind: type[Answer]) -> tuple[Column, ...]:
     """The columns of a form of answer, counts and error included."""
     dims = dict.fromkeys(one.dims[0] for one in kind.own_columns() if one.dims[0] in COUNTS)
     counts = (
-        count_column(COUNTS[dim], f"how many rows of {dim} are real; none are padded to one") for dim in dims
+        count_column(COUNTS[dim], f"number of real rows of {dim}; zero rows are padded to one")
+        for dim in dims
     )
     return (*kind.own_columns(), *counts, ERROR_COLUMN)
 
@@ -210,11 +211,11 @@ class ClassificationAnswer(Answer):
 
     task: ClassVar[str] = "classification"
 
-    class_id: Ints = rows(np.int64, "numbers of the k likeliest classes, the likeliest first", "k")
+    class_id: Ints = rows(np.int64, "ids of the k likeliest classes, the likeliest first", "k")
     class_name: Texts = rows(object, "their names", "k")
     probability: Floats = rows(np.float32, "their probabilities", "k")
     mean_class_id: Ints = column(
-        ("k",), np.int64, "the same of the mean over the whole medium so far", join="last"
+        ("k",), np.int64, "the same for the mean over the medium so far", join="last"
     )
     mean_class_name: tuple[str, ...] = column(("k",), object, "their names", join="last")
     mean_probability: Floats = column(("k",), np.float32, "their mean probabilities", join="last")
@@ -226,12 +227,12 @@ class ActionAnswer(Answer):
 
     task: ClassVar[str] = "action"
 
-    last_frame_index: Ints = rows(np.int64, "number of the clip's last frame")
+    last_frame_index: Ints = rows(np.int64, "index of the clip's last frame")
     last_pts_s: Times = rows(np.float64, "its presentation time in seconds")
-    class_id: Ints = rows(np.int64, "numbers of the k likeliest classes, the likeliest first", "k")
+    class_id: Ints = rows(np.int64, "ids of the k likeliest classes, the likeliest first", "k")
     class_name: Texts = rows(object, "their names", "k")
     probability: Floats = rows(np.float32, "their probabilities", "k")
-    mean_class_id: Ints = column(("k",), np.int64, "the same of the mean over all clips so far", join="last")
+    mean_class_id: Ints = column(("k",), np.int64, "the same for the mean over all clips so far", join="last")
     mean_class_name: tuple[str, ...] = column(("k",), object, "their names", join="last")
     mean_probability: Floats = column(("k",), np.float32, "their mean probabilities", join="last")
 
@@ -242,20 +243,20 @@ class DetectionAnswer(Answer):
 
     task: ClassVar[str] = "detection"
 
-    box_frame_index: Ints = rows(np.int64, "number of the frame that the box is in", of="D")
+    box_frame_index: Ints = rows(np.int64, "index of the frame that the box is in", of="D")
     box: Floats = rows(np.float32, "left, top, right, bottom in source pixels", 4, of="D")
-    score: Floats = rows(np.float32, "how sure the model is, 0 to 1", of="D")
-    class_id: Ints = rows(np.int64, "number of the box's class", of="D")
+    score: Floats = rows(np.float32, "confidence, 0 to 1", of="D")
+    class_id: Ints = rows(np.int64, "id of the box's class", of="D")
     class_name: Texts = rows(object, "its name", of="D")
     mask: Sequence[bytes] = pictures(
-        "the object's mask as asked for: COCO run lengths as JSON, PNG, raw", of="D"
+        "the object's mask in the requested form: COCO run lengths as JSON, PNG or raw", of="D"
     )
     keypoint_names: tuple[str, ...] = column(("P",), object, "names of the P keypoints", default=tuple)
     keypoint: Floats = rows(
         np.float32, "x and y in source pixels, and 1 where visible", "P", 3, of="D", needs="keypoint_names"
     )
     keypoint_score: Floats = rows(
-        np.float32, "how sure the model is of each keypoint", "P", of="D", needs="keypoint_names"
+        np.float32, "confidence of each keypoint", "P", of="D", needs="keypoint_names"
     )
 
 
@@ -266,8 +267,10 @@ class SegmentationAnswer(Answer):
     task: ClassVar[str] = "segmentation"
 
     class_names: tuple[str, ...] = column(("K",), object, "names of the K classes, the background first")
-    class_pixels: Ints = rows(np.int64, "source pixels of each class", "K")
-    mask: Sequence[bytes] = pictures("the class map as asked for: COCO run lengths as JSON, PNG, raw")
+    class_pixels: Ints = rows(np.int64, "number of source pixels of each class", "K")
+    mask: Sequence[bytes] = pictures(
+        "the class map in the requested form: COCO run lengths as JSON, PNG or raw"
+    )
 
 
 ANSWERS: Mapping[str, type[Answer]] = {

@@ -49,20 +49,20 @@ ERROR_COLUMN = Column(
     name="error", dtype=object, dims=(1,), help='empty, or JSON {"code", "message", "hint"}'
 )
 COMMON_COLUMNS = (
-    count_column("count", "how many frames are real; a row of none is padded to one"),
-    Column(name="decoder", dtype=object, dims=(1,), help="which decoder ran"),
-    Column(name="decoder_reason", dtype=object, dims=(1,), help="why that one"),
+    count_column("count", "number of real frames; zero frames are padded to one"),
+    Column(name="decoder", dtype=object, dims=(1,), help="the decoder that was used"),
+    Column(name="decoder_reason", dtype=object, dims=(1,), help="why that decoder was used"),
     Column(name="final", dtype=np.uint8, dims=(1,), help="1 on the last answer of a medium"),
     ERROR_COLUMN,
 )
 
 STREAM_COLUMNS = (
-    Column(name="seq", dtype=np.int64, dims=(1,), help="number of the answer in its stream, from 0"),
+    Column(name="seq", dtype=np.int64, dims=(1,), help="index of the answer in its stream, from 0"),
     Column(
         name="session",
         dtype=object,
         dims=(1,),
-        help="empty, or the token to go on with, where the stream pauses after this answer",
+        help="the token to continue with if the stream pauses after this answer, else empty",
     ),
 )
 

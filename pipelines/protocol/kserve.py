@@ -48,7 +48,7 @@ def wire_parameters(parameters: Mapping[str, object]) -> dict[str, Scalar]:
     for name, value in parameters.items():
         if not isinstance(value, str | int | float):
             kind = type(value).__name__
-            raise InvalidOptions(f"option {name} is a {kind}", hint="text, a number or a truth value")
+            raise InvalidOptions(f"option {name} is a {kind}", hint="text, a number or a boolean")
         too_long = isinstance(value, int) and not -(2**63) <= value < 2**63
         wired[name] = str(value) if isinstance(value, float) or too_long else value
     return wired

@@ -28,28 +28,33 @@ def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: flo
 class Options:
     """What a request may set; one field is one request parameter of that name."""
 
-    task: str = option("", "whose preprocessing, where several models are served; the first one's if empty")
-    class_name: str = option("", "find only this class, or several with commas between; all if empty")
+    task: str = option("", "the task whose preprocessing runs; empty: the first one served")
+    class_name: str = option("", "only this class, or several separated by commas; empty: all")
     class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
     score_threshold: float = option(
         -1.0,
-        "what counts is above this; -1: for boxes 0.5, for pixels 0.5 with one class and 0 with all",
+        "only scores above this count; -1: the model's own, else 0.5 (0 for pixels of all classes)",
         low=-1,
         high=1,
     )
-    top_k: int = option(5, "classes named for each frame or clip, the likeliest first", low=1, high=1000)
-    clip_length: int = option(0, "frames of a clip; 0: what the model was trained with", low=0, high=1024)
-    clip_stride: int = option(0, "frames from clip to clip; 0: a whole clip", low=0, high=1024)
-    tail: Tail = option(
-        "pad", "a last clip that is too short: dropped, filled with its last frame, or begun again"
+    top_k: int = option(5, "number of classes for each frame or clip, the likeliest first", low=1, high=1000)
+    clip_length: int = option(0, "frames per clip; 0: as the model was trained", low=0, high=1024)
+    clip_stride: int = option(
+        0, "frames from one clip's start to the next; 0: one clip length", low=0, high=1024
     )
-    start_s: float = option(0.0, "first time of the medium to answer, in seconds", low=0)
+    tail: Tail = option(
+        "pad",
+        "a last clip that is too short is dropped, padded with its last frame, or repeated from its start",
+    )
+    start_s: float = option(0.0, "answers start at this time of the medium, in seconds", low=0)
     end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
-    fps: float = option(0.0, "frames a second to answer; 0: all, of clips the model's rate", low=0, high=1000)
+    fps: float = option(
+        0.0, "frames per second to answer; 0: all frames, or for clips the model's rate", low=0, high=1000
+    )
     keyframes_only: bool = option(False, "answer only key frames")
-    stride: int = option(1, "answer every n-th frame (of those that fps leaves)", low=1)
+    stride: int = option(1, "answer every n-th frame (of those that fps keeps)", low=1)
     max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
-    overlay: Overlay = option("none", "pictures in the answer: a JPEG a frame, H.264 a chunk, or raw RGB")
+    overlay: Overlay = option("none", "pictures in the answer: JPEG per frame, H.264 per chunk, or raw RGB")
     style: Style = option(
         "overlay",
         "what the pictures show: coloured classes, only the class, or the class made unrecognisable",
@@ -60,20 +65,20 @@ class Options:
     outline_px: int = option(
         2, "width of the overlay's outlines in source pixels; 0 for none", low=0, high=16
     )
-    background: str = option("000000", "with extract: the colour of what is left out, as RRGGBB")
-    mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or how probable they are as PNG")
-    decoder: Decoder = option("auto", "which decoder: the fitting one, NVDEC or error, or the CPU's")
+    background: str = option("000000", "with extract: the colour of everything else, as RRGGBB")
+    mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or their probability as PNG")
+    decoder: Decoder = option("auto", "auto: NVDEC where it fits, else the CPU; nvdec: NVDEC or an error")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")
     deadline_ms: float = option(
         0,
-        "milliseconds from arrival in which all of the answer is to be there, pauses too; 0: no bound",
+        "milliseconds from arrival to the end of the answer, pauses included; 0: no limit",
         low=0,
     )
     credits: int = option(
         0, "stream: at most this many answers now; 0: all, while they are small", low=0, high=1000
     )
-    session: str = option("", "stream: go on where the answer with this token stopped; media is empty then")
-    last_seq: int = option(-1, "with session: the answers after this number, again", low=-1)
+    session: str = option("", "stream: continue after the answer with this token; media is then empty")
+    last_seq: int = option(-1, "with session: send the answers after this number again", low=-1)
     cancel: bool = option(False, "with session: end the stream now")
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class Options:
             raise InvalidOptions(f"end_s={self.end_s} is not after start_s={self.start_s}")
         if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
             raise InvalidOptions(
-                f"option background={self.background!r} is no colour", hint="RRGGBB, e.g. 00ff00"
+                f"option background={self.background!r} is not a colour", hint="RRGGBB, e.g. 00ff00"
             )
         for one, other in (("class_name", "class_id"), ("fps", "keyframes_only")):
             if self.is_set(one) and self.is_set(other):
@@ -157,7 +162,7 @@ def _read_scalar(name: str, value: Scalar) -> Scalar:
         if kind is bool:
             return _read_bool(value)
         if isinstance(value, bool):
-            raise ValueError("a truth value")
+            raise ValueError("a boolean")
         if kind is int:
             if isinstance(value, float) and not value.is_integer():
                 raise ValueError("a fraction")

@@ -100,7 +100,7 @@ def decode_object(text: bytes) -> ObjectMask:
         height, width = (int(side) for side in entry["size"])
         runs = _numbers(entry["counts"].encode("ascii"))
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-        raise InternalError(f"the mask holds no run lengths ({error}): {text[:40]!r}") from None
+        raise InternalError(f"the mask does not hold run lengths ({error}): {text[:40]!r}") from None
     if (
         min(height, width) < 0
         or (runs < 0).any()
@@ -151,7 +151,7 @@ def _read(text: bytes) -> list[tuple[int, npt.NDArray[np.int64]]]:
         entries: list[dict[str, Any]] = json.loads(text)
         pairs = [(int(entry["class_id"]), np.array(entry["counts"], np.int64)) for entry in entries]
         if any(counts.ndim != 1 for _, counts in pairs):
-            raise ValueError("counts are no list of numbers")
+            raise ValueError("counts are not a list of numbers")
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InternalError(f"the mask holds no run lengths ({error}): {text[:40]!r}") from None
+        raise InternalError(f"the mask does not hold run lengths ({error}): {text[:40]!r}") from None
     return pairs

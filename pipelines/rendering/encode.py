@@ -35,8 +35,8 @@ def check_side(height_px: int, width_px: int, limit_px: int, form: str) -> None:
     """Raise UnsupportedMedia where a form of picture cannot be that large."""
     if max(height_px, width_px) > limit_px:
         raise UnsupportedMedia(
-            f"{form} holds no picture of {width_px}x{height_px} px, its sides end at {limit_px}",
-            hint="ask for another overlay, or scale the medium down",
+            f"{form} cannot hold a picture of {width_px}x{height_px} px; a side has at most {limit_px}",
+            hint="request another overlay, or scale the medium down",
         )
 
 
@@ -101,7 +101,7 @@ class Mp4Writer:
         """
         if self._closed or tuple(pixels_nhwc.shape[1:]) != (*self._hw, 3):
             state = "closed" if self._closed else f"one of frames {(*self._hw, 3)}"
-            raise InternalError(f"the film is {state}, and was given {tuple(pixels_nhwc.shape)}")
+            raise InternalError(f"the video is {state}, but was given {tuple(pixels_nhwc.shape)}")
         even = ((0, 0), (0, self._hw[0] % 2), (0, self._hw[1] % 2), (0, 0))
         try:
             for pixels, time_s in zip(np.pad(to_numpy(pixels_nhwc), even, mode="edge"), pts_s, strict=True):

@@ -188,7 +188,7 @@ class Client:
         for name in ("base64", *STREAM_OPTIONS):
             if name in options:
                 raise InvalidOptions(
-                    f"{name} is not for callers", hint="media are bytes or a path; streams pull by themselves"
+                    f"{name} is not for callers", hint="media are bytes or a path; streams pull automatically"
                 )
         deadline = time.monotonic() + self._timeout_s
         info = self._known or self._info(self._timeout_s)

@@ -161,7 +161,7 @@ class _Exchange:
         if isinstance(error, TimeoutError):
             return deadline_error(self._address, self._timeout_s)
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            return unreachable_error(self._address, "what listens there speaks no HTTP")
+            return unreachable_error(self._address, "whatever listens there does not speak HTTP")
         if self._connected:
             return broken_off_error(self._address)
         if isinstance(error, ssl.SSLError):
@@ -238,7 +238,7 @@ def _binary_tensors(head_bytes: str | None, body: bytes) -> dict[str, Tensor]:
             tensors[output["name"]] = read_tensor(output["datatype"], output["shape"], raw)
             offset += size
     except (ValueError, KeyError, TypeError) as error:
-        raise InternalError(f"the answer is no KServe v2 in binary form: {error!r}") from None
+        raise InternalError(f"the answer is not KServe v2 in binary form: {error!r}") from None
     return tensors
 
 
@@ -273,9 +273,9 @@ def _event(text: bytes) -> dict[str, Any]:
     try:
         event = json.loads(text)
     except ValueError as error:
-        raise InternalError(f"the stream holds an event that is no JSON: {error}") from None
+        raise InternalError(f"the stream holds an event that is not JSON: {error}") from None
     if not isinstance(event, dict):
-        raise InternalError("the stream holds an event that is no JSON object")
+        raise InternalError("the stream holds an event that is not a JSON object")
     if set(event) == {"error"}:
         raise server_error(str(event["error"]))
     return event

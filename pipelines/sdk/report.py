@@ -95,7 +95,7 @@ def _run_lengths(mask: bytes) -> Any:
     try:
         return json.loads(mask)
     except ValueError:
-        raise InternalError(f"the mask is no JSON: {mask[:20]!r}") from None
+        raise InternalError(f"the mask is not JSON: {mask[:20]!r}") from None
 
 
 LINES: Mapping[type[Answer], Callable[[Any, int, bool], Line]] = {

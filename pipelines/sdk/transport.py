@@ -30,10 +30,10 @@ MESSAGE_LENGTH_LIMIT = 400
 # Triton reports these states of a model as text only; the status that comes along differs by protocol.
 ERRORS_BY_TEXT: tuple[tuple[str, type[TrividError], str], ...] = (
     ("maximum queue size", Overloaded, "try again later"),
-    ("timeout expired", Overloaded, "it waited for its turn as long as the server lets it: try again later"),
-    ("unknown model", ModelUnavailable, "is the server starting or stopping, or has it no such endpoint?"),
+    ("timeout expired", Overloaded, "it waited as long as the server allows: try again later"),
+    ("unknown model", ModelUnavailable, "is the server starting or stopping, or does it lack this endpoint?"),
     ("not ready", ModelUnavailable, "is the server still starting?"),
-    ("not healthy", ModelUnavailable, "the server has to be started again"),
+    ("not healthy", ModelUnavailable, "restart the server"),
 )
 
 
@@ -69,9 +69,9 @@ def parse_address(url: str) -> Address:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidOptions(f"url={url!r} is no address: {error}", hint=hint) from None
+        raise InvalidOptions(f"url={url!r} is not an address: {error}", hint=hint) from None
     if parts.scheme not in DEFAULT_PORTS or not host:
-        raise InvalidOptions(f"url={url!r} is no address of a server", hint=hint)
+        raise InvalidOptions(f"url={url!r} is not the address of a server", hint=hint)
     if parts.username is not None:
         raise InvalidOptions("the url holds a user name or password", hint="send a token instead")
     return Address(
@@ -140,7 +140,7 @@ class Watchdog:
 def deadline_error(address: Address, timeout_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"no answer from {address} within {timeout_s:.3g} s",
-        hint="raise the timeout; a stream's is for each answer",
+        hint="raise the timeout; in a stream it is for each answer",
     )
 
 
@@ -150,7 +150,8 @@ def unreachable_error(address: Address, cause: object) -> ModelUnavailable:
 
 def broken_off_error(address: Address) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{address} broke off the answer", hint="did it stop, or is this the port of the other protocol?"
+        f"{address} broke off the answer",
+        hint="did it stop, or is this the port of the other protocol?",
     )
 
 
@@ -164,7 +165,7 @@ def trust_error(address: Address, cause: object) -> ModelUnavailable:
 
 
 def too_large_error(address: Address) -> TooLarge:
-    return TooLarge(f"the request is larger than {address} takes", hint="send a shorter medium")
+    return TooLarge(f"the request is larger than {address} accepts", hint="send a shorter medium")
 
 
 def server_error(message: str) -> TrividError:

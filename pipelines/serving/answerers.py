@@ -75,7 +75,7 @@ def check_size(size_bytes: int, limit_bytes: int, frame_index: Tensor) -> None:
     if size_bytes > limit_bytes:
         last = int(frame_index.max(initial=0))
         raise TooLarge(
-            f"the answer passes the server's limit of {limit_bytes >> 20} MiB at frame {last}",
+            f"the answer exceeds the server's limit of {limit_bytes >> 20} MiB at frame {last}",
             hint="use the stream endpoint, max_frames or stride, or jpeg, mp4 or rle instead of raw",
         )
 

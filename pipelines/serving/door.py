@@ -81,7 +81,7 @@ class TritonDoor:
         except TrividError as error:
             self.stop()
             raise ModelUnavailable(
-                f"Triton did not load {endpoint.name}", hint="its messages stand above"
+                f"Triton did not load {endpoint.name}", hint="see its messages above"
             ) from error
         self._ask_first()
         self._answered_s = time.monotonic()

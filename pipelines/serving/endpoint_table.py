@@ -46,15 +46,18 @@ SEGMENTED = Column(
 CLASS_MASK = Column(name="mask", dtype=np.uint8, dims=("H", "W"), help="1 where the class is")
 ORIGINAL = Column(name="original", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the decoded frames, RGB")
 FRAMES_SEGMENTED = Column(
-    name="segmented", dtype=np.uint8, dims=("F", "H", "W", "C"), help="the same, black outside the class"
+    name="segmented",
+    dtype=np.uint8,
+    dims=("F", "H", "W", "C"),
+    help="the same frames, black outside the class",
 )
 PREPROCESSED = (
     Column(name="pixels", dtype=np.float32, dims=("N", 3, "h", "w"), help="model pixels"),
-    Column(name="frame_index", dtype=np.int64, dims=("N",), help="number of the frame in its medium, from 0"),
+    Column(name="frame_index", dtype=np.int64, dims=("N",), help="index of the frame in its medium, from 0"),
     Column(name="pts_s", dtype=np.float64, dims=("N",), help="its presentation time in seconds"),
     *COMMON_COLUMNS,
 )
-MEDIA = Column(name="media", dtype=object, dims=(1,), help="the encoded video or image, as the file is")
+MEDIA = Column(name="media", dtype=object, dims=(1,), help="the bytes of a video or image file")
 VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded video")
 
 
@@ -70,13 +73,13 @@ def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
     )
     many = dataclasses.replace(
         one,
-        help=f"{name} of a medium of any length, an answer per chunk of frames",
+        help=f"{name} of a medium of any length, one answer per chunk of frames",
         outputs=(*columns, *STREAM_COLUMNS),
         allowed=(*task.options, *STREAM_OPTIONS),
         stream=True,
     )
     bare = EndpointFacts(
-        help=f"only the model of {name}: a row is what it takes of model pixels",
+        help=f"only the {name} model: a row is one input of model pixels",
         inputs=task.inputs,
         outputs=(*task.outputs, ERROR),
         task=name,
@@ -93,7 +96,7 @@ ENDPOINT_TABLE: dict[str, EndpointFacts] = {
         allowed=("task", *SELECTION),
     ),
     "dali_postprocess": EndpointFacts(
-        help="only the postprocessing of one class: a row is a frame",
+        help="only the postprocessing for one class; a row is a frame",
         inputs=(FRAME, PROBABILITY),
         outputs=(SEGMENTED, CLASS_MASK, ERROR),
         task="segmentation",

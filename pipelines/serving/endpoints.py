@@ -106,7 +106,7 @@ class Endpoint:
         rows = self._guarded(self.answer(inputs, options))
         if self.sessions is not None:
             if options.session and any(map(nbytes, inputs.values())):
-                raise InvalidOptions("a medium is sent with a session", hint="leave it empty")
+                raise InvalidOptions("media and session are both set", hint="leave media empty")
             # An error of the medium ends the stream, one of a pull does not.
             rows = self.sessions.pull(self.name, rows, options)
         with contextlib.closing(rows):
@@ -152,11 +152,11 @@ def _no_room(size_bytes: int, limit_bytes: int) -> TrividError:
     if size_bytes > limit_bytes:
         return TooLarge(
             f"the answer has {size_bytes >> 20} MiB or more, the server's limit is {limit_bytes >> 20}",
-            hint="ask for less (max_frames, stride, fewer rows), for jpeg, mp4 or rle instead of raw, or "
+            hint="request less (max_frames, stride, fewer rows), use jpeg, mp4 or rle instead of raw, or "
             "stream",
         )
     return Overloaded(
-        f"no room for an answer of {size_bytes >> 20} MiB beside those of other requests",
+        f"no room for an answer of {size_bytes >> 20} MiB next to those of other requests",
         hint="try again in a moment",
     )
 
@@ -192,7 +192,7 @@ def _from_base64(value: Tensor) -> Tensor:
         decoded = [base64.b64decode(item, validate=True) for item in value.flat]
     except binascii.Error as error:
         raise InvalidMedia(
-            f"media is no base64: {error}", hint="leave the option base64 out for raw bytes"
+            f"media is not base64: {error}", hint="leave out the option base64 to send raw bytes"
         ) from None
     return bytes_column(decoded).reshape(value.shape)
 

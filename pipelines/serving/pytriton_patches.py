@@ -122,7 +122,7 @@ def mend_stub_files(files: dict[str, bytes]) -> dict[str, bytes]:
         text = mended[names[0]].decode() if names else ""
         if text.count(mend.expression) != 1:
             raise InternalError(
-                f"PyTriton's {mend.file} is another than expected: {text.count(mend.expression)} times "
+                f"PyTriton's {mend.file} differs from the expected one: {text.count(mend.expression)} times "
                 f"{mend.expression!r}",
                 hint="install the locked version of nvidia-pytriton (uv sync --locked)",
             )

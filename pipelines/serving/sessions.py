@@ -71,12 +71,12 @@ class _Stream:
                 if not first <= last_seq + 1 <= self.seq:
                     raise InvalidOptions(
                         f"last_seq={last_seq}: the session has answers {first} to {self.seq - 1}",
-                        hint="only those of the last pull are kept",
+                        hint="only the answers of the last pull are kept",
                     )
                 self.given = last_seq + 1
             del self.said[: self.given - first]
             if self.ended and self.given == self.seq:
-                raise Cancelled(f"the stream is at its end: answer {self.seq - 1} was the last")
+                raise Cancelled(f"the stream has ended: answer {self.seq - 1} was the last")
 
 
 class Sessions:
@@ -154,7 +154,7 @@ class Sessions:
         with self._lock:
             if sum(not stream.ended for stream in self._streams.values()) >= self._most:
                 raise Overloaded(
-                    f"{self._most} streams are open, as many as this server takes",
+                    f"{self._most} streams are open, the most this server allows",
                     hint="try again in a moment",
                 )
             stream = _Stream(owner=owner, rows=rows, puller=mine)
@@ -167,14 +167,14 @@ class Sessions:
             stream = self._streams.get(options.session)
             if stream is None or stream.owner != owner:
                 raise Cancelled(
-                    f"no such session of {owner}: it is at its end, cancelled, or was not pulled for "
+                    f"no such session of {owner}: it has ended, was cancelled, or was not pulled for "
                     f"{self._expire_s:g} s",
-                    hint="send the medium again, with start_s for the rest",
+                    hint="send the medium again, with start_s to continue",
                 )
             # Whoever says what came last has lost a connection, which the server does not get to know.
             if stream.puller is not None and options.last_seq < 0 and not options.cancel:
                 raise InvalidOptions(
-                    "another request pulls this session now",
+                    "another request is pulling this session",
                     hint="wait for its answers, or send last_seq to take over",
                 )
             stream.puller = mine

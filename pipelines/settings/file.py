@@ -16,15 +16,15 @@ from pipelines.settings.reading import STRICT, WrongInput, read, read_text
 from pipelines.settings.server import ServerSettings
 
 EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it):
-  [server]                              every flag above of the server, with _ for -, without the leading --
+  [server]                              every server flag above, with _ for -, without the leading --
   device = "cpu"
   http_port = 8000
 
-  [[model]]                             a table for each model; flags go before what is written here
+  [[model]]                             one table per model; flags override it
   source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256,
                                         precision, engine as their flags; max_batch, score_threshold,
                                         clip_length, clip_fps
-  [model.preprocessing]                 what to do differently from what the model says of itself:
+  [model.preprocessing]                 overrides of what the model itself declares:
   resize_px = 256                       the shorter side, or [height, width]; 0: no resize
   crop_px = 224                         one number or [height, width]
   mean = [0.485, 0.456, 0.406]          and std, of values in 0..1
@@ -52,7 +52,7 @@ def read_settings_file(path: Path) -> tuple[dict[str, Any], tuple[ModelSettings,
     try:
         whole = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WrongInput(f"the settings file {path} is no TOML: {error}") from error
+        raise WrongInput(f"the settings file {path}is not TOML: {error}") from error
     if isinstance(whole.get("model"), dict):
         raise WrongInput(f"{path}: model is one table, not a list of them", hint="write [[model]]")
     found = read(_File, whole, str(path))

@@ -46,16 +46,16 @@ def _models(
     if given.get("demo") or server.get("demo"):
         # Models of the file stand back: the command line wins.
         if "model" in given or (of_file and "demo" in server):
-            raise WrongInput("--demo brings its own models: leave --model out, or --demo")
+            raise WrongInput("--demo brings its own models: leave out --model or --demo")
         if flags:
-            raise WrongInput(f"--demo brings its own weights: leave {_flag(flags[0])} out, or --demo")
+            raise WrongInput(f"--demo brings its own weights: leave out {_flag(flags[0])} or --demo")
         return ()
     models = tuple(map(_model, given.get("model", ()))) or of_file or (DEFAULT_MODEL,)
     seen: dict[str, str] = {}
     for model in models:
         if model.task and seen.setdefault(model.task, model.source) != model.source:
             both = f"{seen[model.task]} and {model.source}"
-            raise WrongInput(f"two models of task {model.task}: {both}; a server has one of each")
+            raise WrongInput(f"two models of task {model.task}: {both}; a server serves one model per task")
     for name in flags:
         models = _with_flag(models, name, given[name])
     return models
@@ -127,7 +127,7 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--settings", metavar="FILE", help="a TOML file with all of these; flags go before it")
+    add("--settings", metavar="FILE", help="a TOML file with any of these; flags override it")
     sources = (
         "a torchvision name, a file (.pt2, TorchScript .pt, .onnx, .safetensors or .pth with --arch), "
         "package.module:function or torch.hub:REPO[:REF]:ENTRY"

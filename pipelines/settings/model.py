@@ -35,7 +35,7 @@ Side = Annotated[int, between(1, spec.MAX_SIDE_PX)]
 Sides = Annotated[tuple[Side, Side], _listed(2, SIDES)]
 SideOrSides = Annotated[
     tuple[Annotated[int, between(0, spec.MAX_SIDE_PX)], ...],
-    allowed("0 by itself: no resize", lambda px: 0 not in px or px == (0,)),
+    allowed("0 alone: no resize", lambda px: 0 not in px or px == (0,)),
     _listed(2, SIDES, spread=False),
 ]
 Three = Annotated[tuple[float, float, float], _listed(3, THREE)]
@@ -84,17 +84,17 @@ class SourceSettings(BaseModel):
     weights: str = said(
         "", "a state dict, a name of torchvision's enum, or 'random' for noise (default: DEFAULT)"
     )
-    labels: str = said("", "a text file with a label a line")
-    model_proc: str = said("", "a model-proc JSON file of DL Streamer's")
+    labels: str = said("", "a text file with one label per line")
+    model_proc: str = said("", "a model-proc JSON file of DL Streamer")
     arch: str = said("", "the torchvision name of the network whose state dict the source is")
-    sha256: str = said("", "of the file that the weights are read from")
+    sha256: str = said("", "the digest of the weights file, checked before it is read")
     precision: spec.Precision = said(
-        "fp32", f"what the model computes in: {', '.join(get_args(spec.Precision))} (default: fp32)"
+        "fp32", f"number format to compute in: {', '.join(get_args(spec.Precision))} (default: fp32)"
     )
     engine: spec.Engine = said(
         "auto",
-        f"what computes the network: {', '.join(get_args(spec.Engine))} "
-        "(default: auto, the fastest that agrees)",
+        f"runtime of the network: {', '.join(get_args(spec.Engine))} "
+        "(default: auto, the fastest that agrees with torch)",
     )
     max_batch: Annotated[int, between(0, spec.MAX_BATCH)] = 0
     score_threshold: Annotated[float, allowed("0 to 1; -1: not set", lambda x: x == -1 or 0 <= x <= 1)] = -1.0
@@ -109,14 +109,14 @@ class ModelSettings(SourceSettings, PixelSettings):
 class ModelTable(SourceSettings):
     """A `[[model]]` table of a settings file: its pixels are in a table of their own."""
 
-    source: Annotated[str, allowed("a text that is not empty", bool)]
+    source: Annotated[str, allowed("a non-empty text", bool)]
     preprocessing: PixelSettings = PixelSettings()
 
     @model_validator(mode="before")
     @classmethod
     def _pixels_in_their_table(cls, table: Any) -> Any:
         if isinstance(table, dict) and (outside := PixelSettings.model_fields.keys() & table.keys()):
-            raise ValueError(f"{min(outside)} belongs into [model.preprocessing]")
+            raise ValueError(f"{min(outside)} belongs in [model.preprocessing]")
         return table
 
     def settings(self, folder: Path) -> ModelSettings:

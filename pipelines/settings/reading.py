@@ -82,7 +82,7 @@ def read(
         case "missing":
             wrong = "is missing"
         case "json_invalid" | "string_unicode":
-            wrong = f"is no JSON: {first.get('ctx', {}).get('error', 'no UTF-8')}"
+            wrong = f"is not JSON: {first.get('ctx', {}).get('error', 'not UTF-8')}"
         case "value_error":
             wrong = f"is wrong: {first['ctx']['error']}"
         case _:
@@ -175,12 +175,12 @@ def read_text(path: Path, what: str) -> str:
     try:
         # A pipe would never end.
         if path.exists() and not path.is_file():
-            raise WrongInput(f"cannot read the {what} file {path}: it is no file", hint=hint)
+            raise WrongInput(f"cannot read the {what} file {path}: it is not a file", hint=hint)
         if path.exists() and path.stat().st_size > LARGEST_TEXT:
             raise WrongInput(f"the {what} file {path} is larger than {LARGEST_TEXT >> 20} MB", hint=hint)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = f"the {what} file {path} is no UTF-8 text: {error.reason}"
+        wrong = f"the {what} file {path} is not UTF-8 text: {error.reason}"
         raise WrongInput(wrong, hint="save it as UTF-8") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -15,7 +15,7 @@ MAX_MESSAGE_MB = 2047
 LONGEST_WAIT_MS = 3_600_000
 Port = Annotated[int, between(1, 65535)]
 Count = Annotated[int, between(1, (1 << 31) - 1)]
-IN_MESSAGE = f"1 to {MAX_MESSAGE_MB}; a message of Triton's holds no more"
+IN_MESSAGE = f"1 to {MAX_MESSAGE_MB}; the most that a Triton message holds"
 MediumMb = Annotated[int, allowed(IN_MESSAGE, lambda mb: 1 <= mb <= MAX_MESSAGE_MB)]
 
 
@@ -26,32 +26,35 @@ class ServerSettings(BaseModel):
 
     demo: bool = said(False, "serve the embedded demo models (drawn shapes)")
     allow_code: bool = said(
-        False, "let models be code (functions, torch.hub, .pt2, TorchScript), which runs with all our rights"
+        False,
+        "let models be code (functions, torch.hub, .pt2, TorchScript) with all rights of the server",
     )
-    device: Literal["auto", "cpu", "cuda"] = said("auto", "where models run; auto is a GPU if any")
+    device: Literal["auto", "cpu", "cuda"] = said("auto", "where models run; auto: a GPU if there is one")
     host: str = said("127.0.0.1", "address to listen on; keep it private, behind a proxy")
-    http_port: Port = said(8000, "port of HTTP")
-    grpc_port: Port = said(8001, "port of gRPC")
+    http_port: Port = said(8000, "HTTP port")
+    grpc_port: Port = said(8001, "gRPC port")
     metrics_port: Port = said(8002, "port of Triton's metrics")
-    max_media_mb: MediumMb = said(64, "largest medium of a request, in MiB")
-    max_frames: Count = said(300, "most frames of one answer; streams have no limit")
-    chunk_frames: Count = said(16, "frames decoded and answered at once")
+    max_media_mb: MediumMb = said(64, "largest medium, in MiB")
+    max_frames: Count = said(300, "most frames in one answer; streams have no limit")
+    chunk_frames: Count = said(16, "frames decoded and answered together")
     workers: Count = Field(
         default_factory=lambda: Threads.of(cores()).workers,
-        description="media of an endpoint worked on at once",
+        description="media processed at once, for each endpoint",
     )
-    max_queue: Count = said(64, "requests of an endpoint that wait; a further one is overloaded")
+    max_queue: Count = said(
+        64, "requests that may wait, for each endpoint; further ones are refused as overloaded"
+    )
     max_memory_mb: Count = Field(
         default_factory=lambda: default_budget_bytes() >> 20,
-        description="memory of all requests, in MiB; half of the machine's",
+        description="memory for all requests, in MiB; by default half of the machine's",
     )
     max_sessions: Count = said(64, "streams open at once, running or paused")
     max_wait_ms: Annotated[int, between(0, LONGEST_WAIT_MS)] = said(
         0,
-        "longest wait for its turn of a medium that gets one answer, else overloaded; 0: as long as it takes",
+        "longest wait of a request for one answer, else it is overloaded; 0: no limit",
     )
     endpoints: Literal["all", "media"] = said(
-        "all", "media: only those that take media; all: those of bare tensors too"
+        "all", "media: only endpoints that take media; all: also those that take bare tensors"
     )
 
 
@@ -59,9 +62,9 @@ class Settings(ServerSettings):
     """All that the command line and the settings file set."""
 
     models: tuple[ModelSettings, ...]
-    list_models: bool = said(False, "print all of torchvision's models that can be served, and exit")
+    list_models: bool = said(False, "print the torchvision models that can be served, and exit")
     check: bool = said(False, "check the machine and exit")
-    dry_run: bool = said(False, "push a picture through every stage and exit")
+    dry_run: bool = said(False, "run one image through every stage and exit")
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

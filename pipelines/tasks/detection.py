@@ -141,9 +141,9 @@ TASK = Task(
         Column(
             name="boxes", dtype=np.float32, dims=("D", 4), help="left, top, right, bottom in model pixels"
         ),
-        Column(name="scores", dtype=np.float32, dims=("D",), help="how sure the model is, best first"),
-        Column(name="labels", dtype=np.int64, dims=("D",), help="numbers of the boxes' classes"),
-        count_column("box_count", "how many boxes are real; none are padded to one"),
+        Column(name="scores", dtype=np.float32, dims=("D",), help="confidence, the highest first"),
+        Column(name="labels", dtype=np.int64, dims=("D",), help="ids of the boxes' classes"),
+        count_column("box_count", "number of real boxes; zero boxes are padded to one"),
     ),
     tiles=True,
 )

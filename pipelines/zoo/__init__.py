@@ -51,7 +51,7 @@ def _draft(choice: ModelSettings, allow_code: bool) -> Draft:
 
     if choice.arch:
         raise ModelUnavailable(
-            f"arch={choice.arch} goes with a file of weights, not with {source}", hint="leave arch out"
+            f"arch={choice.arch} goes with a file of weights, not with {source}", hint="leave out arch"
         )
     return torchvision_draft(source, weights=choice.weights, sha256=choice.sha256)
 
@@ -66,7 +66,7 @@ def _code_draft(choice: ModelSettings, allow_code: bool) -> Draft:
     for name in ("weights", "arch", "sha256"):
         if value := getattr(choice, name):
             raise ModelUnavailable(
-                f"{name}={value} says nothing to {choice.source}", hint=f"leave {name} out"
+                f"{name}={value} has no meaning for {choice.source}", hint=f"leave out {name}"
             )
     if choice.source.startswith(HUB_PREFIX):
         return hub_draft(choice.source.removeprefix(HUB_PREFIX))
@@ -80,7 +80,7 @@ def _file_draft(choice: ModelSettings, path: Path, allow_code: bool) -> Draft:
 
     if choice.weights:
         raise ModelUnavailable(
-            f"weights={choice.weights} goes with a torchvision name, {path} brings its own",
+            f"weights={choice.weights} goes with a torchvision name; {path} brings its own",
             hint="leave it out",
         )
     check_file(path, choice.sha256, what="model")
@@ -88,21 +88,21 @@ def _file_draft(choice: ModelSettings, path: Path, allow_code: bool) -> Draft:
     program = suffix == ".pt2" or (suffix not in (*STATE_SUFFIXES, ".onnx") and is_torchscript(path))
     if choice.arch and (suffix == ".onnx" or program):
         raise ModelUnavailable(
-            f"arch={choice.arch} goes with a state dict, {path} brings its own network", hint="leave it out"
+            f"arch={choice.arch} goes with a state dict; {path} brings its own network", hint="leave it out"
         )
     if suffix == ".onnx":
         return onnx_draft(path, sha256=choice.sha256)
     if program and not (allow_code or choice.sha256):
         raise ModelUnavailable(
             f"{path} is a program, which can run code when it is loaded",
-            hint="if you trust it, add --allow-code, or pin it by --sha256 with what `sha256sum FILE` prints",
+            hint="if you trust it, add --allow-code, or pin it with --sha256 (`sha256sum FILE` prints it)",
         )
     if program:
         return saved_draft(path, sha256=choice.sha256)
     if not choice.arch:
         raise ModelUnavailable(
-            f"{path} is no saved model that can be read without running code from it",
-            hint="of a state dict say whose it is: --arch resnet50; save a whole model with "
+            f"{path} is not a saved model that can be read without running code from it",
+            hint="for a state dict name its network: --arch resnet50; save a whole model with "
             "torch.export.save, torch.jit.save or torch.onnx.export",
         )
     return state_draft(choice.arch, path, sha256=choice.sha256)

@@ -93,8 +93,8 @@ def _task(draft: Draft, choice: ModelSettings) -> TaskName:
         raise ModelUnavailable(wrong, hint=f"--model {draft.task}={choice.source}")
     task = choice.task or draft.task
     if task is None:
-        hint = f"say it: --model classification={choice.source}"
-        raise ModelUnavailable(f"{choice.source} does not say what its task is", hint=hint)
+        hint = f"name it: --model classification={choice.source}"
+        raise ModelUnavailable(f"{choice.source} does not state its task", hint=hint)
     return task
 
 
@@ -104,7 +104,7 @@ def _labels(draft: Draft, choice: ModelSettings, proc: ModelProc | None, task: T
     labels = chosen or (proc.labels if proc else ()) or draft.labels
     if task == "detection" and labels and draft.classes and len(labels) != draft.classes:
         wrong = f"has {draft.classes} classes, the background included, and {len(labels)} labels"
-        hint = "give a file with a label a line, the background first"
+        hint = "give a file with one label per line, the background first"
         raise ModelUnavailable(f"{draft.name} {wrong}", hint=hint)
     return labels
 
@@ -120,7 +120,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         elif reason := wrong_name(label):
             wrong = wrong or f"has in line {number} a label that is {reason}"
     if wrong or not labels:
-        raise WrongInput(f"the labels file {path} {wrong or 'is empty'}", hint="a label a line")
+        raise WrongInput(f"the labels file {path} {wrong or 'is empty'}", hint="one label per line")
     return labels
 
 
@@ -147,7 +147,7 @@ def _input_px(draft: Draft, choice: ModelSettings) -> tuple[int, int]:
         return choice.resize_px[0], choice.resize_px[-1]
     found = draft.input_px or (draft.preprocessing and draft.preprocessing.fixed_hw)
     if not found:
-        wrong = f"{draft.name} does not say its input size, and neither does a model-proc file"
+        wrong = f"{draft.name} does not state its input size, and neither does a model-proc file"
         raise ModelUnavailable(wrong, hint="give resize_px = [HEIGHT, WIDTH] in a settings file")
     return found
 
@@ -159,7 +159,7 @@ def _plain(draft: Draft, choice: ModelSettings) -> Preprocessing:
     """
     if choice.resize_px is None and draft.input_px is None:
         raise ModelUnavailable(
-            f"{draft.name} does not say how it wants its pixels: resize_px is missing (mean and std too, "
+            f"{draft.name} does not state its preprocessing: resize_px is missing (mean and std too, "
             "unless they are 0 and 1)",
             hint="give resize_px, crop_px, mean and std in a settings file (resize_px = 0: as they are), "
             "or a --model-proc file",
@@ -171,16 +171,18 @@ def _clip(draft: Draft, choice: ModelSettings, task: TaskName) -> Clip | None:
     if task != "action":
         if choice.clip_length or choice.clip_fps:
             wrong = f"{draft.name} takes no clips: its task is {task}"
-            raise ModelUnavailable(wrong, hint="leave clip_* out")
+            raise ModelUnavailable(wrong, hint="leave out clip_*")
         return None
     known = draft.clip
     length = choice.clip_length or (known.length if known else 0)
     fps = choice.clip_fps or (known.fps if known else 0)
     if not length or not fps:
-        raise ModelUnavailable(f"{draft.name} does not say its clips", hint="give clip_length and clip_fps")
+        raise ModelUnavailable(
+            f"{draft.name} does not state its clip length and rate", hint="give clip_length and clip_fps"
+        )
     if known and known.fixed and length != known.length:
         wrong = f"{draft.name} takes clips of {known.length} frames only, not {length}"
-        raise ModelUnavailable(wrong, hint="leave clip_length out")
+        raise ModelUnavailable(wrong, hint="leave out clip_length")
     return Clip(length=length, fps=fps, fixed=bool(known and known.fixed))
 
 

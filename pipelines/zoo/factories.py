@@ -50,7 +50,9 @@ def hub_draft(text: str) -> Draft:
     repo, _, rest = text.partition(":")
     ref, _, entry = rest.rpartition(":")
     if not repo or not entry:
-        raise ModelUnavailable(f"{source} is no entry of torch.hub", hint="torch.hub:OWNER/NAME[:REF]:ENTRY")
+        raise ModelUnavailable(
+            f"{source} is not an entry of torch.hub", hint="torch.hub:OWNER/NAME[:REF]:ENTRY"
+        )
     folder = Path(repo).expanduser()
     local = (folder / "hubconf.py").is_file()
     if not local and repo.count("/") != 1:
@@ -74,7 +76,7 @@ def _module_draft(source: str, build: Callable[[], Any]) -> Draft:
         made = build()
         if not isinstance(made, nn.Module):
             raise ModelUnavailable(
-                f"{source} gives a {type(made).__name__}", hint="an nn.Module or, of a factory, a ModelSpec"
+                f"{source} gives a {type(made).__name__}", hint="an nn.Module or, from a factory, a ModelSpec"
             )
         return made
 
@@ -88,7 +90,7 @@ def _function(source: str, module_name: str, function_name: str) -> Callable[[],
         except Exception as error:
             raise ModelUnavailable(
                 f"cannot import {module_name} of {source}: {one_line(error)}",
-                hint="run the server where the package lies, or install it",
+                hint="run the server from the package's folder, or install it",
             ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -118,10 +120,11 @@ def _called(source: str, make: Callable[[], Any]) -> Any:
         raise
     except (urllib.error.URLError, OSError) as error:
         raise ModelUnavailable(
-            f"cannot get {source}: {one_line(error)}", hint="is the network there? a folder works without"
+            f"cannot get {source}: {one_line(error)}",
+            hint="is the network reachable? a local folder works without it",
         ) from error
     except Exception as error:
         raise ModelUnavailable(
             f"{source} failed: {type(error).__name__}: {one_line(error)}",
-            hint="mend it, or try it in Python alone",
+            hint="fix it, or try it in plain Python",
         ) from error

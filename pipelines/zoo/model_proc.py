@@ -31,11 +31,11 @@ def _labels(named: tuple[str, ...] | str, info: ValidationInfo) -> tuple[str, ..
         return named
     # A file from elsewhere must not have others read than those that came with it.
     if Path(named).is_absolute() or ".." in Path(named).parts or wrong_name(named):
-        raise not_allowed("a list of texts, or a file beside the model-proc file or below it")
+        raise not_allowed("a list of texts, or a file in the model-proc file's folder or below")
     try:
         lines = tuple(read_text(Path(info.context or "") / named, "labels").rstrip(" \n").split("\n"))
     except WrongInput as error:
-        raise not_allowed("a list of texts, or a file that can be read with a label a line") from error
+        raise not_allowed("a list of texts, or a readable file with one label per line") from error
     if len(lines) > MOST_NAMES or any(map(wrong_name, lines)):
         most = f"at most {MOST_NAMES} printable labels of at most {LONGEST_NAME} characters"
         raise not_allowed(f"a file of {most}")
@@ -134,7 +134,7 @@ class _Output(BaseModel):
     @model_validator(mode="after")
     def _one_list_of_labels(self) -> Self:
         if {"labels", "labels_file"} <= self.model_fields_set:
-            raise ValueError("it has labels and labels-file, and may have one of them only")
+            raise ValueError("it has labels and labels-file, but may have only one of them")
         return self
 
 

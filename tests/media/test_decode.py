@@ -158,7 +158,7 @@ def test_options_may_end_before_the_servers_limit() -> None:
 
 
 def test_what_is_not_read_may_be_broken() -> None:
-    """Decoding stops behind `end_s` or `max_frames`, before the place where the file breaks off."""
+    """Decoding stops behind `end_s` or `max_frames`, before the place where the file ends early."""
     data = media.truncated(clip(mux_options={"movflags": "faststart"}), 0.9)
     for options in (Options(end_s=0.3), Options(max_frames=3)):
         assert columns(read(data, options))[0] == [0, 1, 2]

@@ -168,19 +168,19 @@ def test_a_detector_of_one_stage_is_exported_without_the_choice_of_its_boxes(
                     engine,
                     boxes,
                     {"task": "detection"},
-                    f"toy cannot run by engine {engine}: list is no answer",
+                    f"toy cannot run with engine {engine}: list is not an answer",
                 ),
-                (engine, counting, {}, f"toy in fp32 by {engine} (agrees|gives numbers)"),
+                (engine, counting, {}, f"toy in fp32 with {engine} (agrees|gives numbers)"),
                 (
                     engine,
                     measuring,
                     {"preprocessing": FREE},
-                    f"toy in fp32 by {engine} (agrees|gives numbers)",
+                    f"toy in fp32 with {engine} (agrees|gives numbers)",
                 ),
             )
         ],
         ("onnxruntime", pooled, {"precision": "bf16"}, "computes in fp32, not in bf16"),
-        ("openvino", pooled, {"precision": "fp16"}, "processor does not compute in fp16"),
+        ("openvino", pooled, {"precision": "fp16"}, "OpenVINO does not compute in fp16"),
     ],
 )
 def test_an_engine_that_is_asked_for_works_or_is_refused(

@@ -158,7 +158,7 @@ def test_a_network_that_ends_in_a_softmax_is_known_by_its_outputs(last: nn.Modul
     [
         ({"resize_px": 10**9}, "a side of 1000000000 px"),
         ({"resize_px": (32, 0)}, "a side of 0 px"),
-        ({"resize_px": 32, "mean": (123.675, 116.28, 103.53)}, "of levels to 255: divide by 255"),
+        ({"resize_px": 32, "mean": (123.675, 116.28, 103.53)}, "for levels up to 255, divide by 255"),
         ({"resize_px": 32, "mean": (float("nan"), 0, 0)}, "mean"),
         ({"resize_px": 32, "std": (1, 1, 0)}, "std"),
         ({"resize_px": 32, "std": (-1, 1, 1)}, "std"),
@@ -220,7 +220,7 @@ class Coarse(nn.Module):
 
 def test_lower_precision_that_answers_otherwise_is_refused() -> None:
     with pytest.raises(
-        ModelUnavailable, match=r"toy in bf16 by torch agrees with fp32 by torch in [\d.]+ % only"
+        ModelUnavailable, match=r"toy in bf16 with torch agrees with torch in fp32 in only [\d.]+ %"
     ):
         load_model(spec_of(Coarse(), "classification", precision="bf16"), "cpu")
 

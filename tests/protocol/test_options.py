@@ -53,7 +53,7 @@ def test_options_are_read_from_scalars_and_text(given: dict[str, Scalar], expect
         ({"alpha": 1.01}, "alpha=1.01 is out of range.*0 to 1"),
         ({"alpha": "nan"}, "alpha='nan' has the wrong type"),
         ({"overlay": "gif"}, "overlay='gif' is not known.*none, jpeg, mp4, raw"),
-        ({"background": "red"}, "background='red' is no colour.*RRGGBB"),
+        ({"background": "red"}, "background='red' is not a colour.*RRGGBB"),
         ({"outline_px": 17}, "outline_px=17 is out of range.*0 to 16"),
         ({"class_name": 3}, "class_name=3 has the wrong type.*expected text"),
         ({"base64": "perhaps"}, "base64='perhaps' has the wrong type"),

@@ -167,7 +167,7 @@ PAGE = b"<html>no</html>"
         (Reply(status=404, body=PAGE), ModelUnavailable, "404"),
         (Reply(status=429), Overloaded, "again"),
         (Reply(status=500, body=b'{"error": "Exceeds maximum queue size"}'), Overloaded, "queue"),
-        (Reply(status=503, body=b'{"error": "Request timeout expired"}'), Overloaded, "turn"),
+        (Reply(status=503, body=b'{"error": "Request timeout expired"}'), Overloaded, "as long as"),
         (Reply(status=500, body=b'{"error": "Stub process is not healthy"}'), ModelUnavailable, "healthy"),
         (Reply(status=500, body=b'{"error": "one\\n two\\nthree"}'), InternalError, "one … three"),
         (Reply(status=502, body=PAGE), ModelUnavailable, "502"),
@@ -191,8 +191,8 @@ def test_unary_failures(stub: StubServer, reply: Reply, expected: type[TrividErr
         (Reply(status=413, body=PAGE), TooLarge, "larger"),
         (Reply(status=400, body=b'{"error": "Request for unknown model"}'), ModelUnavailable, "unknown"),
         (Reply(chunks=[b'data: {"error": "boom"}\n\n']), InternalError, "boom"),
-        (Reply(chunks=[b"data: {\n\n"]), InternalError, "no JSON"),
-        (Reply(chunks=[b"data: []\n\n"]), InternalError, "no JSON object"),
+        (Reply(chunks=[b"data: {\n\n"]), InternalError, "not JSON"),
+        (Reply(chunks=[b"data: []\n\n"]), InternalError, "not a JSON object"),
         (Reply(chunks=[b'data: {"count": 1, "error": ""}\n\n']), InternalError, "no 'frame_index'"),
         (Reply(chunks=[event(answer()).replace(b'"final": 1', b'"final": "x"')]), InternalError, "'final'"),
         (Reply(chunks=[event(answer()).replace(b'"video": ""', b'"video": "*"')]), InternalError, "'video'"),
@@ -262,7 +262,7 @@ def test_a_server_that_trickles_is_cut_off(say: bytes) -> None:
         client.info()
 
 
-@pytest.mark.parametrize(("say", "message"), [(b"SSH-2.0-x\r\n", "speaks no HTTP"), (HEAD, "broke off")])
+@pytest.mark.parametrize(("say", "message"), [(b"SSH-2.0-x\r\n", "does not speak HTTP"), (HEAD, "broke off")])
 def test_whoever_else_listens(say: bytes, message: str) -> None:
     with (
         talker([say], close=True) as port,

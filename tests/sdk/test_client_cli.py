@@ -64,7 +64,11 @@ def served(stub: StubServer) -> StubServer:
         (["--nonsense"], 2, "--nonsense"),
         (["--task", "cooking"], 2, "'cooking' (choose from 'classification', 'detection', 'segmentation'"),
         (["--video-paths", "absent.mp4"], 2, "error: absent.mp4: no such file"),
-        (["--video-paths", "{media}/d.txt", "--url", "ftp://x"], 2, "error: url='ftp://x' is no address"),
+        (
+            ["--video-paths", "{media}/d.txt", "--url", "ftp://x"],
+            2,
+            "error: url='ftp://x' is not the address",
+        ),
         (["--info", "--timeout", "0"], 2, "error: timeout_s=0 is not above 0"),
         (["--info", "--url", "http://127.0.0.1:1"], 3, "error: no server at http://127.0.0.1:1"),
         (["--info", "--url", "grpc://127.0.0.1:1"], 3, "error: no server at grpc://127.0.0.1:1"),

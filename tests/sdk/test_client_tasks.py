@@ -130,8 +130,8 @@ def test_without_a_task_it_is_the_servers_first(
     ("models", "flags", "code", "said"),
     [
         (["detection"], ["--task", "action"], 2, "no model for action (it serves detection)"),
-        ([], [], 3, "error: the server has no model of a task known here"),
-        (["depth"], [], 3, "error: the server has no model of a task known here"),
+        ([], [], 3, "error: the server serves no task that this client knows"),
+        (["depth"], [], 3, "error: the server serves no task that this client knows"),
     ],
 )
 def test_a_task_that_is_not_served(

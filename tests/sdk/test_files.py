@@ -66,7 +66,7 @@ def test_lines_are_whole_and_keep_their_letters() -> None:
     (line,) = row_lines("Ä\n", detected([1]))
     assert ("\n" in line, "猫0" in line, line.startswith('{"file": "Ä\\n"')) == (False, True, True)
     assert "mask" not in json.loads(next(row_lines("f", answer([0], mask=[MASK]))))  # not asked for as text
-    with pytest.raises(InternalError, match="mask is no JSON: b'PNG'"):
+    with pytest.raises(InternalError, match="mask is not JSON: b'PNG'"):
         list(row_lines("f", detected([1], mask=[b"PNG"]), with_mask=True))
 
 

@@ -18,7 +18,7 @@ OWN = "lraspp_mobilenet_v3_large"
 CASES = {
     "name": (["--model", "segmentation=fcn_resnet999"], 3, "no model 'fcn_resnet999'"),
     "file": (["--weights", "/no/such/file.pth"], 3, "no weights file /no/such/file.pth"),
-    "contents": (["--weights", __file__], 3, "is no state dict"),
+    "contents": (["--weights", __file__], 3, "is not a state dict"),
     "own": (["--model", f"segmentation={OWN}", "--weights", "own.pth"], 0, ""),
 }
 # One process for all: each would load torch for seconds.

@@ -57,7 +57,7 @@ def test_a_factory_of_a_network_takes_options(package: str) -> None:
     ("function", "allow_code", "options", "message"),
     [
         ("network", False, {}, "runs Python code that is not Trivid's (if you trust it, add --allow-code)"),
-        ("nothing", True, {}, "gives a int (an nn.Module or, of a factory, a ModelSpec)"),
+        ("nothing", True, {}, "gives a int (an nn.Module or, from a factory, a ModelSpec)"),
         ("fails", True, {}, "failed: KeyError: 'no weights here'"),
         ("number", True, {}, "has no function number"),
         ("none", True, {}, "has no function none"),
@@ -72,7 +72,7 @@ def test_a_wrong_factory_is_named(
 
 
 def test_a_pin_says_nothing_of_code() -> None:
-    assert "sha256=00 says nothing to some.module:net" in error_of("some.module:net", True, sha256="00")
+    assert "sha256=00 has no meaning for some.module:net" in error_of("some.module:net", True, sha256="00")
 
 
 def test_a_module_that_cannot_be_imported_is_named() -> None:
@@ -98,7 +98,7 @@ def test_an_entry_of_a_hub_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("torch.hub:entry", "is no entry of torch.hub"),
+        ("torch.hub:entry", "is not an entry of torch.hub"),
         ("torch.hub:/no/such/folder:entry", "no hubconf.py in /no/such/folder"),
     ],
 )

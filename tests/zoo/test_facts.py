@@ -86,9 +86,9 @@ def test_fields_with_a_default_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no JSON"),
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[" * 975 + "]" * 975, "trivid"),
         ("[]", "trivid is [] (allowed: a table of fields;"),
         ("{}", "trivid.version is missing"),
@@ -187,8 +187,8 @@ def test_fields_with_a_default_may_be_missing() -> None:
             ]
         ],
         (json.dumps(facts(labels=["x"] * 100_001)), "(allowed: at most 100000 of them;"),
-        (json.dumps(facts(labels=["\ud800"])), "trivid is no JSON: "),
-        (json.dumps(facts(labels=["\ud800"]), ensure_ascii=False), "trivid is no JSON: "),
+        (json.dumps(facts(labels=["\ud800"])), "trivid is not JSON: "),
+        (json.dumps(facts(labels=["\ud800"]), ensure_ascii=False), "trivid is not JSON: "),
         (json.dumps(facts(**{"a\n\x1b[2J": 1})), r"trivid.'a\n\x1b[2J' is unknown"),
         (
             json.dumps(preprocessing(gamma=2.2)),

@@ -15,9 +15,9 @@ from tests.zoo.test_saved_models import error_of
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
-    assert "is no file" in error_of("squeezenet1_1", weights="random", labels=pipe)
-    assert "is no file" in error_of("squeezenet1_1", weights="random", model_proc=pipe)
-    with pytest.raises(WrongInput, match="it is no file"):
+    assert "is not a file" in error_of("squeezenet1_1", weights="random", labels=pipe)
+    assert "is not a file" in error_of("squeezenet1_1", weights="random", model_proc=pipe)
+    with pytest.raises(WrongInput, match="it is not a file"):
         read_settings_file(Path(pipe))
     for name in ("pipe.pt2", "pipe.onnx", "pipe.pth", "pipe.safetensors"):
         os.mkfifo(tmp_path / name)

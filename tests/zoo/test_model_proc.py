@@ -128,10 +128,10 @@ def test_pixels_of_a_model_proc_file(tmp_path: Path, params: Any, expected: Prep
         ({}, {"labels": ["\x9b31m"]}, "output_postproc[0].labels[0] is "),
         ({}, {"labels": ["x" * 1001]}, "output_postproc[0].labels[0] is "),
         ({}, {"labels": ["x"] * 100_001}, "allowed: at most 100000 of them"),
-        ({}, {"labels-file": "/etc/passwd"}, "a file beside the model-proc file or below it"),
-        ({}, {"labels-file": "../labels.txt"}, "a file beside the model-proc file or below it"),
-        ({}, {"labels-file": "a/../../labels.txt"}, "a file beside the model-proc file or below it"),
-        ({}, {"labels-file": "a\0b"}, "a file beside the model-proc file or below it"),
+        ({}, {"labels-file": "/etc/passwd"}, "a file in the model-proc file's folder or below"),
+        ({}, {"labels-file": "../labels.txt"}, "a file in the model-proc file's folder or below"),
+        ({}, {"labels-file": "a/../../labels.txt"}, "a file in the model-proc file's folder or below"),
+        ({}, {"labels-file": "a\0b"}, "a file in the model-proc file's folder or below"),
         (
             {"colour_space": "RGB"},
             None,
@@ -165,7 +165,7 @@ def test_a_wrong_field_of_a_model_proc_file_is_named(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", r"the whole is \[\]"),
         ('{"json_schema_version": "1.0"}', "json_schema_version is"),
         ('{"input_preproc": [{}, {}]}', "networks of several inputs or outputs are not served"),
@@ -198,7 +198,7 @@ def test_a_labels_file_may_lie_below_and_must_be_printable(tmp_path: Path) -> No
 def test_a_pipe_is_not_waited_for(tmp_path: Path, what: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     file = proc_file(tmp_path, [], {"labels-file": "pipe"}) if what == "labels" else tmp_path / "pipe"
-    with pytest.raises(ModelUnavailable, match=r"is no file|a file that can be read"):
+    with pytest.raises(ModelUnavailable, match=r"is not a file|a readable file"):
         read_model_proc(file)
 
 
@@ -208,7 +208,7 @@ def test_a_model_proc_file_that_is_huge_or_of_bytes_is_not_read(tmp_path: Path) 
     with pytest.raises(ModelUnavailable, match="is larger than 16 MB"):
         read_model_proc(tmp_path / "huge.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ModelUnavailable, match="is no UTF-8 text"):
+    with pytest.raises(ModelUnavailable, match="is not UTF-8 text"):
         read_model_proc(tmp_path / "bytes.json")
 
 

@@ -183,7 +183,7 @@ def no_onnx(path: Path) -> Path:
         (lambda path: save(path, (1, 3, 4, 4, 4, 4)), "needs (N, 3, h, w) or (N, 3, T, h, w)"),
         (lambda path: save(path, ("N", 3, 8, 8), dtype=TensorProto.DOUBLE), "tensor(double), needs float"),
         (two_inputs, "has 2 inputs (pixels, other), needs one"),
-        (sequence_output, "output logits is seq(tensor(float)), no tensor"),
+        (sequence_output, "output logits is seq(tensor(float)), not a tensor"),
     ],
 )
 def test_files_that_are_no_such_network_are_refused(

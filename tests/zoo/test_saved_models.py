@@ -132,7 +132,7 @@ def test_a_file_with_facts_needs_no_options(tmp_path: Path, form: str) -> None:
 def test_a_file_without_facts_takes_them_from_options(tmp_path: Path, form: str) -> None:
     FORMS[form](tmp_path / form)
     allow_code = form in PROGRAMS
-    assert "does not say what its task is" in error_of(tmp_path / form, allow_code)
+    assert "does not state its task" in error_of(tmp_path / form, allow_code)
     options: dict[str, Any] = {"resize_px": (SIDE_PX, SIDE_PX), "mean": (0.5,), "std": (0.25,)}
     spec = spec_of(tmp_path / form, allow_code, task="classification", **options)
     assert spec.preprocessing == FACTS
@@ -217,7 +217,7 @@ def test_a_damaged_program_is_an_error_of_one_line(tmp_path: Path, form: str) ->
 
 def test_a_state_dict_needs_its_network(tmp_path: Path) -> None:
     torch.save(Toy().state_dict(), tmp_path / "toy.pt")
-    assert "say whose it is: --arch" in error_of(tmp_path / "toy.pt")
+    assert "name its network: --arch" in error_of(tmp_path / "toy.pt")
 
 
 class WritesAFile:
@@ -300,7 +300,7 @@ def test_a_state_dict_that_is_compressed_is_refused(tmp_path: Path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     text = error_of(tmp_path / "evil.pth", allow_code=True, arch="squeezenet1_1")
-    assert "is compressed, as torch does not do it" in text
+    assert "is compressed, which torch never does" in text
 
 
 def test_a_program_of_one_picture_is_served_one_by_one(tmp_path: Path) -> None:

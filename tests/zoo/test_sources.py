@@ -177,7 +177,7 @@ def test_models_with_random_weights_answer(name: str) -> None:
         ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
         ("vgg16", {"weights": "IMAGENET1K_FEATURES"}, "vgg16 has no weights 'IMAGENET1K_FEATURES'"),
         ("resnet50", {"weights": "/no/such.pth"}, "no weights file /no/such.pth"),
-        ("resnet50", {"weights": "random", "sha256": "00"}, "random weights are no file"),
+        ("resnet50", {"weights": "random", "sha256": "00"}, "random weights are not a file"),
         ("resnet50", {"arch": "resnet18"}, "arch=resnet18 goes with a file of weights"),
         ("resnet50", {"clip_length": 8}, "resnet50 takes no clips: its task is classification"),
         ("mvit_v2_s", {"clip_length": 8}, "mvit_v2_s takes clips of 16 frames only, not 8"),
@@ -340,7 +340,7 @@ def test_labels_are_lines(tmp_path: Path, text: str, expected: tuple[str, ...]) 
     [
         (b"", "is empty"),
         (b"a\n\nb", "has no label in line 2"),
-        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"a\nb\x1b[31m\n", "has in line 2 a label that is not printable"),
         (b"a\0b", "in line 1 a label that is not printable"),
         (b"a\x0bb\nc", "in line 1 a label that is not printable"),

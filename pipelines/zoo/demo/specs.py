@@ -36,8 +36,8 @@ def _spec(task: DemoTask) -> ModelSpec:
         name=f"demo_{task}",
         task=task,
         build=partial(_build, task),
-        source=f"demo model, {demo_weights(task).name}: drawn shapes in colours of their own, for trying "
-        "the server out",
+        source=f"demo model, {demo_weights(task).name}: drawn shapes in fixed colours, for trying "
+        "out the server",
         labels=facts.labels,
         preprocessing=Preprocessing(resize_px=facts.resize_px, mean=facts.mean, std=facts.std),
         max_batch=MAX_BATCH,

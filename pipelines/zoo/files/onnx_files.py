@@ -35,7 +35,7 @@ def read_onnx_facts(path: Path) -> str | None:
         session = _open(path, ON_CPU, optimise=False).session
         metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:
-        raise ModelUnavailable(f"{path}: its metadata is no UTF-8 text", hint=HINT) from error
+        raise ModelUnavailable(f"{path}: its metadata is not UTF-8 text", hint=HINT) from error
     return metadata.get(MODEL_FACTS_KEY)
 
 
@@ -71,7 +71,9 @@ class OnnxNetwork(Foreign):
         self._names = [output.name for output in outputs]
         for output in outputs:
             if not output.type.startswith("tensor("):
-                raise ModelUnavailable(f"{path}: output {output.name} is {output.type}, no tensor", hint=HINT)
+                raise ModelUnavailable(
+                    f"{path}: output {output.name} is {output.type}, not a tensor", hint=HINT
+                )
 
     @property
     def lanes(self) -> int:

@@ -42,7 +42,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelUnavailable(
-            f"{path} is no state dict that can be read without running code from it",
+            f"{path} is not a state dict that can be read without running code from it",
             hint="save it with torch.save(model.state_dict(), FILE), or as .safetensors",
         ) from error
     except ModelUnavailable:
@@ -63,7 +63,7 @@ def _check_stored(path: Path) -> None:
         infos = archive.infolist()
     if any(info.compress_type for info in infos) or sum(one.file_size for one in infos) > path.stat().st_size:
         raise ModelUnavailable(
-            f"{path} is compressed, as torch does not do it", hint="save it with torch.save"
+            f"{path} is compressed, which torch never does", hint="save it with torch.save"
         )
 
 

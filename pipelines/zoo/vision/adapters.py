@@ -149,7 +149,7 @@ def _transform(network: nn.Module) -> tuple[nn.Module, str, nn.Module]:
         raise ModelUnavailable(
             f"{type(network).__name__} has {len(found)} modules that prepare pictures as torchvision's "
             "detectors do, not one",
-            hint="is it a detector? Others are given as code that takes prepared pixels",
+            hint="is it a detector? Pass others as code that takes prepared pixels",
         )
     return found[0]
 

@@ -31,7 +31,7 @@ TASK_OF_FOLDER: dict[str, TaskName] = {
 }
 # Why a model that torchvision lists is not served.
 LEFT_OUT = {
-    "quantization": "is quantized: its int8 operators run only on a CPU, and no weights of one's own fit it",
+    "quantization": "is quantized: its int8 operators run only on a CPU, and it takes no custom weights",
     "optical_flow": "is an optical flow model: it takes pairs of frames and has no classes",
 }
 MAX_BATCH: dict[TaskName, int] = {"classification": 16, "segmentation": 8, "detection": 4, "action": 4}
@@ -52,7 +52,7 @@ def torchvision_draft(source: str, *, weights: str = "", sha256: str = "") -> Dr
     if weights == RANDOM:
         if sha256:
             raise ModelUnavailable(
-                "random weights are no file that sha256 could pin", hint="leave sha256 out"
+                "random weights are not a file that sha256 can pin", hint="leave out sha256"
             )
         return _random_draft(name)
     if _is_file(weights):
@@ -80,7 +80,7 @@ def state_draft(arch: str, path: Path, *, sha256: str = "") -> Draft:
         load_state(network, read_state(path, sha256), path)
         return network
 
-    draft = _draft(name, default, f"{path.name}, weights of one's own for {name}", build)
+    draft = _draft(name, default, f"{path.name}, custom weights for {name}", build)
     return draft if classes == known else replace(draft, labels=(), classes=classes)
 
 
@@ -147,7 +147,8 @@ def weights_clip(name: str, weights: Any) -> Clip:
     rate = re.search(r"frame_rate=(\d+(?:\.\d+)?)", text)
     if not length or not rate:
         raise ModelUnavailable(
-            f"{name}: torchvision does not say its clips", hint="give clip_length and clip_fps"
+            f"{name}: torchvision does not state its clip length and rate",
+            hint="give clip_length and clip_fps",
         )
     frames = int(length[1])
     # The position encodings of MViT are as long as the clip.
