@@ -47,7 +47,7 @@ OF_EACH = r"[\d.]+ and [\d.]+ ms per {unit}, singly and in batches of 4 \("
         (sleepy, "classification", GRAPHS, "toy: (onnxruntime|openvino), " + OF_EACH.format(unit="frame")),
         (sleepy, "action", GRAPHS, "toy: (onnxruntime|openvino), " + OF_EACH.format(unit="clip")),
         (pooled, "classification", ("torch", *GRAPHS), r"toy: \w+, " + OF_EACH.format(unit="frame")),
-        (counting, "classification", ("torch",), r"toy: (\w+) is left out: toy in fp32 by \1"),
+        (counting, "classification", ("torch",), r"toy: (\w+) is left out: toy in fp32 with \1"),
         (boxes, "detection", ("torch",), r"toy: \w+ is left out: list is not an answer of tensors only"),
     ],
 )
