@@ -36,6 +36,8 @@ HOME_OF = {
         *("pipelines.zoo.vision", "pipelines.zoo.demo", "pipelines.loading.agreement"),
         *("pipelines.tasks.boxes", "pipelines.tasks.masks"),
     ),
+    "pydantic": ("pipelines.settings", "pipelines.zoo"),
+    "psutil": ("pipelines.machine", "pipelines.serving.door"),
     "onnxruntime": ("pipelines.models.onnx_runtime",),
     "openvino": ("pipelines.models.openvino_runtime",),
     "tritonclient": ("pipelines.sdk.grpc_transport", "pipelines.serving.triton"),

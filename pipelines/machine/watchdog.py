@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -24,9 +25,9 @@ log = logging.getLogger("trivid")
 def children(pid: int) -> dict[psutil.Process, str]:
     """All descendants of a process that are alive, and their names."""
     below: dict[psutil.Process, str] = {}
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 if _is_alive(child):
                     below[child] = child.name()
     return below
@@ -40,14 +41,14 @@ def lost(expected: Iterable[psutil.Process]) -> list[psutil.Process]:
 def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    except psutil.Error as error:
+        return isinstance(error, psutil.AccessDenied)
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
     """SIGKILL, without complaint about those already gone."""
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process.kill()
 
 
@@ -60,7 +61,8 @@ def remove_orphans(parent: Path, prefix: str) -> None:
     """Remove folders named `<prefix><process id>-…`, and those noted in them, whose process was killed."""
     for folder in parent.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        # Anybody may make a folder of such a name: the number need not be one of a process.
+        if re.fullmatch("[0-9]{1,9}", owner) and not psutil.pid_exists(int(owner)):
             noted = folder / ELSEWHERE
             # Nobody but its owner and we may write there, or the list would be anybody's.
             if noted.is_file() and folder.stat().st_uid == os.getuid():

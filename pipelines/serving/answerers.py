@@ -14,7 +14,7 @@ from pipelines.media.decode import open_media
 from pipelines.models.outputs import BoxOutput, LogitOutput, Output, OutputFacts
 from pipelines.models.spec import TaskName
 from pipelines.pipeline import Pipeline
-from pipelines.protocol.columns import Column, Row, Tensor, text_column
+from pipelines.protocol.columns import Column, Row, Tensor, nbytes, text_column
 from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
 from pipelines.protocol.options import Options
 from pipelines.rendering.postprocess import ClassScores, RenderStyle
@@ -38,8 +38,9 @@ class EndToEnd:
 
     def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
-            check_size(part.nbytes, self._max_answer_bytes, part.frame_index)
-            yield part.to_columns()
+            row = part.to_columns()
+            check_size(sum(map(nbytes, row.values())), self._max_answer_bytes, part.frame_index)
+            yield row
 
 
 class Example:
@@ -76,7 +77,7 @@ def check_size(size_bytes: int, limit_bytes: int, frame_index: Tensor) -> None:
         last = int(frame_index.max(initial=0))
         raise TooLarge(
             f"the answer exceeds the server's limit of {limit_bytes >> 20} MiB at frame {last}",
-            hint="use the stream endpoint, max_frames or stride, or jpeg, mp4 or rle instead of raw",
+            hint="set max_frames or stride, use jpeg, mp4 or rle instead of raw, or use a stream endpoint",
         )
 
 

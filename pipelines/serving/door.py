@@ -150,7 +150,7 @@ def stub_folders(processes: Iterable[psutil.Process]) -> list[Path]:
     """Folders from which Triton's Python stubs run; a stub that is killed leaves its own behind."""
     folders = []
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             folders += [
                 Path(word).parent.parent for word in process.cmdline() if word.endswith("/1/model.py")
             ]

@@ -71,13 +71,14 @@ def test_wrong_settings_end_with_2(argv: list[str], message: str, capsys: pytest
 def test_folders_of_dead_owners_are_removed(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(timeout=10)
-    for name in (f"trivid-{gone.pid}-x", f"trivid-{os.getpid()}-y", "trivid-z", "other", "one stub", "two"):
+    nobodys = ("trivid-z", "trivid-99999999999-x", "trivid-²-x")
+    for name in (f"trivid-{gone.pid}-x", f"trivid-{os.getpid()}-y", *nobodys, "other", "one stub", "two"):
         (tmp_path / name).mkdir()
     watchdog.remember(tmp_path / f"trivid-{gone.pid}-x", [tmp_path / "one stub", tmp_path / "gone"])
     watchdog.remember(tmp_path / f"trivid-{os.getpid()}-y", [tmp_path / "two"])
     watchdog.remove_orphans(tmp_path, "trivid-")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["other", f"trivid-{os.getpid()}-y", "trivid-z", "two"]
+        ["other", f"trivid-{os.getpid()}-y", *nobodys, "two"]
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.media import video as pyav_decode
+from pipelines.media import video
 from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, Wanted
 from pipelines.media.video import Video
@@ -70,7 +70,7 @@ def both_ways(
 ) -> tuple[int, int, str]:
     """How many frames are decoded with all of them, and without those not needed; the error's code."""
     with monkeypatch.context() as patch:
-        patch.setattr(pyav_decode, "SKIPPING", ())
+        patch.setattr(video, "SKIPPING", ())
         plain, plain_code = read(data, options, repeat=repeat)
         everything = len(decoded)
     decoded.clear()

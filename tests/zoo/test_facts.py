@@ -94,6 +94,8 @@ def test_fields_with_a_default_may_be_missing() -> None:
         ("{}", "trivid.version is missing"),
         (json.dumps(facts(version=2)), "trivid.version is 2 (allowed: 1; write it again"),
         (json.dumps(facts(version="1")), 'trivid.version is "1" (allowed: 1;'),
+        (json.dumps(facts(version=1.0)), "trivid.version is 1.0 (allowed: 1;"),
+        (json.dumps(facts(version=True)), "trivid.version is true (allowed: 1;"),
         (
             json.dumps(facts(task="captions")),
             "trivid.task is \"captions\" (allowed: 'classification', 'detection'",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel
 from torch import nn
 
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, TaskName
-from pipelines.settings.reading import STRICT, WrongInput, read
+from pipelines.settings.reading import STRICT, WrongInput, allowed, read
 from pipelines.zoo.texts import Name, Names
 
 MODEL_FACTS_KEY = "trivid"
@@ -28,7 +28,7 @@ class _Facts(BaseModel):
 
     model_config = STRICT
 
-    version: Literal[1]
+    version: Annotated[int, allowed("1", lambda version: version == 1)]
     name: Name
     task: TaskName
     labels: Names = ()

@@ -22,6 +22,7 @@ from torch import nn
 
 from pipelines.models.onnx_runtime import one_line
 from pipelines.protocol.errors import ModelUnavailable
+from pipelines.settings.reading import LARGEST_TEXT
 from pipelines.zoo.draft import Draft, draft_of
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, spec_from_facts
 from pipelines.zoo.files.onnx_files import RANKS, OnnxNetwork, fixed_input, read_onnx_facts
@@ -29,7 +30,7 @@ from pipelines.zoo.texts import check_file
 
 # No side, batch or clip is larger than this, and no graph or facts have more bytes.
 LARGEST_DIM = 8192
-LARGEST_TEXT = 64 << 20
+LARGEST_GRAPH = 64 << 20
 
 Dims = tuple[int | None, ...]
 FREE: Dims = (None,) * 4
@@ -60,7 +61,7 @@ def saved_draft(path: Path, *, sha256: str = "") -> Draft:
 
     dims = _exported_dims(path) if exported else FREE
     source = f"{path.name}, {'an exported program' if exported else 'TorchScript'}"
-    draft = _draft(path, build, source, _member(path, f"/extra/{MODEL_FACTS_KEY}"), dims)
+    draft = _draft(path, build, source, _member(path, f"/extra/{MODEL_FACTS_KEY}", LARGEST_TEXT), dims)
     return replace(draft, max_batch=dims[0] or draft.max_batch)
 
 
@@ -122,20 +123,20 @@ def _reading(path: Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _member(path: Path, end: str) -> str | None:
+def _member(path: Path, end: str, most: int) -> str | None:
     """The text in an archive whose name ends with `end`; None: there is none."""
     with _reading(path), zipfile.ZipFile(path) as archive:
         info = next((one for one in archive.infolist() if one.filename.endswith(end)), None)
         if info is None:
             return None
-        if info.file_size > LARGEST_TEXT:
-            raise ValueError(f"{info.filename} has {info.file_size} bytes, more than {LARGEST_TEXT}")
+        if info.file_size > most:
+            raise ValueError(f"{info.filename} has {info.file_size} bytes, more than {most}")
         return archive.read(info).decode("utf-8", "replace")
 
 
 def _exported_dims(path: Path) -> Dims:
     """The dimensions `(N, …, h, w)` that an exported program takes; None: free, or it cannot be told."""
-    text = _member(path, "/models/model.json") or "{}"
+    text = _member(path, "/models/model.json", LARGEST_GRAPH) or "{}"
     with _reading(path):
         graph = json.loads(text)
     try:
