@@ -25,6 +25,7 @@ T = TypeVar("T")
 Env = Mapping[str, str] | None
 START_S = 240.0
 STOP_S = 60.0
+SECOND_SIGNAL_S = 0.5
 PORTS = ("http_port", "grpc_port", "metrics_port")
 
 
@@ -66,6 +67,10 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """A second signal ends ours at once, and it cleans up all the same."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            time.sleep(SECOND_SIGNAL_S)
         self.stop()
 
     @property

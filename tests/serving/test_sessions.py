@@ -141,7 +141,7 @@ def test_the_last_answers_can_be_had_again_until_the_session_expires() -> None:
     for _ in range(2):
         assert numbers(toy.pull(session=token, last_seq=1)) == [2, 3]
     for last_seq in (-1, 3):
-        with pytest.raises(Cancelled, match="at its end: answer 3 was the last"):
+        with pytest.raises(Cancelled, match="the stream has ended: answer 3 was the last"):
             toy.pull(session=token, last_seq=last_seq)
     toy.now_s += SESSION_S + 1
     toy.sessions.expire()
@@ -194,7 +194,7 @@ def test_one_request_at_a_time_pulls_a_session() -> None:
     token = toy.pull(9, credits=2)[-1][2]
     slow = toy.start(session=token, credits=5)
     assert read(next(slow))[0] == 2
-    with pytest.raises(InvalidOptions, match=r"another request pulls.*last_seq"):
+    with pytest.raises(InvalidOptions, match=r"another request is pulling.*last_seq"):
         toy.pull(session=token)
     # Who says what came last has lost the connection behind the other request.
     assert numbers(toy.pull(session=token, last_seq=1, credits=3)) == [2, 3, 4]
