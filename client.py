@@ -14,6 +14,7 @@ usage, 3 if the server cannot be reached or is not ready, 130 at Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from pipelines.protocol.answers import (
     SegmentationAnswer,
 )
 from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
-from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, STREAM_OPTIONS
+from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, TRANSFER_OPTIONS
 from pipelines.sdk.client import DEFAULT_URL, Client, ModelInfo, ServerInfo
 from pipelines.sdk.console import Screen
 from pipelines.sdk.files import Dump
@@ -69,8 +70,8 @@ exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage
 3 server not reachable or not ready, 130 interrupted
 """
 
-FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
-OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("base64", "task", *STREAM_OPTIONS))
+SHORT_FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
+OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("task", *TRANSFER_OPTIONS))
 SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder")
 CLIPS = ("clip_length", "clip_stride", "tail")
 
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--token", default="", help="access token (default: the variable TRIVID_TOKEN)")
     add(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=60.0,
         metavar="S",
         help="seconds to wait for each answer (default: %(default)s)",
@@ -119,13 +120,20 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--originals", action="store_true", help="also save the frames without drawings")
     options = parser.add_argument_group("request options (each task takes only some of them)")
     for name in OPTIONS:
-        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        flags = [f"--{name.replace('_', '-')}", *([SHORT_FLAGS[name]] if name in SHORT_FLAGS else [])]
         text = str(OPTION_FIELDS[name].metadata["help"]).replace("%", "%%")
         if OPTION_TYPES[name] is bool:
-            options.add_argument(flag, nargs="?", const="true", metavar="{true,false}", help=text)
+            options.add_argument(*flags, nargs="?", const="true", metavar="{true,false}", help=text)
         else:
-            options.add_argument(flag, dest=name, metavar=_metavar(name), help=text)
+            options.add_argument(*flags, metavar=_metavar(name), help=text)
     return parser
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
 def _metavar(name: str) -> str:
@@ -136,20 +144,20 @@ def _metavar(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Medium:
-    """One file to send."""
+class MediaFile:
+    """A file to send."""
 
     path: Path
     is_video: bool
 
 
-def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[Medium]:
+def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[MediaFile]:
     """The files named, and the media in the folders named. Raises InvalidOptions where there is nothing."""
-    media: list[Medium] = []
+    media: list[MediaFile] = []
     for path, is_video in [*((path, True) for path in videos), *((path, False) for path in images)]:
         if not path.exists():
             raise InvalidOptions(f"{path}: no such file or folder")
-        found = list(_walk(path)) if path.is_dir() else [Medium(path=path, is_video=is_video)]
+        found = list(_walk(path)) if path.is_dir() else [MediaFile(path=path, is_video=is_video)]
         if not found:
             raise InvalidOptions(
                 f"{path}: no media in this folder", hint="name the file itself to send it as it is"
@@ -158,15 +166,15 @@ def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[Medium]:
     return media
 
 
-def _walk(folder: Path) -> Iterator[Medium]:
+def _walk(folder: Path) -> Iterator[MediaFile]:
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and path.is_file():
-            yield Medium(path=path, is_video=suffix in VIDEO_SUFFIXES)
+            yield MediaFile(path=path, is_video=suffix in VIDEO_SUFFIXES)
 
 
-class Run:
-    """One call of the program: every medium is sent, answered, printed and saved in turn."""
+class Invocation:
+    """One call of the program: every file is sent, its answers are printed and saved, in turn."""
 
     def __init__(
         self, client: Client, kind: type[Answer], arguments: argparse.Namespace, screen: Screen
@@ -177,19 +185,27 @@ class Run:
         if not hasattr(kind, "mask"):
             del pictures["mask"]
         self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
-        self._folder: Path | None = arguments.output
-        asked = {self._options.get("overlay", "none"), self._options.get("mask", "none")}
-        pictures_asked = asked - {"none", "rle"}
-        if self._folder is None and (pictures_asked or arguments.originals):
-            self._folder = Path("out")
+        self._folder = self._make_folder()
         self._stems: dict[str, int] = {}
 
-    def media(self, media: Sequence[Medium]) -> int:
-        """Answer all media; returns the exit code."""
+    def _make_folder(self) -> Path | None:
+        """The folder for files, if there will be any. Raises InvalidOptions where it cannot be made."""
+        asked = {self._options.get("overlay", "none"), self._options.get("mask", "none")}
+        files = self._arguments.originals or asked - {"none", "rle"}
+        folder: Path | None = self._arguments.output or (Path("out") if files else None)
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidOptions(f"--output {folder}: {error.strerror}", hint="name a folder") from None
+        return folder
+
+    def send_all(self, media: Sequence[MediaFile]) -> int:
+        """Send all files; returns the exit code."""
         done = failed = 0
         for medium in media:
             try:
-                self._medium(medium)
+                self._send(medium)
                 done += 1
             except (TrividError, OSError) as error:
                 if isinstance(error, BrokenPipeError):
@@ -203,12 +219,11 @@ class Run:
             self._screen.file_done()
         return SOME_FAILED if failed else OK
 
-    def _medium(self, medium: Medium) -> None:
+    def _send(self, medium: MediaFile) -> None:
         answers = self._answers(medium, self._options)
         if self._folder is None:
             self._show(medium, answers, None)
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         asked = {name: self._options.get(name, "none") for name in ("overlay", "mask")}
         with Dump(self._folder, self._stem(medium.path), **asked) as dump:
             self._show(medium, answers, dump)
@@ -224,13 +239,13 @@ class Run:
         masks = {"mask": "none"} if hasattr(self._kind, "mask") else {}
         return {**kept, **masks, "overlay": "jpeg", "alpha": "0"}
 
-    def _answers(self, medium: Medium, options: dict[str, str]) -> Iterator[Answer]:
+    def _answers(self, medium: MediaFile, options: dict[str, str]) -> Iterator[Answer]:
         stream = medium.is_video if self._arguments.stream is None else self._arguments.stream
         if stream:
             return self._client.ask_stream(self._kind, medium.path, options)
         return iter([self._client.ask(self._kind, medium.path, options)])
 
-    def _show(self, medium: Medium, answers: Iterator[Answer], dump: Dump | None) -> None:
+    def _show(self, medium: MediaFile, answers: Iterator[Answer], dump: Dump | None) -> None:
         """Print and save answers as they come, and without --json a line for the whole file at the end."""
         summary = Summary()
         self._screen.frames(medium.path, 0)
@@ -280,7 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             info = client.info()
             if arguments.info:
                 screen.say(json.dumps(info, indent=2, ensure_ascii=False))
-            code = Run(client, _kind(arguments.task, info), arguments, screen).media(media) if media else OK
+            code = OK
+            if media:
+                code = Invocation(client, _kind(arguments.task, info), arguments, screen).send_all(media)
         screen.clear()
         return code
     except TrividError as error:

@@ -46,9 +46,10 @@ def open_container(encoded: bytes, limits: Limits) -> InputContainer:
         ) from None
     except av.FFmpegError as error:
         raise InvalidMedia(
-            f"not a readable image or video: {error.strerror} "
-            f"({len(encoded)} bytes, starting {encoded[:8]!r})",
-            hint="check that the file is complete; an MP4 may have its index at the end",
+            f"not a readable image or video: {error.strerror}; {len(encoded)} bytes, starting "
+            f"{encoded[:8]!r}",
+            hint="send a whole MP4, MKV, WebM, MOV, AVI, MPEG-TS, JPEG, PNG or the like; an MP4 may have its "
+            "index at the end",
         ) from None
     # With this flag, PyAV's default, FFmpeg invents times that differ from those that ffprobe shows.
     container.flags &= ~int(cast(int, av.container.Flags.gen_pts.value))

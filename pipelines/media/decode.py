@@ -6,6 +6,8 @@ Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as 
 
 from __future__ import annotations
 
+import re
+
 from pipelines.media.images import image_format, open_image
 from pipelines.media.medium import Limits, Medium, Wanted
 from pipelines.media.video import Video
@@ -13,6 +15,8 @@ from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 from pipelines.protocol.options import Options
 
 WHOLE_FRAMES = Wanted()
+# No container and no image begins with so many letters.
+BASE64_TEXT = re.compile(rb"(data:[\w/.+-]+;base64,)?[A-Za-z0-9+/]{32}")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -75,5 +79,10 @@ def _check(encoded: bytes, limits: Limits) -> None:
     limits.check_bytes(encoded)
     if not encoded:
         raise InvalidMedia("the medium is empty (0 bytes)", hint="send the file's bytes")
+    if BASE64_TEXT.match(encoded):
+        raise InvalidMedia(
+            f"the medium looks like base64 text: it starts {encoded[:8]!r}",
+            hint="set the option base64 to true, or send the file's bytes",
+        )
     if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS:
         raise UnsupportedMedia("HEIF images are not supported", hint="convert it to JPEG, PNG or AVIF")

@@ -27,7 +27,10 @@ class TrividError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        brackets = "(" in self.message + self.hint  # within others they are hard to read
+        return f"{self.message}; {self.hint}" if brackets else f"{self.message} ({self.hint})"
 
     def to_json(self) -> bytes:
         """The error as in the `error` column; what a client sent may be long, and is cut."""

@@ -101,7 +101,7 @@ class Options:
             of_session = name in ("last_seq", "cancel")
             if of_session and not self.session and self.is_set(name):
                 raise InvalidOptions(f"{name} without a session", hint="send the token of its last answer")
-            if self.session and name not in (*STREAM_OPTIONS, "base64") and self.is_set(name):
+            if self.session and name not in TRANSFER_OPTIONS and self.is_set(name):
                 raise InvalidOptions(
                     f"option {name} is set with a session", hint="a stream keeps the options of its start"
                 )
@@ -121,13 +121,23 @@ def _check_option(name: str, kind: Any, value: Any) -> None:
     if kind in (int, float):
         meta = OPTION_FIELDS[name].metadata
         if not meta["low"] <= value <= meta["high"]:
-            raise InvalidOptions(
-                f"option {name}={value} is out of range", hint=f"{meta['low']:g} to {meta['high']:g}"
-            )
+            raise InvalidOptions(f"option {name}={value} is out of range", hint=_expected(name))
+
+
+def _expected(name: str) -> str:
+    """What an option takes, in words."""
+    kind, meta = OPTION_TYPES[name], OPTION_FIELDS[name].metadata
+    if kind not in (int, float):
+        return "expected true or false" if kind is bool else "expected text"
+    low, high = f"{meta['low']:g}", f"{meta['high']:g}"
+    bounds = f"of {low} or more" if high == "inf" else f"from {low} to {high}"
+    return f"expected a {'whole ' * (kind is int)}number {bounds}"
 
 
 # What a request says of a pull of a stream, and not of the medium.
 STREAM_OPTIONS = ("credits", "session", "last_seq", "cancel")
+# What the Python client sets by itself.
+TRANSFER_OPTIONS = ("base64", *STREAM_OPTIONS)
 OPTION_FIELDS = {entry.name: entry for entry in dataclasses.fields(Options)}
 OPTION_TYPES: dict[str, Any] = get_type_hints(Options)
 
@@ -149,7 +159,10 @@ def parse_options(
             else f"unknown option {name!r}"
         )
         elsewhere = "is it for another task? " if name in OPTION_FIELDS else ""
-        raise InvalidOptions(what, hint=f"{elsewhere}allowed here: {', '.join(sorted(allowed)) or 'none'}")
+        own = ", ".join(sorted(set(allowed).difference(TRANSFER_OPTIONS))) or "none"
+        others = ", ".join(one for one in TRANSFER_OPTIONS if one in allowed)
+        more = others and f"; without the Python client also {others}"
+        raise InvalidOptions(what, hint=f"{elsewhere}allowed here: {own}{more}")
     given = {name: _read_scalar(name, value) for name, value in parameters.items()}
     values: dict[str, Any] = {**(preset or {}), **given}
     return Options(**values)
@@ -173,11 +186,9 @@ def _read_scalar(name: str, value: Scalar) -> Scalar:
                 raise ValueError("not a number")
             return number
     except (ValueError, OverflowError):
-        raise InvalidOptions(
-            f"option {name}={value!r} has the wrong type", hint=f"expected {kind.__name__}"
-        ) from None
+        raise InvalidOptions(f"option {name}={value!r} has the wrong type", hint=_expected(name)) from None
     if not isinstance(value, str):
-        raise InvalidOptions(f"option {name}={value!r} has the wrong type", hint="expected text")
+        raise InvalidOptions(f"option {name}={value!r} has the wrong type", hint=_expected(name))
     return value
 
 

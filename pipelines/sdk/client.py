@@ -22,7 +22,7 @@ from pipelines.protocol.answers import (
 from pipelines.protocol.columns import ERROR_COLUMN, STREAM_COLUMNS, Column, Tensor
 from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TooLarge
 from pipelines.protocol.kserve import reading
-from pipelines.protocol.options import STREAM_OPTIONS, Scalar
+from pipelines.protocol.options import TRANSFER_OPTIONS, Scalar
 from pipelines.sdk.pulls import Pulls
 from pipelines.sdk.transport import Call, Transport, parse_address
 
@@ -185,7 +185,7 @@ class Client:
 
     def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
         """The request for a medium; asking for the server's limits takes from the call's own time."""
-        for name in ("base64", *STREAM_OPTIONS):
+        for name in TRANSFER_OPTIONS:
             if name in options:
                 raise InvalidOptions(
                     f"{name} is not for callers", hint="media are bytes or a path; streams pull automatically"

@@ -33,10 +33,12 @@ from pipelines.sdk.transport import (
     access_error,
     broken_off_error,
     deadline_error,
+    other_protocol_error,
     server_error,
     too_large_error,
     trust_error,
     unreachable_error,
+    wrong_port_hint,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -161,7 +163,7 @@ class _Exchange:
         if isinstance(error, TimeoutError):
             return deadline_error(self._address, self._timeout_s)
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            return unreachable_error(self._address, "whatever listens there does not speak HTTP")
+            return other_protocol_error(self._address)
         if self._connected:
             return broken_off_error(self._address)
         if isinstance(error, ssl.SSLError):
@@ -201,8 +203,9 @@ def _status_error(address: Address, status: int, body: bytes) -> TrividError:
     if status in (408, 504):
         return DeadlineExceeded(f"{address} did not answer its proxy in time")
     typed = server_error(message or f"HTTP {status} {http.client.responses.get(status, '')}")
-    if status in (404, 502, 503) and isinstance(typed, InternalError):
-        return ModelUnavailable(f"{address} does not serve this: HTTP {status} {message}".rstrip())
+    if status in (404, 405, 502, 503) and isinstance(typed, InternalError):
+        wrong = f"{address} does not serve this: HTTP {status} {message}".rstrip()
+        return ModelUnavailable(wrong, hint=wrong_port_hint(address) if status == 405 else "")
     return typed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from pipelines.protocol.errors import (
 )
 from pipelines.protocol.options import Scalar
 
+OTHER_SCHEMES = {"grpc": "http", "http": "grpc", "grpcs": "https", "https": "grpcs"}
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
 MESSAGE_LENGTH_LIMIT = 400
 
@@ -150,8 +151,19 @@ def unreachable_error(address: Address, cause: object) -> ModelUnavailable:
 
 def broken_off_error(address: Address) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{address} broke off the answer",
-        hint="did it stop, or is this the port of the other protocol?",
+        f"{address} broke off the answer", hint=f"did it stop? {wrong_port_hint(address)}"
+    )
+
+
+def other_protocol_error(address: Address) -> ModelUnavailable:
+    return ModelUnavailable(f"{address} does not speak HTTP", hint=wrong_port_hint(address))
+
+
+def wrong_port_hint(address: Address) -> str:
+    scheme = OTHER_SCHEMES[address.scheme]
+    return (
+        f"if this is the server's {'gRPC' if 'grpc' in scheme else 'HTTP'} port, use --url "
+        f"{replace(address, scheme=scheme)}; unless configured, HTTP is on port 8000, gRPC on 8001"
     )
 
 
@@ -160,7 +172,8 @@ def access_error(address: Address) -> ModelUnavailable:
 
 
 def trust_error(address: Address, cause: object) -> ModelUnavailable:
-    hint = "the variable SSL_CERT_FILE names a file of authorities to trust"
+    plain = replace(address, scheme=address.scheme.removesuffix("s"))
+    hint = f"without TLS use --url {plain}; the variable SSL_CERT_FILE names a file of authorities to trust"
     return ModelUnavailable(f"no TLS with {address}: {_one_line(str(cause))}", hint=hint)
 
 

@@ -192,7 +192,8 @@ def _from_base64(value: Tensor) -> Tensor:
         decoded = [base64.b64decode(item, validate=True) for item in value.flat]
     except binascii.Error as error:
         raise InvalidMedia(
-            f"media is not base64: {error}", hint="leave out the option base64 to send raw bytes"
+            f"media is not base64: {error}",
+            hint="send base64 text without line breaks or 'data:…', or raw bytes without the option base64",
         ) from None
     return bytes_column(decoded).reshape(value.shape)
 

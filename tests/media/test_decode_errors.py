@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def bmp_of_claimed_size(width: int, height: int) -> bytes:
 BAD: dict[str, tuple[bytes, type[TrividError], str]] = {
     "nothing": (b"", InvalidMedia, "empty"),
     "text": (b"these are no pictures " * 20, InvalidMedia, "not a readable image or video"),
+    "base64": (base64.b64encode(clip()), InvalidMedia, "looks like base64 text: it starts b'AAAA"),
+    "a data URI": (b"data:image/png;base64," + base64.b64encode(image("png")), InvalidMedia, "base64 text"),
     "zeros": (bytes(5000), InvalidMedia, "not a readable image or video"),
     "JPEG's first bytes": (b"\xff\xd8\xff\xe0", InvalidMedia, "JPEG"),
     "PNG's first bytes": (b"\x89PNG\r\n\x1a\n" + bytes(50), InvalidMedia, "PNG"),

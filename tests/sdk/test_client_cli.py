@@ -16,6 +16,7 @@ import pytest
 import client as program
 from pipelines.protocol.columns import text_column
 from pipelines.protocol.errors import InvalidMedia, InvalidOptions
+from pipelines.protocol.options import OPTION_FIELDS, TRANSFER_OPTIONS
 from tests.conftest import ROOT
 from tests.support.stub_server import Reply, StubServer, event, talker, unary
 from tests.support.toy_answers import answer
@@ -69,7 +70,10 @@ def served(stub: StubServer) -> StubServer:
             2,
             "error: url='ftp://x' is not the address",
         ),
-        (["--info", "--timeout", "0"], 2, "error: timeout_s=0 is not above 0"),
+        *(
+            (["--info", "--timeout", text], 2, f"--timeout: '{text}' is not a number of seconds above 0")
+            for text in ("0", "nan", "soon")
+        ),
         (["--info", "--url", "http://127.0.0.1:1"], 3, "error: no server at http://127.0.0.1:1"),
         (["--info", "--url", "grpc://127.0.0.1:1"], 3, "error: no server at grpc://127.0.0.1:1"),
         (["--help"], 0, ""),
@@ -159,6 +163,35 @@ def test_a_wrong_option_ends_the_run(
     stub.stream(Reply(chunks=[event({"error": text_column(InvalidOptions("stride=0").to_json())})]))
     assert program.main(["--url", stub.url, "--video-paths", str(media), "--stream", "--stride", "0"]) == 2
     assert capsys.readouterr().err == f"error: {media}/a.mp4: stride=0\n"
+
+
+@pytest.mark.parametrize("output", ["a.mp4", "a.mp4/within"])
+def test_files_need_a_folder(
+    output: str, served: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(media / output)
+    assert program.main(["--url", served.url, "--video-paths", str(media), "--output", path]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.startswith(f"error: --output {path}: ")) == ("", True), err
+    assert err.endswith("(name a folder)\n")
+
+
+@pytest.mark.parametrize("flags", ["--threshold --start --end", "--score-threshold --start-s --end-s"])
+def test_flags_are_named_as_their_options_or_shorter(flags: str, served: StubServer, media: Path) -> None:
+    given = [text for pair in zip(flags.split(), "123", strict=True) for text in pair]
+    assert program.main(["--url", served.url, "--image-paths", str(media / "b.JPG"), *given]) == 0
+    sent = served.seen[-1].head["parameters"]
+    assert [sent[name] for name in ("score_threshold", "start_s", "end_s")] == ["1", "2", "3"]
+
+
+def test_every_option_of_a_medium_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are named to those only who speak the protocol themselves."""
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    told = capsys.readouterr().out
+    assert all(
+        f"--{name.replace('_', '-')} " in told for name in OPTION_FIELDS if name not in TRANSFER_OPTIONS
+    )
 
 
 def test_a_server_that_goes_away_ends_the_run(

@@ -19,11 +19,13 @@ from pipelines.protocol.errors import (
     DeadlineExceeded,
     InvalidMedia,
     InvalidOptions,
+    ModelUnavailable,
     TooLarge,
     TrividError,
     UnsupportedMedia,
 )
 from pipelines.protocol.options import Scalar
+from tests.conftest import Server
 from tests.support import media
 
 FRAMES = 24
@@ -141,7 +143,7 @@ def test_an_image(client: Client, stream: bool) -> None:
         (media.audio_only(), {}, (InvalidMedia, UnsupportedMedia), "."),
         (media.png_of_claimed_size(60_000, 60_000), {}, TooLarge, "3600000000 pixels"),
         (None, {"colour": "red"}, InvalidOptions, "colour"),
-        (None, {"stride": "often"}, InvalidOptions, "stride='often'.*expected int"),
+        (None, {"stride": "often"}, InvalidOptions, "stride='often'.*expected a whole number"),
         (None, {"stride": 0}, InvalidOptions, "stride=0"),
         (None, {"alpha": 1.5}, InvalidOptions, r"alpha=1\.5"),
         (None, {"class_name": "unicorn"}, InvalidOptions, "unicorn"),
@@ -168,6 +170,14 @@ def test_more_frames_than_one_answer_takes(client: Client) -> None:
     with pytest.raises(TooLarge, match=r"300 frames.*stream"):
         client.segment(long)
     assert len(joined(client.segment_stream(long, mask="none"))) == 301
+
+
+@pytest.mark.parametrize(("scheme", "other"), [("http", "grpc"), ("grpc", "http")])
+def test_the_port_of_the_other_protocol(scheme: str, other: str, server: Server) -> None:
+    port = server.grpc_port if scheme == "http" else server.http_port
+    said = f"use --url {other}://127.0.0.1:{port}; unless configured, HTTP is on port 8000, gRPC on 8001"
+    with Client(f"{scheme}://127.0.0.1:{port}") as client, pytest.raises(ModelUnavailable, match=said):
+        client.info()
 
 
 def test_too_large_a_medium_stays_here(client: Client) -> None:

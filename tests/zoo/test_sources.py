@@ -173,6 +173,7 @@ def test_models_with_random_weights_answer(name: str) -> None:
         ("resnet5", {}, "closest: resnet50"),
         ("resnext99", {}, "--list-models lists all"),
         ("models.video.resnet50", {}, "torchvision has no model 'models.video.resnet50'"),
+        ("README.md", {}, "a file ends in .safetensors, .pth, .pt2, .pt, "),
         ("resnet50", {"task": "detection"}, "resnet50 is a classification model, not detection"),
         ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
         ("vgg16", {"weights": "IMAGENET1K_FEATURES"}, "vgg16 has no weights 'IMAGENET1K_FEATURES'"),
@@ -418,8 +419,16 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     file = tmp_path / "own.pth"
     state = network_of("squeezenet1_1", classes=10).state_dict()
     torch.save(state, file)
-    with pytest.raises(ModelUnavailable, match=r"weights of another network: \d+ tensors missing"):
+    said = (
+        r"weights of another network: missing tensors: \d+, e\.g\. .*; unknown tensors: \d+, e\.g\. features"
+    )
+    with pytest.raises(ModelUnavailable, match=said):
         spec_of("shufflenet_v2_x0_5", weights=str(file)).build()
+    torch.save({name: state[name] for name in [*state][1:]}, file)
+    with pytest.raises(
+        ModelUnavailable, match=r"network: missing tensors: 1, e\.g\. features\.0\.weight \(c"
+    ):
+        spec_of("squeezenet1_1", weights=str(file)).build()
     state["features.0.weight"] = torch.zeros(1)
     torch.save(state, file)
     with pytest.raises(ModelUnavailable, match=r"features.0.weight is \(1,\), expected \(64, 3, 3, 3\)"):

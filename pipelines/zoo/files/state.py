@@ -108,8 +108,12 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     unknown = [name for name in kept if name not in own]
     if missing or unknown:
         raise ModelUnavailable(
-            f"{path} holds the weights of another network: {len(missing)} tensors missing "
-            f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})",
+            f"{path} holds the weights of another network: "
+            + "; ".join(
+                f"{what} tensors: {len(names)}, e.g. {', '.join(names[:3])}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            ),
             hint="check the name of the network",
         )
     for name, tensor in kept.items():
