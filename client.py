@@ -197,7 +197,9 @@ class Invocation:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InvalidOptions(f"--output {folder}: {error.strerror}", hint="name a folder") from None
+            raise InvalidOptions(
+                f"--output needs a folder, and {folder} is none: {error.strerror}", hint="name another"
+            ) from None
         return folder
 
     def send_all(self, media: Sequence[MediaFile]) -> int:

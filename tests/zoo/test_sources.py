@@ -173,7 +173,7 @@ def test_models_with_random_weights_answer(name: str) -> None:
         ("resnet5", {}, "closest: resnet50"),
         ("resnext99", {}, "--list-models lists all"),
         ("models.video.resnet50", {}, "torchvision has no model 'models.video.resnet50'"),
-        ("README.md", {}, "a file ends in .safetensors, .pth, .pt2, .pt, "),
+        ("README.md", {}, "a file ends in .pt2, .pt, .onnx, .safetensors or .pth"),
         ("resnet50", {"task": "detection"}, "resnet50 is a classification model, not detection"),
         ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
         ("vgg16", {"weights": "IMAGENET1K_FEATURES"}, "vgg16 has no weights 'IMAGENET1K_FEATURES'"),

@@ -16,7 +16,6 @@ from torch import nn
 
 from pipelines.models.spec import Clip, Preprocessing, TaskName
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.zoo import FILE_SUFFIXES
 from pipelines.zoo.draft import Draft
 from pipelines.zoo.files.state import class_count, load_state, read_state
 from pipelines.zoo.vision.adapters import CoarseSegmenter, adapt_detector, detector_preprocessing
@@ -102,7 +101,7 @@ def find_name(source: str) -> str:
     listed = f"closest: {', '.join(close)}; " if close else ""
     raise ModelUnavailable(
         f"torchvision has no model {source!r}",
-        hint=f"{listed}--list-models lists all; a file ends in {', '.join(FILE_SUFFIXES)}",
+        hint=f"{listed}--list-models lists all; a file ends in .pt2, .pt, .onnx, .safetensors or .pth",
     )
 
 
