@@ -58,7 +58,7 @@ def rows(
     return column((of, *more), dtype, help_text, join="rows", needs=needs, default=default)
 
 
-def pictures(help_text: str, of: str = "N") -> Any:
+def bytes_rows(help_text: str, of: str = "N") -> Any:
     """A column of bytes for each row; no entries where they were not asked for."""
     return column((of,), object, help_text, default=tuple, binary=True, join="rows")
 
@@ -72,7 +72,7 @@ class Answer:
     frame_index: Ints = rows(np.int64, "index of the frame in its medium, from 0; of a clip, its first frame")
     pts_s: Times = rows(np.float64, "its presentation time in seconds")
     size: Ints = column((2,), np.int64, "height and width of the source in pixels", join="last")
-    overlay: Sequence[bytes] = pictures("the picture in the requested form: JPEG or raw RGB bytes")
+    overlay: Sequence[bytes] = bytes_rows("the picture in the requested form: JPEG or raw RGB bytes")
     video: bytes = column(
         (1,),
         object,
@@ -248,7 +248,7 @@ class DetectionAnswer(Answer):
     score: Floats = rows(np.float32, "confidence, 0 to 1", of="D")
     class_id: Ints = rows(np.int64, "id of the box's class", of="D")
     class_name: Texts = rows(object, "its name", of="D")
-    mask: Sequence[bytes] = pictures(
+    mask: Sequence[bytes] = bytes_rows(
         "the object's mask in the requested form: COCO run lengths as JSON, PNG or raw", of="D"
     )
     keypoint_names: tuple[str, ...] = column(("P",), object, "names of the P keypoints", default=tuple)
@@ -268,7 +268,7 @@ class SegmentationAnswer(Answer):
 
     class_names: tuple[str, ...] = column(("K",), object, "names of the K classes, the background first")
     class_pixels: Ints = rows(np.int64, "number of source pixels of each class", "K")
-    mask: Sequence[bytes] = pictures(
+    mask: Sequence[bytes] = bytes_rows(
         "the class map in the requested form: COCO run lengths as JSON, PNG or raw"
     )
 

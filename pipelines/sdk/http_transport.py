@@ -33,7 +33,6 @@ from pipelines.sdk.transport import (
     access_error,
     broken_off_error,
     deadline_error,
-    other_protocol_error,
     server_error,
     too_large_error,
     trust_error,
@@ -163,7 +162,8 @@ class _Exchange:
         if isinstance(error, TimeoutError):
             return deadline_error(self._address, self._timeout_s)
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            return other_protocol_error(self._address)
+            wrong = f"{self._address} does not speak HTTP"
+            return ModelUnavailable(wrong, hint=wrong_port_hint(self._address))
         if self._connected:
             return broken_off_error(self._address)
         if isinstance(error, ssl.SSLError):

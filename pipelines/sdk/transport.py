@@ -155,10 +155,6 @@ def broken_off_error(address: Address) -> ModelUnavailable:
     )
 
 
-def other_protocol_error(address: Address) -> ModelUnavailable:
-    return ModelUnavailable(f"{address} does not speak HTTP", hint=wrong_port_hint(address))
-
-
 def wrong_port_hint(address: Address) -> str:
     scheme = OTHER_SCHEMES[address.scheme]
     return (
@@ -173,7 +169,7 @@ def access_error(address: Address) -> ModelUnavailable:
 
 def trust_error(address: Address, cause: object) -> ModelUnavailable:
     plain = replace(address, scheme=address.scheme.removesuffix("s"))
-    hint = f"without TLS use --url {plain}; the variable SSL_CERT_FILE names a file of authorities to trust"
+    hint = f"if it has no TLS, use --url {plain}; SSL_CERT_FILE names a file of authorities to trust"
     return ModelUnavailable(f"no TLS with {address}: {_one_line(str(cause))}", hint=hint)
 
 

@@ -165,6 +165,7 @@ PAGE = b"<html>no</html>"
         (Reply(status=403), ModelUnavailable, "token"),
         (Reply(status=404, body=b'{"error": "Request for unknown model"}'), ModelUnavailable, "unknown"),
         (Reply(status=404, body=PAGE), ModelUnavailable, "404"),
+        (Reply(status=405), ModelUnavailable, "405 .if this is the server.s gRPC port"),
         (Reply(status=429), Overloaded, "again"),
         (Reply(status=500, body=b'{"error": "Exceeds maximum queue size"}'), Overloaded, "queue"),
         (Reply(status=503, body=b'{"error": "Request timeout expired"}'), Overloaded, "as long as"),
