@@ -64,11 +64,11 @@ def answers() -> str:
     """The columns that all answers have, then those of each task, then those of streams."""
     common = answer_columns(Answer)
     shared = {column.name for column in common}
-    parts = ["Every answer has:", columns_table(common)]
+    parts = ["Every answer has these columns:", columns_table(common)]
     for name, task in TASKS.items():
         own = [column for column in answer_columns(task.answer) if column.name not in shared]
         parts += [f"### {name}", columns_table(own)]
-    return "\n\n".join([*parts, "### Streams, besides", columns_table(STREAM_COLUMNS)])
+    return "\n\n".join([*parts, "### Streams: additional columns", columns_table(STREAM_COLUMNS)])
 
 
 def errors() -> str:
