@@ -1,12 +1,12 @@
 #!/bin/sh
-# Checks the front's settings, writes its nginx.conf and becomes nginx. More arguments go to nginx (`front.sh -t`).
+# Checks the front's settings, writes its nginx.conf and becomes nginx. Further arguments go to nginx (`front.sh -t`).
 # Needs sh, envsubst (gettext) and nginx. Settings, all optional, come from the environment:
 #
 #   TRIVID_TOKEN             the bearer token that clients must send: at least 16 of A-Z a-z 0-9 . _ ~ + / = -
-#   TRIVID_BIND              where clients reach the front; without a token it must be this machine alone
-#   TRIVID_ALLOW_ANONYMOUS   1: serve everybody without a token all the same
-#   TRIVID_MAX_MEDIA_MB      largest medium; as JSON it may take a third more (base64)
-#   TRIVID_MAX_STREAM_MB     all media of one gRPC stream together
+#   TRIVID_BIND              where clients reach the front; without a token it must be this machine only
+#   TRIVID_ALLOW_ANONYMOUS   1: serve everybody, even without a token
+#   TRIVID_MAX_MEDIA_MB      largest medium; in JSON it may take a third more (base64)
+#   TRIVID_MAX_STREAM_MB     bound of all media of one gRPC stream together
 #   TRIVID_TIMEOUT_S         longest silence of the server, and of a client that listens to a stream
 #   TRIVID_TLS_DIR           holds tls.crt and tls.key, or neither
 #   TRIVID_LISTEN, TRIVID_FRONT_HTTP_PORT, TRIVID_FRONT_GRPC_PORT     where nginx listens
@@ -50,18 +50,18 @@ if [ -z "$TRIVID_TOKEN" ]; then
     esac
 else
     case "$TRIVID_TOKEN" in
-        # The value stays out of the message: logs are read by more people than know the token.
+        # The value stays out of the message: not everybody who reads the logs may know the token.
         *[!A-Za-z0-9._~+/=-]*) fail "TRIVID_TOKEN has a character other than A-Z a-z 0-9 . _ ~ + / = -" ;;
     esac
     [ "${#TRIVID_TOKEN}" -ge 16 ] || fail "TRIVID_TOKEN is shorter than 16 characters"
 fi
-# Of the characters allowed, these two mean something in a regex; a class needs no backslash.
+# Of the allowed characters, these two are special in a regex. A character class needs no backslash.
 TRIVID_TOKEN_REGEX=$(printf '%s' "$TRIVID_TOKEN" | sed 's/[.+]/[&]/g')
 
 TRIVID_SSL='' TRIVID_TLS_LINES=''
 crt=$TRIVID_TLS_DIR/tls.crt key=$TRIVID_TLS_DIR/tls.key
 if [ -e "$crt" ] || [ -e "$key" ]; then
-    # One of two would mean plain text where TLS was meant.
+    # With only one of the two, nginx would serve plain text where TLS was meant.
     [ -r "$crt" ] || fail "$crt is missing or not readable for user $(id -u)"
     [ -r "$key" ] || fail "$key is missing or not readable for user $(id -u)"
     TRIVID_SSL=ssl
@@ -75,7 +75,7 @@ export TRIVID_FRONT_HTTP_PORT TRIVID_FRONT_GRPC_PORT TRIVID_UPSTREAM_HTTP TRIVID
 mkdir -p "$TRIVID_FRONT_DIR"
 umask 077 # the written file holds the token
 template=$(dirname "$0")/nginx.conf
-# envsubst knows names only from its argument: nginx's own $variables must stay.
+# envsubst replaces only the names in its argument: nginx's own $variables must stay.
 names=$(grep -o '\${TRIVID_[A-Z_]*}' "$template" | sort -u | tr '\n' ' ')
 envsubst "$names" <"$template" >"$TRIVID_FRONT_DIR/nginx.conf"
 
