@@ -1,1 +1,1 @@
-"""Frames of all streams to one batch, and its outputs back to each. Knows no media and no tasks."""
+"""Joins frames of all streams into batches and splits the outputs. Knows no media and no tasks."""

@@ -1,12 +1,12 @@
 """The only place where frames of different streams meet. Knows a model, no media, no tasks.
 
-Chunks of many streams queue up; a lane, which is a thread, takes frames of equal size off the queue, up to
-the model's `max_batch`, runs them as one batch and gives every stream its own slices back, in order. It never
-waits for a batch to fill: while one runs the next ones gather, so batches grow with the load. While several
-streams wait, each gets its share of a batch, and those that were served longest ago come first.
+Chunks of many streams queue up. A lane, which is a thread, takes frames of equal size off the queue, up to
+the model's `max_batch`. It runs them as one batch and gives every stream its own slices back, in order. It
+never waits for a batch to fill: frames gather while the current batch runs, so batches grow with the load. If
+several streams wait, each gets a share of a batch, and the one that was served longest ago comes first.
 
-Where a model gains by it there is a lane for each core. A single batch is computed by all cores;
-batches beside each other by one each, which then never wait for one another within a layer.
+If a model gains by it, there is a lane for each core. A batch that runs alone uses all cores. Batches that
+run at the same time use one core each, so that cores never wait for one another within a layer.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pipelines.models.outputs import Output
 from pipelines.protocol.errors import InternalError, ModelUnavailable
 
 T = TypeVar("T")
-# Batches take about this long at most: on a CPU a few frames, on a GPU as many as the model takes.
+# A batch takes about this long at most: on a CPU that is a few frames, on a GPU as many as the model takes.
 BATCH_S = 0.08
-# And this long where something urgent came just now: the next one need not wait long for frames of films.
+# For some time after urgent work, a batch takes this long at most: the next urgent one need not wait long.
 URGENT_BATCH_S, JUST_NOW_S = 0.01, 10.0
-# How much of the rate that is known comes from the last batch.
+# The weight of the last batch in the estimated rate.
 NEWEST = 0.2
 MOST_SHAPES = 100
 NEVER_S = float("inf")
@@ -43,7 +43,7 @@ class Batcher:
     """One model, one queue, and as many lanes as the model has.
 
     Args:
-        threads: of the CPU for a single batch; 0 leaves torch's own choice.
+        threads: CPU threads for a batch that runs alone; 0 leaves the choice to torch.
         batch_s: how long a batch may take; one frame is always let in.
     """
 
@@ -52,18 +52,18 @@ class Batcher:
         self.batch_sizes: Counter[int] = Counter()
         self._threads, self._batch_s = threads or torch.get_num_threads(), batch_s
         self._urgent_until_s = 0.0
-        # Works of each stream in order; streams in the order in which they were served last.
+        # Each stream's work in order; streams in the order in which they were last served.
         self._pending: dict[Hashable, deque[Work[Any]]] = {}
-        # What the first lane waits for, and what the others do: they compute only beside it.
+        # The first lane waits for `_changed`, the others for `_beside`: they compute only beside the first.
         lock = threading.RLock()
         self._changed, self._beside = threading.Condition(lock), threading.Condition(lock)
         self._first_runs = False
         self._closed = False
-        # Whether the last turn was that of a stream that had just come.
+        # Whether the last turn went to a stream that had just arrived.
         self._favoured = False
-        # Seconds a frame (or clip), by the frames' shape.
+        # Seconds per frame (or clip), by the frames' shape.
         self._frame_s: dict[torch.Size, float] = {}
-        # Lanes that compute.
+        # How many lanes compute now.
         self._running = 0
         self._lanes = [
             threading.Thread(
@@ -85,16 +85,16 @@ class Batcher:
     ) -> Future[list[T]]:
         """Queue N frames (or clips) of one stream; the future holds `read(output)` of its slices, in order.
 
-        Cancelling the future takes them off the queue, if none of them is computed yet.
+        Cancelling the future takes the frames off the queue, unless some are computed already.
 
         Args:
-            pixels: float32 `(N, 3, h, w)`, of clips `(N, 3, T, h, w)`, on the model's device.
-            read: takes the outputs of n ≤ N of them; runs on the batcher's threads, maybe on several at once,
-                so that what it leaves out (logits are large) is freed at once. It must not keep the outputs.
-            stream: whose they are; None: a stream of their own.
+            pixels: float32 `(N, 3, h, w)`, for clips `(N, 3, T, h, w)`, on the model's device.
+            read: takes the outputs of n ≤ N frames. It runs on the batcher's threads, maybe on several at
+                once. It must not keep the outputs: logits are large, and are freed as soon as it returns.
+            stream: the stream of the frames; None: a stream of their own.
             deadline_s: by `time.monotonic`; what has not begun by then fails with DeadlineExceeded.
-            urgent: whether somebody waits for only these, as for a picture; more of the kind are expected,
-                and batches are short for a while.
+            urgent: whether somebody waits only for these frames, as for a picture. More such work is
+                expected, so batches are short for a while.
         """
         if not len(pixels):
             raise ValueError("there are no frames to compute")
@@ -110,12 +110,12 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether its threads run."""
+        """Whether its threads are running."""
         return all(lane.is_alive() for lane in self._lanes)
 
     @property
     def waiting(self) -> int:
-        """Frames, or clips, that wait for the model."""
+        """How many frames, or clips, wait for the model."""
         with self._changed:
             return sum(work.left for works in self._pending.values() for work in works)
 
@@ -135,13 +135,13 @@ class Batcher:
             if not slices:
                 return
             self._forward(slices, first)
-            # Whatever comes next may be long in coming.
+            # Free the frames now: it may take long until the next ones come.
             del slices
 
     def _gather(self, first: bool) -> list[Slice]:
         """Slices of equal frame size for one batch; empty once closed and drained.
 
-        A single batch is always the first lane's, so that no other ever has threads beside its own.
+        A batch that runs alone is always the first lane's, so no other lane ever uses more than one thread.
         """
         changed = self._changed if first else self._beside
         with changed:
@@ -163,17 +163,17 @@ class Batcher:
         (self._beside if self._first_runs else self._changed).notify()
 
     def _take(self) -> list[Slice]:
-        """A batch of the stream whose turn it is, and of all others whose frames have its size.
+        """A batch of frames of the stream whose turn it is, and of all others with frames of that size.
 
-        First each gets its share, then what is left goes to those that have more.
+        First each gets its share. The room that is left goes to those that have more frames.
         """
         first = self._first()
         shape = self._pending[first][0].shape
         others = [stream for stream, works in self._pending.items() if works[0].shape == shape]
         streams = [first, *(stream for stream in others if stream != first)]
         waiting = sum(work.left for works in self._pending.values() for work in works if work.shape == shape)
-        # As many batches as there have to be, or as there are free lanes, but even ones: a last one of a
-        # single frame costs almost twice as much.
+        # As many batches as are needed, or as there are free lanes, but of even sizes: in a batch of one, a
+        # frame costs almost twice as much.
         free = len(self._lanes) - self._running
         room = math.ceil(waiting / max(math.ceil(waiting / self._room(shape)), min(waiting, free)))
         slices: list[Slice] = []
@@ -187,9 +187,9 @@ class Batcher:
         return slices
 
     def _first(self) -> Hashable:
-        """The stream that was served longest ago; every second time one that has just come, if there is any.
+        """The stream that was served longest ago; every second time one that has just arrived, if any has.
 
-        So an image does not wait for the frames of films, and a flood of images does not stop them.
+        So an image does not wait for the frames of videos, and a flood of images does not stop the videos.
         """
         came = (stream for stream, works in self._pending.items() if len(works) == 1 and not works[0].taken)
         newest = None if self._favoured else next(came, None)
@@ -197,7 +197,7 @@ class Batcher:
         return next(iter(self._pending)) if newest is None else newest
 
     def _off_queue(self, stream: Hashable, shape: torch.Size, most: int) -> list[Slice]:
-        """At most so many frames of a stream, in order."""
+        """At most `most` frames of a stream, in order."""
         works, slices = self._pending.get(stream, deque()), []
         while works and most and works[0].shape == shape:
             work = works[0]
@@ -213,9 +213,9 @@ class Batcher:
         return slices
 
     def _room(self, shape: torch.Size) -> int:
-        """Frames, or clips, of a shape in one batch: what there is time for, and the model's `max_batch`.
+        """How many frames, or clips, of a shape one batch may hold, by time and by the model's `max_batch`.
 
-        Of clips that are longer than the model's own it is as much less.
+        For clips that are longer than the model's own, it is less in proportion.
         """
         spec, most = self.model.spec, self.model.spec.max_batch
         if spec.clip is not None:
@@ -227,14 +227,14 @@ class Batcher:
         return max(1, most)
 
     def _learn(self, shape: torch.Size, frame_s: float) -> None:
-        """Note how long a frame took; of many sizes, as of pictures, the oldest is forgotten."""
+        """Note how long a frame took; with many sizes, as pictures have, the oldest is forgotten."""
         known_s = self._frame_s.pop(shape, frame_s)
         self._frame_s[shape] = (1 - NEWEST) * known_s + NEWEST * frame_s
         if len(self._frame_s) > MOST_SHAPES:
             del self._frame_s[next(iter(self._frame_s))]
 
     def _forward(self, slices: list[Slice], first: bool) -> None:
-        """Run one batch and hand the slices back; an error goes only to the works of this batch."""
+        """Run one batch and hand the slices back; an error goes only to the work in this batch."""
         shape, begun_s = slices[0].pixels.shape[1:], time.perf_counter()
         count = sum(len(one.pixels) for one in slices)
         parts: list[Any] = []

@@ -1,4 +1,4 @@
-"""What waits for a model, and what a batch is made of: chunks of frames and parts of them. Knows no model."""
+"""What waits for a model, and what batches are made of: chunks of frames, and their parts. Knows no model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_LATE = "request less, or allow more time"
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Work(Generic[T]):
-    """A submitted chunk: `taken` frames are off the queue, `computed` ones in `parts`, by their start."""
+    """A submitted chunk: `taken` frames are off the queue, `computed` ones are in `parts`, by their start."""
 
     pixels: Tensor
     read: Callable[[Output], T]
@@ -39,7 +39,7 @@ class Work(Generic[T]):
         return self.pixels.shape[1:]
 
     def begin(self) -> bool:
-        """Whether it is still wanted, now that it begins; one that comes too late is told so."""
+        """Whether the work is still wanted as it begins; if it comes too late, its future fails."""
         if not self.future.set_running_or_notify_cancel():
             return False
         if time.monotonic() > self.deadline_s:
@@ -50,7 +50,7 @@ class Work(Generic[T]):
         return True
 
     def add(self, start: int, count: int, part: T) -> None:
-        """Note what was read of frames; with the last ones the work is done."""
+        """Note what was read of some frames; after the last ones the work is done."""
         self.parts[start] = part
         self.computed += count
         if self.computed == len(self.pixels) and not self.future.done():
@@ -58,7 +58,7 @@ class Work(Generic[T]):
 
 
 class Slice(NamedTuple):
-    """Frames of a work, from `start` on."""
+    """Some frames of a piece of work, from `start` on."""
 
     work: Work[Any]
     start: int
@@ -66,7 +66,7 @@ class Slice(NamedTuple):
 
 
 def read(one: Slice, output: Output) -> Any:
-    """What the work's reader makes of its outputs, or its error."""
+    """What the work's reader makes of the outputs, or the reader's error."""
     try:
         return one.work.read(output)
     except Exception as error:  # noqa: BLE001 - the same border: a reader's fault is only its stream's

@@ -1,4 +1,4 @@
-"""Decoded frames (`FrameBatch`), where a model looks (`Geometry`), and frames to model pixels.
+"""Decoded frames (`FrameBatch`), where a model looks (`Geometry`), and how frames become model pixels.
 
 Knows no decoder and computes no network.
 """

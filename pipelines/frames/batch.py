@@ -23,7 +23,7 @@ class PixelArray(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
-# Of a pixel as models take it.
+# Per pixel as models take it.
 FLOAT_RGB_BYTES = 12
 
 
@@ -37,11 +37,11 @@ class FrameBatch:
     """N decoded frames of one medium, upright, with their own times.
 
     Attributes:
-        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy, after NVDEC a CUDA tensor; None where nobody draws.
+        kept_nhwc: uint8 RGB `(N, H, W, 3)`; numpy, or after NVDEC a CUDA tensor; None if nothing is drawn.
         size_hw: height and width of the frames.
         pts_s: float64 `(N,)`, the medium's presentation times in seconds.
         frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.
-        model_nchw: float32 `(N, 3, h, w)` where the decoder prepared the model's pixels too.
+        model_nchw: float32 `(N, 3, h, w)` if the decoder prepared the model's pixels too.
     """
 
     kept_nhwc: PixelArray | None
@@ -75,7 +75,7 @@ class FrameBatch:
 
     @property
     def pixels_nhwc(self) -> PixelArray:
-        """The frames' pixels. Raises ValueError where they were not kept."""
+        """The frames' pixels. Raises ValueError if they were not kept."""
         if self.kept_nhwc is None:
             raise ValueError("the pixels of these frames were not kept")
         return self.kept_nhwc

@@ -1,4 +1,4 @@
-"""A DALI graph as a function of samples. Owns how graphs are run, fed and begun anew; knows none of them."""
+"""A DALI graph as a function of samples. Owns how graphs are run, fed and rebuilt; knows no graph itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.protocol.errors import InternalError
 
 # Frames go through a graph in groups of about this many pixels: 16 of 1280x720, 2 of 3840x2160.
 MAX_RUN_PIXELS = 16 << 20
-# A single stream is prepared almost twice as fast by two threads; more would only fight with other streams.
+# Two threads prepare a single stream almost twice as fast as one; more would only compete with other streams.
 THREADS = 2
 
 
@@ -26,7 +26,7 @@ class Graph:
     """A DALI pipeline as a function: built on first use, by one thread at a time, anew after any error.
 
     Args:
-        define: makes the graph's output nodes for the DALI device (`"cpu"`, `"gpu"`) of pixels.
+        define: makes the graph's output nodes, given the DALI device of the pixels (`"cpu"`, `"gpu"`).
         device: torch's name of the device.
         max_samples: most samples in one call.
     """
@@ -38,7 +38,7 @@ class Graph:
         self._pipeline: Any = None
 
     def __call__(self, **inputs: Sequence[Any]) -> list[Tensor]:
-        """Samples of equal size by the name of their input → one tensor `(N, …)` for each output, not copied.
+        """Samples of equal size, by input name → one tensor `(N, …)` for each output, not copied.
 
         Raises:
             InternalError: DALI failed; the next call starts with a new pipeline.
@@ -61,7 +61,7 @@ class Graph:
 
 
 def build_pipeline(define: Callable[[], Sequence[Any]], *, batch_size: int, device_id: int | None) -> Any:
-    """A DALI pipeline that never runs ahead: a queue of two gives the output of another call."""
+    """A DALI pipeline that never runs ahead: with a queue of two, a call may get another call's output."""
     untyped: Any = Pipeline
     pipeline = untyped(
         batch_size=batch_size, num_threads=THREADS, device_id=device_id, prefetch_queue_depth=1
@@ -73,19 +73,19 @@ def build_pipeline(define: Callable[[], Sequence[Any]], *, batch_size: int, devi
 
 
 def run_pipeline(pipeline: Any, device: torch.device) -> list[Tensor]:
-    """One run, on torch's stream of the device; a tensor for each output, not copied."""
+    """One run, on torch's stream for the device; a tensor for each output, not copied."""
     stream = [torch.cuda.current_stream(device)] if device.type == "cuda" else []
     return [from_dlpack(output.as_tensor()) for output in pipeline.run(*stream)]
 
 
 def release_unused() -> None:
-    """Give back what DALI's pools keep of memory on the GPU, and of the host's pinned."""
+    """Release unused memory in DALI's pools, both on the GPU and pinned on the host."""
     untyped: Any = backend
     untyped.ReleaseUnusedMemory()
 
 
 def _reason(error: Exception) -> str:
-    """What DALI complains of, without the files and lines that it wraps around it."""
+    """DALI's message, without the source files and lines around it."""
     text = str(error).split("encountered:")[-1]
     for tail in ("C++ context", "Stacktrace", "Current pipeline object"):
         text = text.split(tail)[0]
@@ -93,12 +93,12 @@ def _reason(error: Exception) -> str:
 
 
 def picture_input(name: str, device: str, dtype: Any = DALIDataType.UINT8) -> Any:
-    """A graph's input of HWC pictures; on the CPU without a copy, since a call ends before its inputs go."""
+    """A graph's input of HWC pictures; on the CPU not copied, since inputs outlive the call."""
     return fn.external_source(name=name, device=device, dtype=dtype, layout="HWC", no_copy=device == "cpu")
 
 
 def number_input(name: str, ndim: int = 1) -> Any:
-    """A graph's input of float32 numbers, `ndim` 1 for pairs, on the CPU, as DALI wants arguments."""
+    """A graph's input of float32 numbers (`ndim` 1: pairs), on the CPU, where DALI wants arguments."""
     return fn.external_source(name=name, dtype=DALIDataType.FLOAT, ndim=ndim)
 
 
@@ -109,7 +109,7 @@ def runs(frames: int, pixels_each: int, max_frames: int) -> Iterator[slice]:
 
 
 def as_samples(pixels: PixelArray, device: str) -> list[Any]:
-    """N pictures as DALI takes them: contiguous, on the host or already on the GPU of the graph."""
+    """N pictures as DALI takes them: contiguous, on the host or already on the graph's GPU."""
     if device != "cpu" and getattr(pixels, "is_cuda", False):
         return list(pixels.contiguous())  # type: ignore[attr-defined]
     return list(np.ascontiguousarray(to_numpy(pixels)))

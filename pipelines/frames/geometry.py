@@ -1,4 +1,4 @@
-"""How model pixels lie on a frame, by torchvision's arithmetic, and tiles. Knows no pixels, no decoder."""
+"""Where model pixels lie on a frame, by torchvision's arithmetic, and tiles. Knows no pixels, no decoder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import TooLarge
 
-# float numpy array or torch tensor of points or boxes: what goes in comes out.
+# A float numpy array or torch tensor of points or boxes; the result has the type of the argument.
 Coordinates = TypeVar("Coordinates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """How the model's pixels lie on the source: the whole source is resized, then a region is cut out.
+    """Where the model's pixels lie on the source: the whole source is resized, then a region is cut out.
 
     Attributes:
         source_hw: size of the source frame in pixels.
         resized_hw: size of the whole frame after resizing.
-        crop_yxhw: top, left, height and width of the model's region in the resized frame; it may reach beyond
-            it (a letterbox, a crop of a smaller frame): top and left are negative then.
+        crop_yxhw: top, left, height and width of the model's region in the resized frame. For a letterbox, or
+            a crop of a smaller frame, the region reaches beyond the frame; then top and left are negative.
 
     Coordinates are continuous: 0 is the left edge of the first pixel, the width the right edge of the last.
     """
@@ -34,7 +34,7 @@ class Geometry:
 
     @classmethod
     def whole(cls, frame_hw: tuple[int, int]) -> Geometry:
-        """That of a model which sees the frame as it is."""
+        """The geometry of a model that sees the frame as it is."""
         return cls(source_hw=frame_hw, resized_hw=frame_hw, crop_yxhw=(0, 0, *frame_hw))
 
     @property
@@ -44,7 +44,7 @@ class Geometry:
 
     @property
     def _ratios_xy(self) -> tuple[float, float]:
-        """Source pixels in one resized pixel, as torchvision has them: divided in float32."""
+        """Source pixels per resized pixel, divided in float32 as in torchvision."""
         x, y = (np.float32(self.source_hw[axis]) / np.float32(self.resized_hw[axis]) for axis in (1, 0))
         return float(x), float(y)
 
@@ -61,7 +61,7 @@ class Geometry:
         return cast(Coordinates, _clipped(moved, self.source_hw) if clip else moved)
 
     def to_model_xy(self, points_xy: Coordinates, *, clip: bool = False) -> Coordinates:
-        """Source pixels → model pixels: the other way round. With `clip` nothing lies outside the model's."""
+        """Source pixels → model pixels, the inverse. With `clip` nothing lies outside the model's region."""
         (top, left), (ratio_x, ratio_y) = self.crop_yxhw[:2], self._ratios_xy
         given: Any = points_xy
         moved = given + 0.0
@@ -72,7 +72,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A part of the frame that the model sees: at (top, left) in its pixels, a tile or all of it."""
+    """A part of the frame that the model sees, a tile or all of it; (top, left) are in the frame's pixels."""
 
     top_px: int
     left_px: int
@@ -85,7 +85,7 @@ class View:
 
     @property
     def region(self) -> tuple[slice, slice]:
-        """Its rows and columns."""
+        """The part's rows and columns."""
         top, left, height, width = self.part_yxhw
         return slice(top, top + height), slice(left, left + width)
 
@@ -99,14 +99,14 @@ def _clipped(points_xy: Any, size_hw: tuple[int, int]) -> Any:
 def tiles(
     source_hw: tuple[int, int], tile_hw: tuple[int, int], overlap_px: int
 ) -> list[tuple[int, int, int, int]]:
-    """Regions (top, left, height, width) that cover a frame row by row and share `overlap_px` or more.
+    """Regions (top, left, height, width) that cover a frame row by row and overlap by `overlap_px` or more.
 
-    All have the same size; the last of a row or column is moved inwards, so that none reaches beyond the
-    frame. Where the frame is smaller than a tile, the tile is as small. Boxes of a tile lie (left, top) off
-    the frame's.
+    All have the same size. The last one of a row or column is moved inwards, so that none reaches beyond the
+    frame. If the frame is smaller than a tile, the tile shrinks to it. Add (left, top) to a tile's boxes to
+    get the frame's.
 
     Raises:
-        ValueError: tiles of this size cannot share so much.
+        ValueError: tiles of this size cannot overlap so much.
     """
     if not 0 <= overlap_px < min(tile_hw):
         raise ValueError(f"tiles of {tile_hw} px cannot share {overlap_px}")
@@ -123,22 +123,22 @@ def _tile_starts(side_px: int, tile_px: int, overlap_px: int) -> list[int]:
     return [*range(0, room, tile_px - overlap_px), room]
 
 
-# A frame of 1:15 at a shorter side of 520; beyond it one frame fills the memory of a GPU in the model.
+# A frame of 1:15 with a shorter side of 520; in the model, one larger frame could fill a GPU's memory.
 MAX_MODEL_PIXELS = 4 << 20
-# How far the widest kernel (bicubic) reaches: pixels of the source or, where it is reduced, of the result.
+# How far the widest kernel (bicubic) reaches, in pixels of the source, or of the result when downscaling.
 KERNEL_RADIUS = 2
 
 
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
     """Where the model's region lies on a frame of this size, in torchvision's integers.
 
-    Sizes are those of torchvision's `Resize` (the longer side is cut to an integer) and `CenterCrop`
-    (Python's `round`, half to even; a side that is too short is padded, the odd pixel last), or, with
-    `max_px`, of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres them, the
-    odd pixel last. Where pixels are padded the region's top or left is negative.
+    Sizes are those of torchvision's `Resize` (the longer side is truncated to an integer) and `CenterCrop`
+    (Python's `round`, half to even; a side that is too short is padded, the odd pixel last). With `max_px`
+    they are those of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres
+    them, the odd pixel last. With padding, the region's top or left is negative.
 
     Raises:
-        TooLarge: so long and narrow a frame, or one kept at its own size, has too many pixels for the model.
+        TooLarge: a frame so long and narrow, or kept at its own size, has too many pixels for the model.
     """
     resized_hw = _resized_hw(preprocessing, height_px, width_px)
     canvas_hw, crop_hw = _canvas_hw(preprocessing, resized_hw), preprocessing.crop_px
@@ -159,10 +159,11 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
 
 
 def needed_part(whole: Geometry) -> View:
-    """The part of a frame that the model's region is made of: resized by itself, it gives the same pixels.
+    """The part of a frame that the model's region comes from. Resized separately, it gives the same pixels.
 
-    Kernels stay where they were on the frame only if the part begins at a whole step: so many source pixels
-    as become a whole number of resized ones. Steps are even, for chroma has a sample for every two pixels.
+    That holds only if the part begins at a whole step, so that the kernels do not shift. A step is the least
+    number of source pixels that become a whole number of resized ones. Steps are even, since chroma has one
+    sample for two pixels.
     """
     crop_top, crop_left, *crop_hw = whole.crop_yxhw
     (top, height, resized_h, crop_top), (left, width, resized_w, crop_left) = (
@@ -178,7 +179,7 @@ def needed_part(whole: Geometry) -> View:
 
 
 def _needed_span(source_px: int, resized_px: int, crop_start: int, crop_px: int) -> tuple[int, int, int, int]:
-    """Of one side: where the part begins, its length before and after resizing, and where its crop begins."""
+    """For one side: the part's begin, its length before and after resizing, and the begin of its crop."""
     common = math.gcd(source_px, resized_px)
     step, step_resized = source_px // common, resized_px // common
     if step % 2:
@@ -204,7 +205,7 @@ def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> 
         return max(1, round(height_px * scale)), max(1, round(width_px * scale))
     if preprocessing.max_px is not None:
         scale = min(wanted / shorter, preprocessing.max_px / longer)
-        # torchvision fails where a side of an extreme frame comes to nothing.
+        # torchvision fails if a side of an extreme frame shrinks to nothing.
         return max(1, math.floor(height_px * scale)), max(1, math.floor(width_px * scale))
     if width_px <= height_px:
         return int(wanted * height_px / width_px), wanted
@@ -218,7 +219,7 @@ def _canvas_hw(preprocessing: Preprocessing, resized_hw: tuple[int, int]) -> tup
 
 
 def _centred(side_px: int, crop_px: int) -> int:
-    """Where a centre crop begins on a side, as torchvision has it; negative where it pads."""
+    """Where a centre crop begins on a side, as in torchvision; negative if it pads."""
     return round((side_px - crop_px) / 2.0) if crop_px <= side_px else -((crop_px - side_px) // 2)
 
 

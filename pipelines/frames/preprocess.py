@@ -1,7 +1,7 @@
-"""Frames of any size → the model's pixels, with DALI: on a GPU, and where only the DALI stage is asked for.
+"""Frames of any size → the model's pixels, with DALI: on a GPU, and if only the DALI stage is asked for.
 
-Only the region that survives the crop is resized, straight to the model's size: on a frame of 1280x720 that
-halves the work, and it gives torchvision's pixels to one level of 255. Knows no decoder and no model.
+Only the region that survives the crop is resized, directly to the model's size. On a frame of 1280x720 that
+halves the work. Pixels are within one level of 255 of torchvision's. Knows no decoder and no model.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """A region of the source, the size that it is resized to, and what is laid around it, as DALI takes them.
+    """A region of the source, the size that it is resized to, and the padding around it, as DALI takes them.
 
-    All are pairs (y, x): numbers, or a DALI node with a pair a sample.
+    All are pairs (y, x): numbers, or a DALI node with one pair per sample.
 
     Attributes:
-        start, end: of the region's corners in source pixels.
-        size: of the region in model pixels.
-        anchor: of the model's first pixel, counted from the region's, in model pixels; negative before it.
+        start, end: the region's corners in source pixels.
+        size: the region's, in model pixels.
+        anchor: the model's first pixel relative to the region's, in model pixels; negative with padding.
         shape: height and width of the model's pixels.
     """
 
@@ -60,8 +60,8 @@ class Region:
                 shape.crop_yxhw[:2], shape.model_hw, shape.resized_hw, strict=True
             )
         ]
-        # torchvision takes the nearest pixel at i * scale, DALI the one at (i + 1/2) * scale; 0.499 rather
-        # than 1/2, so that rounding cannot fall below a whole number.
+        # For `nearest`, torchvision takes the pixel at i * scale, DALI the one at (i + 1/2) * scale. The
+        # shift is 0.499, not 1/2, so that rounding errors cannot fall below a whole number.
         nudge = 0.499 if preprocessing.interpolation == "nearest" else 0.0
         return cls(
             start=[(first - nudge) * scale for first, scale in zip(firsts, scales, strict=True)],
@@ -77,16 +77,16 @@ def prepare_frames(
 ) -> Any:
     """A part of a DALI graph: uint8 RGB frames → normalized float32 of the model's size.
 
-    Pixels are rounded to uint8 after resizing, as torchvision does with a uint8 tensor, or kept as they are.
+    Pixels are rounded to uint8 after resizing, as torchvision does with a uint8 tensor, or left unrounded.
 
     Args:
         frames: a DALI node, HWC, or FHWC with `layout="FCHW"`; on either device.
-        region: where the model's pixels lie on the frames, for all of them or (DALI nodes) a sample each.
+        region: where the model's pixels lie on the frames: one for all or, as DALI nodes, one per sample.
     """
     if isinstance(region, Geometry):
         region = Region.of(region, preprocessing)
     swaps, rounds = preprocessing.channels == "BGR", preprocessing.round_pixels
-    # DALI swaps channels of uint8 only: of the resized pixels, which are fewer, where those are.
+    # DALI swaps only uint8 channels: those of the resized pixels, which are fewer, if these are uint8.
     pixels: Any = _swapped(frames) if swaps and not rounds else frames
     pixels = fn.resize(
         pixels,
@@ -113,7 +113,7 @@ def _swapped(pixels: Any) -> Any:
 
 
 def _padded(pixels: Any, region: Region, preprocessing: Preprocessing) -> Any:
-    """The region with the bars of the letterbox, or the crop's black, around it."""
+    """The region with the letterbox's bars, or the crop's black margins, around it."""
     return fn.slice(
         pixels,
         region.anchor,
@@ -130,7 +130,7 @@ class Preprocessor:
     """Frames → the model's pixels; one graph for frames of all sizes. For one thread at a time.
 
     Args:
-        device: where the work is done and the result lies, `"cpu"` or `"cuda"`.
+        device: where the work is done and the result is, `"cpu"` or `"cuda"`.
         max_frames: most frames in one run; more are prepared in several.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Frames → the model's pixels on the CPU, by torchvision's own resizing kernels. Knows no decoder.
+"""Frames → the model's pixels on the CPU, with torchvision's own resizing kernels. Knows no decoder.
 
-They give the pixels of torchvision's second interface (without antialiasing: of its first) to the bit, and
-Pillow's but for one level at some pixels in a thousand, and take a third to an eighth of what DALI's CPU
-operators do (docs/performance.md). On a GPU the DALI graph of `preprocess` does the same work.
+The pixels are those of torchvision's transforms v2 (without antialiasing: v1) to the bit. A few pixels in a
+thousand differ from Pillow's, by one level. The kernels take a third to an eighth of the time of DALI's CPU
+operators (docs/performance.md). On a GPU the DALI graph of `preprocess` does the same work.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipelines.protocol.errors import ModelUnavailable
 
 
 class Resizer:
-    """Frames of one size, one by one, to the model's size; for one thread.
+    """Resizes frames of one size, one by one, to the model's size; for one thread.
 
     Args:
-        height_px, width_px: of the frames.
+        height_px, width_px: size of the frames.
 
     Attributes:
-        part: of each frame, which is all that is read.
-        model_hw: height and width of what is made of it.
+        part: the only part of each frame that is read.
+        model_hw: height and width of the result.
 
     Raises:
         TooLarge: the model cannot take frames of this size (`geometry`).
@@ -37,13 +37,13 @@ class Resizer:
 
     def __init__(self, preprocessing: Preprocessing, height_px: int, width_px: int) -> None:
         self._preprocessing = preprocessing
-        # Kept from frame to frame: memory of this size is mapped anew at every allocation.
+        # Kept from frame to frame, since memory of this size would be mapped anew at every allocation.
         self._floats: Tensor | None = None
-        # Presets without antialiasing, those of clips, take only tensors: torchvision resizes them as floats.
+        # Presets without antialiasing (for clips) take only tensors, which torchvision resizes as floats.
         smooth = preprocessing.interpolation != "nearest"
         self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
         whole = geometry(preprocessing, height_px, width_px)
-        # Floats, and rounding to the nearest pixel, depend in their last bit on where a part begins.
+        # With floats, or nearest neighbours, the last bit depends on where a part begins.
         exact = smooth and not self._by_floats
         self.part = needed_part(whole) if exact else View(top_px=0, left_px=0, geometry=whole)
         self._shape = self.part.geometry
@@ -62,19 +62,19 @@ class Resizer:
 
     def _resized(self, frame_nchw: Tensor) -> Tensor:
         if self._shape.resized_hw == self._shape.source_hw:
-            # The decoder's memory is used again for the next frame.
+            # The decoder reuses its memory for the next frame.
             return frame_nchw.clone(memory_format=torch.contiguous_format)
         mode = self._preprocessing.interpolation
         smooth = {} if mode == "nearest" else {"antialias": self._preprocessing.antialias}
         resized = functional.interpolate(frame_nchw, size=self._shape.resized_hw, mode=mode, **smooth)
         if not self._by_floats:
             return resized
-        # Cubic curves swing beyond the levels; of uint8 the kernel itself cuts them off.
+        # Cubic curves overshoot 0..255; for uint8 the kernel itself clips them.
         resized = resized.clamp_(0, 255)
         return resized.round_() if self._preprocessing.round_pixels else resized
 
     def _region(self, resized_nchw: Tensor) -> Tensor:
-        """The model's region: what is cut out, and what is laid around it, in the model's colours."""
+        """The model's region: what is cut out, with padding around it, in the model's order of colours."""
         top, left, height, width = self._shape.crop_yxhw
         (full_height, full_width), preprocessing = self._shape.resized_hw, self._preprocessing
         cut = resized_nchw[..., max(0, top) : top + height, max(0, left) : left + width]
@@ -89,7 +89,7 @@ class Resizer:
 
 
 def normalize(levels: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
-    """Frames of levels 0..255 `(3, h, w)` → the model's pixels, float32 `(N, 3, h, w)`."""
+    """Frames with levels 0..255 `(3, h, w)` → the model's pixels, float32 `(N, 3, h, w)`."""
     mean, std = (
         255 * torch.tensor(each).view(1, 3, 1, 1) for each in (preprocessing.mean, preprocessing.std)
     )
@@ -109,7 +109,7 @@ def prepare_on_cpu(pixels_nhwc: PixelArray, preprocessing: Preprocessing) -> Ten
 
 
 def check_kernel(preprocessing: Preprocessing) -> None:
-    """Raise ModelUnavailable for pixels that would differ between a CPU and a GPU."""
+    """Raise ModelUnavailable if pixels would differ between a CPU and a GPU."""
     if preprocessing.interpolation == "bicubic" and not preprocessing.antialias:
-        # torchvision's kernel is another one then than DALI's (a = -0.75): up to 12 of 255 apart.
+        # Here torchvision's kernel (a = -0.75) differs from DALI's, by up to 12 levels of 255.
         raise ModelUnavailable("bicubic interpolation without antialias is not supported")

@@ -1,4 +1,4 @@
 """Encoded bytes to frames: containers, video, images, NVDEC, selection, colours.
 
-Knows no model outputs and no protocol of a server.
+Knows no model outputs and no server protocol.
 """

@@ -1,4 +1,4 @@
-"""Colours of decoded frames: matrix, range, RGB by swscale. What is not known is refused, not guessed."""
+"""Colours of decoded frames: matrix, range, RGB with swscale. What is unknown is refused, not guessed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from av.video.reformatter import VideoReformatter
 
 from pipelines.protocol.errors import UnsupportedMedia
 
-# Matrices of ITU-T H.273 by which swscale converts; untagged is taken for BT.601, as FFmpeg does.
+# Matrices of ITU-T H.273 that swscale can convert with; untagged video counts as BT.601, as in FFmpeg.
 MATRICES = {1: "bt709", 2: "unspecified", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020-ncl"}
 TRANSFERS = {1: "bt709", 2: "unspecified", 6: "bt601", 8: "linear", 13: "srgb", 16: "pq", 18: "hlg"}
-# Of these swscale converts each pixel by itself, so a part of a frame is the same by itself. (It blends the
-# chroma of neighbours in others.)
+# In these formats swscale converts each pixel independently, so a part of a frame converts to the same pixels
+# as the whole. (In others it blends the chroma of neighbours.)
 PIXEL_BY_PIXEL = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 LIMITED_RANGE, FULL_RANGE = 1, 2
-# swscale gives grey levels as they are; limited ones (16 to 235) are spread here.
+# swscale leaves grey levels unchanged; limited ones (16 to 235) are stretched here.
 FULL_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 
 
@@ -42,7 +42,7 @@ def is_full_range(frame: VideoFrame) -> bool:
 
 
 class RgbReader:
-    """Decoded frames of one size → RGB as stored, of one part of each; for one thread.
+    """Decoded frames of one size → RGB of one part of each, in its stored orientation; for one thread.
 
     Args:
         part_yxhw: top, left, height and width of the part in stored pixels.
@@ -54,16 +54,16 @@ class RgbReader:
         self._crop: tuple[tuple[str, int, int], Graph] | None = None
 
     def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        """uint8 RGB `(h, w, 3)`, a view which the next frame overwrites.
+        """uint8 RGB `(h, w, 3)`, a view that the next frame overwrites.
 
         Raises:
-            UnsupportedMedia: swscale does not know the pixels' format.
+            UnsupportedMedia: swscale does not know the pixel format.
         """
         top, left, height, width = self._part_yxhw
         if (height, width) == (frame.height, frame.width):
             return _to_rgb(frame, self._reformatter)
-        # Of interlaced frames swscale converts each field by itself, in which chroma lies otherwise, and
-        # frames of odd height it converts in another way, which differs by up to 59 levels.
+        # swscale converts the fields of an interlaced frame separately, and places their chroma differently.
+        # It converts frames of odd height in another way, which differs by up to 59 levels.
         apart = frame.format.name in PIXEL_BY_PIXEL and not frame.interlaced_frame and frame.height % 2 == 0
         if apart and not any(side % 2 for side in self._part_yxhw):
             return _to_rgb(self._cropped(frame), self._reformatter)
@@ -93,7 +93,7 @@ class RgbReader:
 
 
 def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame itself."""
+    """uint8 RGB `(H, W, 3)` as stored, a view; swscale reads matrix and range from the frame."""
     try:
         rgb = reformatter.reformat(frame, format="rgb24", threads=1)
     except av.FFmpegError as error:

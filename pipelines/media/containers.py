@@ -1,4 +1,4 @@
-"""Opening a container by FFmpeg, safely: no nested files, no hosts, no stream that cannot be decoded."""
+"""Opening a container with FFmpeg, safely: no nested files, no hosts, no stream that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from pipelines.media.medium import Limits
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 
-# What is read. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and hosts.
+# The accepted containers. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and hosts.
 CONTAINERS = (
     "mov,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,asf,ogg,mxf,ivf,obu,h264,hevc,vvc,m4v,vc1,mjpeg,dv,nut"
 )
@@ -51,15 +51,15 @@ def open_container(encoded: bytes, limits: Limits) -> InputContainer:
             hint="send a whole MP4, MKV, WebM, MOV, AVI, MPEG-TS, JPEG, PNG or the like; an MP4 may have its "
             "index at the end",
         ) from None
-    # With this flag, PyAV's default, FFmpeg invents times that differ from those that ffprobe shows.
+    # With this flag, PyAV's default, FFmpeg invents times that differ from ffprobe's.
     container.flags &= ~int(cast(int, av.container.Flags.gen_pts.value))
     return container
 
 
 def check_sample_counts(encoded: bytes) -> None:
-    """Raise InvalidMedia where an MP4's table claims more samples than the file has bytes for.
+    """Raise InvalidMedia if an MP4's table claims more samples than the file has bytes for.
 
-    FFmpeg makes an index of the claim before it looks for the samples: 2.8 GB for a file of 1.6 kB.
+    FFmpeg allocates an index of the claimed size before it looks for samples: 2.8 GB for a file of 1.6 kB.
     """
     if encoded[4:8] not in (b"ftyp", b"moov", b"moof", b"styp", b"wide", b"mdat", b"free", b"skip"):
         return
@@ -94,14 +94,14 @@ def _tables(encoded: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def pick_stream(container: InputContainer) -> VideoStream:
-    """The first video stream that is no cover picture."""
+    """The first video stream that is not a cover picture."""
     streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not len(container.streams):
         raise InvalidMedia("the container holds no stream", hint="check that the file is complete")
     if not streams:
         kinds = ", ".join(sorted({one.type for one in container.streams}))
         raise UnsupportedMedia(f"the file has no video stream (streams: {kinds})", hint="send a video")
-    # PyAV leaves the context out where FFmpeg has no decoder; most of the stream's attributes crash then.
+    # Without a decoder in FFmpeg, PyAV sets no context, and most of the stream's attributes then crash.
     if streams[0].codec_context is None:
         raise UnsupportedMedia(
             f"its video codec is unknown ({container.format.name})", hint="re-encode it as H.264"
@@ -110,22 +110,22 @@ def pick_stream(container: InputContainer) -> VideoStream:
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The stream's packets in the order of the file, without PyAV's empty ones that mean a flush.
+    """The stream's packets in file order, without the empty ones with which PyAV marks a flush.
 
     Raises:
-        av.FFmpegError: the container cannot be read on.
+        av.FFmpegError: the rest of the container cannot be read.
     """
     try:
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
     except IndexError:
-        # PyAV 17 flushes every stream after the last packet, and stumbles over one that appeared on the way.
+        # PyAV 17 flushes every stream after the last packet, and fails on a stream that appeared midway.
         return
 
 
 def declared_bytes(encoded: bytes) -> int:
-    """How long the file should be by its own outermost length (RIFF, Matroska); 0 where it does not say."""
+    """How long the file should be, by its outermost length field (RIFF, Matroska); 0 if it has none."""
     if encoded[:4] == b"RIFF":
         return int(struct.unpack_from("<I", encoded, 4)[0]) + 8 if len(encoded) >= 8 else 0
     if encoded[:4] != b"\x1a\x45\xdf\xa3":
@@ -139,7 +139,7 @@ def declared_bytes(encoded: bytes) -> int:
 
 
 def _ebml_length(encoded: bytes, place: int) -> tuple[int | None, int]:
-    """A length of EBML (RFC 8794, §4) and where it ends; None where it is left open, as live streams do."""
+    """A length of EBML (RFC 8794, §4) and where it ends; None if it is left open, as in live streams."""
     if place >= len(encoded) or not encoded[place]:
         return None, place
     size_bytes = 9 - encoded[place].bit_length()

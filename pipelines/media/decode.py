@@ -1,7 +1,7 @@
 """Bytes → FrameBatch chunks: picks the decoder and says why. The front door of all decoding.
 
-Images go to Pillow. Video goes to NVDEC on a GPU that can decode it exactly as the CPU would, else to PyAV;
-`Medium.decoder_reason` says in words what decided it.
+Images go to Pillow. Video goes to NVDEC if the GPU can decode it exactly as the CPU would, else to PyAV.
+`Medium.decoder_reason` says in words why.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def open_media(
     Args:
         encoded: the encoded file.
         options: `start_s`, `end_s`, `fps`, `keyframes_only`, `stride`, `max_frames` select frames; `decoder`
-            chooses among decoders.
+            chooses the decoder.
         device: where frames are wanted, `"cpu"` or `"cuda"`; NVDEC gives CUDA tensors, others numpy arrays.
-        wanted: what is made of the frames. NVDEC's graph makes the model's pixels in passing, and so does the
-            CPU's decoder where they are wanted on the CPU; images, and the CPU's decoder for a GPU, keep the
-            frames alone.
+        wanted: what is made of the frames. NVDEC's graph also makes the model's pixels, and so does the CPU's
+            decoder if they are wanted on the CPU. Images, and the CPU's decoder for a GPU, only keep the
+            frames.
 
     Raises:
-        InvalidMedia: no readable image or video. UnsupportedMedia: of a kind that is not served, or not by
-            the decoder that the options demand. TooLarge: over a limit. Later faults are raised by
+        InvalidMedia: not a readable image or video. UnsupportedMedia: the server, or the decoder that the
+            options demand, does not take this kind. TooLarge: over a limit. Later faults are raised by
             `chunks()`.
     """
     _check(encoded, limits)
@@ -58,7 +58,7 @@ def _route(video: Video, options: Options, device: str, wanted: Wanted) -> Mediu
     elif options.decoder == "cpu":
         reason = "option decoder=cpu"
     else:
-        # DALI is loaded only where there is a GPU to use.
+        # DALI is loaded only if there is a GPU to use.
         from pipelines.media.nvdec import index_frames, open_nvdec
 
         index = index_frames(video, device)
@@ -70,7 +70,7 @@ def _route(video: Video, options: Options, device: str, wanted: Wanted) -> Mediu
             f"NVDEC cannot decode this medium: {reason}", hint="leave out decoder=nvdec, or use decoder=cpu"
         )
     if device.startswith("cuda"):
-        # Frames go up as they are, and DALI prepares them there.
+        # Frames go to the GPU as they are, and DALI prepares them there.
         wanted = Wanted(repeat_frames=wanted.repeat_frames)
     return video.medium(options, reason, wanted)
 

@@ -1,4 +1,4 @@
-"""PyAV's frames → pixels: upright RGB, and the model's levels, each where it is wanted. Knows no medium."""
+"""PyAV's frames → pixels: upright RGB, and the model's levels, each if it is wanted. Knows no medium."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipelines.media.colours import RgbReader
 from pipelines.media.medium import Orientation, Wanted
 from pipelines.media.selection import Selected
 
-# Blocks up to this are used again (`memory` has malloc keep them); larger ones are mapped, and zeroed, anew.
+# Blocks up to this are reused (`memory` has malloc keep them); larger ones are mapped and zeroed anew.
 BLOCK_BYTES = (32 << 20) - (64 << 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A frame's uint8 RGB `(H, W, 3)`, and its levels for the model `(3, h, w)`; each where wanted."""
+    """A frame's uint8 RGB `(H, W, 3)`, and its levels for the model `(3, h, w)`; each if wanted."""
 
     pixels_hwc: npt.NDArray[np.uint8] | None
     levels: Tensor | None
 
 
 class FrameReader:
-    """Decoded frames → pixels, while they are fresh in the cache; one that comes again is not read again."""
+    """Decoded frames → pixels, while they are in the cache; a repeated frame is not read again."""
 
     def __init__(self, orientation: Orientation, wanted: Wanted, size_hw: tuple[int, int]) -> None:
         self._orientation = orientation
@@ -44,7 +44,7 @@ class FrameReader:
         self._last: tuple[Selected[VideoFrame], Selected[Pixels]] | None = None
 
     def chunk_length(self, most: int) -> int:
-        """How many frames, `most` at most, have their pixels in one block of memory that is used again."""
+        """How many frames, `most` at most, have their pixels fit into one block of memory that is reused."""
         if self._resize is None:
             return most
         height_px, width_px = self._resize.model_hw
@@ -66,12 +66,12 @@ class FrameReader:
         return Selected(picked.frame_index, picked.pts_s, Pixels(kept, levels), picked.is_key)
 
     def kept(self, frames: Sequence[Pixels]) -> npt.NDArray[np.uint8] | None:
-        """The frames themselves, uint8 RGB `(N, H, W, 3)`, where they are wanted."""
+        """The frames themselves, uint8 RGB `(N, H, W, 3)`, if they are wanted."""
         kept = [one.pixels_hwc for one in frames if one.pixels_hwc is not None]
         return np.stack(kept) if kept else None
 
     def normalized(self, frames: Sequence[Pixels]) -> Tensor | None:
-        """The model's pixels, float32 `(N, 3, h, w)`, where they are wanted."""
+        """The model's pixels, float32 `(N, 3, h, w)`, if they are wanted."""
         if self._wanted.prepare is None:
             return None
         return normalize([one.levels for one in frames if one.levels is not None], self._wanted.prepare)

@@ -18,7 +18,7 @@ from pipelines.media.selection import Selected, select
 from pipelines.protocol.errors import InvalidMedia, TooLarge, UnsupportedMedia
 from pipelines.protocol.options import Options
 
-# First bytes of the file → Pillow's name of the format. WebP and AVIF carry their name after a length.
+# First bytes of a file → Pillow's name of the format. In WebP and AVIF a length comes before the name.
 MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -30,7 +30,7 @@ MAGIC = {
 }
 AVIF_BRANDS = (b"avif", b"avis")
 ORIENTATION_TAG = 0x0112
-# EXIF's numbers, 1 to 8.
+# By EXIF's numbers, 1 to 8.
 ORIENTATIONS = {
     1: Orientation(),
     2: Orientation(flip_x=True),
@@ -41,7 +41,7 @@ ORIENTATIONS = {
     7: Orientation(transpose=True, flip_x=True, flip_y=True),
     8: Orientation(transpose=True, flip_y=True),
 }
-# What Pillow's readers are known to raise on files that are cut off or garbled.
+# What Pillow's readers are known to raise for files that are cut off or damaged.
 FAULTS = (
     OSError,
     ValueError,
@@ -57,7 +57,7 @@ FAULTS = (
 
 
 def image_format(encoded: bytes) -> str | None:
-    """Pillow's name of an image's format, by its first bytes; None where it is none that is served."""
+    """Pillow's name of an image's format, by its first bytes; None if that format is not served."""
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "WEBP"
     if encoded[4:8] == b"ftyp" and encoded[8:12] in AVIF_BRANDS:
@@ -66,7 +66,7 @@ def image_format(encoded: bytes) -> str | None:
 
 
 def open_image(encoded: bytes, *, options: Options, limits: Limits) -> Medium:
-    """The image, or the first of an animation, as one frame at 0 s; upright by its EXIF, alpha dropped.
+    """The image, or the first of an animation, as one frame at 0 s: upright by its EXIF, without alpha.
 
     Raises:
         InvalidMedia, UnsupportedMedia, TooLarge: as the docstring of `pipelines.protocol.errors` says.
@@ -83,8 +83,8 @@ def open_image(encoded: bytes, *, options: Options, limits: Limits) -> Medium:
 
 
 def _open(encoded: bytes, limits: Limits) -> Image.Image:
-    """Read only the header, and refuse by it what is too large."""
-    # Pillow warns of odd metadata and of large pictures; the second is an error by our own limit.
+    """Read only the header, and refuse what it says is too large."""
+    # Pillow warns of odd metadata and of large pictures. Our own limit makes the latter an error.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     name = str(image_format(encoded))
     try:
@@ -104,7 +104,7 @@ def _open(encoded: bytes, limits: Limits) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Orientation:
-    """EXIF's orientation; upright where there is none or its metadata are broken."""
+    """EXIF's orientation; upright if there is none or the metadata are broken."""
     try:
         value = image.getexif().get(ORIENTATION_TAG)
     except FAULTS:
@@ -142,11 +142,11 @@ def _read_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; grey levels of 16 bits are scaled, since Pillow's own conversion would clip them."""
+    """An image of any mode as RGB; 16-bit grey is scaled, since Pillow's own conversion would clip it."""
     if image.mode == "F":
         raise UnsupportedMedia("pixels are floating-point numbers", hint="save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
-        # Pillow copies what is RGB already.
+        # Pillow would copy an image that is RGB already.
         return image if image.mode == "RGB" else image.convert("RGB")
     levels = np.asarray(image).astype(np.int64)
     if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:

@@ -13,7 +13,7 @@ from pipelines.frames.batch import FrameBatch
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import TooLarge
 
-# A chunk of large frames holds fewer of them, so that its memory stays bounded too.
+# Chunks of large frames hold fewer of them, so that a chunk's memory stays bounded too.
 MAX_CHUNK_BYTES = 256 << 20
 
 
@@ -24,7 +24,7 @@ class Limits:
     Attributes:
         max_media_bytes: size of the encoded file.
         max_pixels: width times height of a frame.
-        max_frames: most frames that are answered; beyond it the request is TooLarge. None: no limit.
+        max_frames: most frames that are answered; with more the request is TooLarge. None: no limit.
         chunk_frames: most frames in one FrameBatch.
     """
 
@@ -34,7 +34,7 @@ class Limits:
     chunk_frames: int = 16
 
     def check_bytes(self, encoded: bytes) -> None:
-        """Raise TooLarge where the encoded file is over the limit."""
+        """Raise TooLarge if the encoded file is over the limit."""
         if len(encoded) > self.max_media_bytes:
             raise TooLarge(
                 f"the medium has {len(encoded)} bytes, over the server's limit of {self.max_media_bytes}",
@@ -42,7 +42,7 @@ class Limits:
             )
 
     def check_size(self, width_px: int, height_px: int) -> None:
-        """Raise TooLarge where a frame is over the limit."""
+        """Raise TooLarge if a frame is over the limit."""
         if width_px * height_px > self.max_pixels:
             raise TooLarge(
                 f"frames of {width_px}x{height_px} pixels are over the server's limit of "
@@ -51,7 +51,7 @@ class Limits:
             )
 
     def chunk_length(self, width_px: int, height_px: int) -> int:
-        """Frames in a chunk: `chunk_frames`, or as many of this size as MAX_CHUNK_BYTES of RGB hold."""
+        """Frames in a chunk: `chunk_frames`, or fewer if they would exceed MAX_CHUNK_BYTES of RGB."""
         return max(1, min(self.chunk_frames, MAX_CHUNK_BYTES // (width_px * height_px * 3)))
 
 
@@ -60,10 +60,10 @@ class Wanted:
     """What is made of a medium's frames.
 
     Attributes:
-        prepare: the model's pixels, for which the frames are read.
+        prepare: the model's preprocessing, for which the frames are read.
         keep_pixels: whether the frames themselves are kept; without it `prepare` is needed.
-        repeat_frames: with the option `fps`, frames that are shown for longer come as often as the rate asks
-            (models of clips know one rate only); else each comes once.
+        repeat_frames: with the option `fps`, a frame that is shown for longer is repeated as the rate asks
+            (clip models know only one rate); else each comes once.
     """
 
     prepare: Preprocessing | None = None
@@ -77,15 +77,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaInfo:
-    """What a medium says of itself; of its pixels, what its first frame says.
+    """What a medium's headers say; about its pixels, what its first frame says.
 
     Attributes:
         container, codec, pixel_format: the names that FFmpeg or Pillow use.
         width_px, height_px: of the upright frame.
-        rotation_deg: the stored picture's counter-clockwise turn to stand upright: 0, 90, 180, 270.
+        rotation_deg: counter-clockwise turn that brings the stored picture upright: 0, 90, 180, 270.
         mirrored: whether it is mirrored too.
         matrix, colour_range, transfer: of the stored colours; frames keep their transfer (HDR is not mapped).
-        fps, duration_s: as the container claims; None where it does not.
+        fps, duration_s: as the container claims; None if it does not.
     """
 
     kind: Literal["image", "video"]
@@ -112,7 +112,7 @@ class Orientation(NamedTuple):
 
     @property
     def rotation_deg(self) -> int:
-        """The turn in it, counter-clockwise; what is mirrored too counts as mirrored left to right."""
+        """Its counter-clockwise turn; one that mirrors too counts as a left-to-right mirror."""
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0
@@ -142,7 +142,7 @@ class Orientation(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Medium:
-    """An opened medium: its frames can be read once, in chunks, by the thread that also closes it."""
+    """An opened medium. Its frames can be read once, in chunks, by the thread that also closes it."""
 
     info: MediaInfo
     decoder: str
@@ -154,14 +154,14 @@ class Medium:
         """Frames in presentation order, at most `Limits.chunk_frames` at a time.
 
         Raises:
-            InvalidMedia: the medium breaks off or cannot be decoded on, after all good frames were given.
+            InvalidMedia: the medium breaks off or the rest cannot be decoded. All good frames come first.
             UnsupportedMedia: its frames change size, or turn out to be of a kind that is not served.
             TooLarge: more frames are selected than `Limits.max_frames`, or a frame has too many pixels.
         """
         return self.batches
 
     def close(self) -> None:
-        """Give the decoder back; what was not read is lost."""
+        """Release the decoder; what was not read is lost."""
         self.batches.close()
         self.release()
 

@@ -1,7 +1,7 @@
 """NVDEC through DALI: bytes → frames that never leave the GPU, and the model's pixels of the same graph.
 
-DALI gives neither times nor colours by a medium's own matrix, so times come from PyAV's demuxer, and a medium
-goes here only where the frames are those of the CPU decoder: `index_frames` says why it does not.
+DALI gives no times, and ignores a medium's colour matrix. So times come from PyAV's demuxer, and NVDEC gets a
+medium only if its frames would be those of the CPU decoder: else `index_frames` says why not.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pipelines.media.video import Video
 from pipelines.protocol.errors import InvalidMedia
 from pipelines.protocol.options import Options
 
-# FFmpeg's name → number in NVIDIA's `cudaVideoCodec`.
+# FFmpeg's codec name → its number in NVIDIA's `cudaVideoCodec`.
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10, "av1": 11}
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 CHROMA_420, DEPTH_BITS = 1, 8
-# DALI converts by BT.601 whatever the medium says; it does honour the range.
+# DALI converts with BT.601 whatever the medium says, but it honours the range.
 MATRICES = ("bt601", "unspecified")
 
 
@@ -60,12 +60,12 @@ class DecodeCaps(ctypes.Structure):
 
 @functools.cache
 def query_caps(codec: int, device: str) -> DecodeCaps | str:
-    """What NVDEC on this GPU does with 8-bit 4:2:0 of a codec, or in words why it cannot be asked."""
+    """What NVDEC on this GPU can do with 8-bit 4:2:0 of a codec, or in words why it cannot be asked."""
     try:
         library = ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:
         return f"NVIDIA's decoding library cannot be loaded ({error})"
-    # The query reads the thread's CUDA context; a first small allocation makes torch's the current one.
+    # The query reads the thread's CUDA context. A first small allocation makes torch's context current.
     torch.zeros(1, device=device)
     caps = DecodeCaps(codec=codec, chroma=CHROMA_420, depth_minus_8=DEPTH_BITS - 8)
     status = library.cuvidGetDecoderCaps(ctypes.byref(caps))
@@ -73,7 +73,7 @@ def query_caps(codec: int, device: str) -> DecodeCaps | str:
 
 
 def size_refusal(caps: DecodeCaps, width_px: int, height_px: int) -> str:
-    """Why NVDEC does not take frames of this size; empty where it does."""
+    """Why NVDEC does not take frames of this size; empty if it does."""
     macroblocks = -(-width_px // 16) * -(-height_px // 16)
     if not (caps.min_width <= width_px <= caps.max_width and caps.min_height <= height_px <= caps.max_height):
         return (
@@ -86,7 +86,7 @@ def size_refusal(caps: DecodeCaps, width_px: int, height_px: int) -> str:
 
 
 def kind_refusal(info: MediaInfo) -> str:
-    """Why a medium of this kind stays on the CPU, whatever the GPU can do; empty where it need not."""
+    """Why a medium of this kind stays on the CPU, whatever the GPU can do; empty if it need not."""
     if info.container not in CONTAINERS:
         return f"container {info.container} is not MP4 or Matroska"
     if info.codec not in CODECS:
@@ -101,7 +101,7 @@ def kind_refusal(info: MediaInfo) -> str:
 
 
 def index_frames(video: Video, device: str) -> PacketIndex | str:
-    """All frames of a medium that NVDEC on `device` decodes; else in words why it does not."""
+    """All frames of a medium that NVDEC on `device` can decode; else in words why it cannot."""
     info = video.info
     if reason := kind_refusal(info):
         return reason
@@ -116,7 +116,7 @@ def index_frames(video: Video, device: str) -> PacketIndex | str:
 
 
 def count_frames(video: Video) -> PacketIndex | str:
-    """All frames, from the packets without decoding; in words where DALI would count frames otherwise."""
+    """All frames, from the packets, without decoding; in words why DALI would count frames differently."""
     if len(video.container.streams.video) > 1:
         return "there are several video streams"
     if video.is_cut_off():
@@ -133,12 +133,12 @@ def open_nvdec(
     wanted: Wanted,
     dali_device: str = "mixed",
 ) -> Medium:
-    """The selected frames as CUDA tensors; closes `video`, whose first look is all it needs.
+    """The selected frames as CUDA tensors. Closes `video`, from which it needs only what is known by now.
 
     Args:
         index: of all frames, as `index_frames` gives it.
         wanted: with `prepare`, the same graph makes the model's pixels (`FrameBatch.model_nchw`).
-        dali_device: `"cpu"` runs the same graph with DALI's own decoder (VP8, VP9, MJPEG), for trials.
+        dali_device: `"cpu"` runs the same graph with DALI's own decoder (VP8, VP9, MJPEG), for tests.
 
     Raises:
         TooLarge: more frames are selected than `Limits.max_frames`, or one is too large for the model.
@@ -164,7 +164,7 @@ def open_nvdec(
 
 
 def _build(info: MediaInfo, length: int, wanted: Wanted, *, device: str, dali_device: str) -> Any:
-    """The graph: encoded bytes → frames FHWC and the model's pixels FCHW, each where it is wanted."""
+    """The graph: encoded bytes → frames FHWC and the model's pixels FCHW, each if it is wanted."""
 
     def define() -> list[Any]:
         frames = fn.experimental.inputs.video(
@@ -190,7 +190,7 @@ def _batches(
     length: int,
     device: str,
 ) -> Generator[FrameBatch, None, None]:
-    """Run the graph up to the last picked frame; of each run keep the picked ones."""
+    """Run the graph up to the last picked frame; keep the picked ones of each run."""
     last = picked[-1].frame_index if picked else -1
     runs = {run: list(kept) for run, kept in itertools.groupby(picked, lambda one: one.frame_index // length)}
     for start in range(0, last + 1, length):
@@ -201,7 +201,7 @@ def _batches(
                 f"NVDEC gave {len(tensors[0])} frames from frame {start} on, the container has {expected}",
                 hint="decoder=cpu may read it",
             )
-        # With frames repeated there may be more of them than a chunk holds.
+        # If frames are repeated there may be more of them than a chunk holds.
         for group in in_groups(runs.get(start // length, []), length):
             places = [one.frame_index - start for one in group]
             whole = places == list(range(expected))

@@ -1,4 +1,4 @@
-"""Times and key frames of a medium, from its packets, and which frames are asked for. Decodes nothing."""
+"""Times and key frames of a medium, from its packets, and which frames to answer. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.media.selection import Frame, Selected, select
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
 
-# Where one packet is one frame: these codecs in these containers (FFmpeg's names).
+# One packet is one frame for these codecs in these containers (FFmpeg's names).
 CODECS = ("h264", "hevc", "vp9", "av1")
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "Matroska"}
 
@@ -27,7 +27,7 @@ class PacketIndex:
 
     Attributes:
         ticks: their times in ticks, rising.
-        key_ticks: the times of those that the container marks as key frames.
+        key_ticks: times of the frames that the container marks as key frames.
         time_base: length of a tick in seconds.
     """
 
@@ -42,7 +42,7 @@ class PacketIndex:
 
 
 def read_index(encoded: bytes, limits: Limits) -> PacketIndex | str:
-    """The index of a medium of CODECS and CONTAINERS; in words why packets would not be frames."""
+    """The index of a medium, if it is of CODECS and CONTAINERS; else in words why packets are not frames."""
     ticks: list[int] = []
     keys: set[int] = set()
     time_base = Fraction(0)
@@ -73,8 +73,8 @@ class Plan:
 
     Attributes:
         ticks: their times in ticks.
-        times: how often each is given, by its number.
-        fault: what comes after the last of them.
+        times: how often each frame is given, by its number.
+        fault: the error that follows the last of them.
     """
 
     ticks: frozenset[int]
@@ -98,7 +98,7 @@ class Plan:
         return cls(ticks=frozenset(index.ticks[number] for number in times), times=times, fault=fault)
 
     def pick(self, frames: Iterable[Selected[Frame]]) -> Iterator[Selected[Frame]]:
-        """The frames of the plan, of frames in presentation order; stops reading after the last of them."""
+        """The planned ones of frames in presentation order; stops reading after the last of them."""
         left = sum(self.times.values())
         for one in frames if left else ():
             count = self.times.get(one.frame_index, 0)

@@ -1,7 +1,7 @@
-"""Which frames of a medium are answered: a stretch of time, a rate, key frames, every n-th. Knows no decoder.
+"""Which frames of a medium are answered: a time range, a rate, key frames, every n-th. Knows no decoder.
 
-Frames come and go one by one; a rate holds one of them back, since it takes the next one's time to know how
-long a frame is shown.
+Frames come and go one by one. A rate holds one of them back: how long a frame is shown depends on the time of
+the next one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipelines.protocol.options import Options
 
 Frame = TypeVar("Frame")
 
-# At 15 frames a second a frame may stand for over a minute; a file that claims years must not be believed.
+# At 15 frames a second a frame may be shown for over a minute. A file that claims years is not believed.
 MAX_REPEATS = 1000
-# One of so many frames: with more of them, what is not decoded is not worth its plan (docs/performance.md).
+# A plan pays only if at most one of so many frames is asked for (docs/performance.md).
 LEAST_LEFT_OUT = 3
-# What sums of times in float64 are off by.
+# The error of sums of times in float64.
 EPSILON_S = 1e-9
 
 
@@ -46,12 +46,12 @@ def select(
 ) -> Iterator[Selected[Frame]]:
     """The frames that the options ask for, in the order given; stops reading after the last of them.
 
-    `start_s` and `end_s` bound the time (a `start_s` of 0 takes negative times too); of what lies between,
-    `fps` or `keyframes_only` choose, and of those `stride` takes every n-th, from the first.
+    `start_s` and `end_s` bound the time; a `start_s` of 0 takes negative times too. `fps` or `keyframes_only`
+    choose among the frames between them. `stride` then takes every n-th of these, beginning with the first.
 
     Args:
         frames: all frames of the medium, in presentation order.
-        tick_s: how finely the medium counts time; `fps` takes half of it for equal.
+        tick_s: how finely the medium counts time; for `fps`, times within half a tick are equal.
         repeat: with `fps`, a frame is given as often as the rate asks, up to MAX_REPEATS times; else once.
 
     Raises:
@@ -75,7 +75,7 @@ def select(
 
 
 def leaves_out(options: Options, fps: float | None) -> bool:
-    """Whether a plan pays: the options take few frames of a medium, whose rate is known or None."""
+    """Whether a plan pays: the options take few frames of a medium. `fps` is its rate; None: unknown."""
     each = (fps or 0) / options.fps if options.fps else 1.0
     return each * options.stride >= LEAST_LEFT_OUT
 
@@ -86,7 +86,7 @@ def _resampled(
     """The frame that is shown at each of the times t0 + k/fps, t0 being that of the first.
 
     At a constant rate these are the frames of torchvision's `VideoClips._resample_video_idx`. The last frame
-    is shown for as long as the one before it. What broke off gives the frames before it first.
+    is shown for as long as the one before it. If the medium breaks off, the frames before that come first.
     """
     slots: _Slots | None = None
     held: Selected[Frame] | None = None
@@ -104,7 +104,7 @@ def _resampled(
     except TrividError as error:
         fault = error
     if held is not None and slots is not None:
-        # Its end is a sum of times each off by half a tick. How long a single frame is shown is not known.
+        # Its end is a sum of times, each off by half a tick. A single frame's duration is unknown.
         last_s = held.pts_s + shown_s - min(2 * slack_s, shown_s / 4)
         rest = slots.take(min(last_s, end_s)) if slots.past else 1
         yield from itertools.repeat(held, rest)
@@ -123,7 +123,7 @@ class _Slots:
     past: int = 0
 
     def take(self, time_s: float) -> int:
-        """How many there are before a time and after those that are past."""
+        """How many of them lie before a time, not counting those already past."""
         before = math.ceil((time_s - self.slack_s - self.start_s) * self.fps)
         count = before - self.past
         self.past = max(self.past, before)
@@ -131,7 +131,7 @@ class _Slots:
 
 
 def in_groups(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
-    """Lists of `length` frames, the last one shorter; an error comes after the frames before it."""
+    """Lists of `length` frames, the last one maybe shorter; an error comes after the frames before it."""
     group: list[Frame] = []
     try:
         for frame in frames:

@@ -1,11 +1,11 @@
 """Video with PyAV (FFmpeg) on the CPU: bytes → frames with the medium's own times, upright, RGB.
 
-Frames are streamed: memory holds one chunk and the decoder's own few frames. Nothing that a header claims is
-believed: not the size, the number of frames, nor that the file is whole. No seeking: numbers of frames are
-counted from the medium's first, so frames before `start_s` are decoded and dropped; with `keyframes_only` the
-others are not decoded where the packets tell the numbers, and of H.264 no frame that neither the options nor
-other frames need. Interlaced frames and anamorphic pixels are given as stored; so are the transfer curves of
-HDR media.
+Frames are streamed: memory holds one chunk and the few frames that the decoder keeps. No claim of a header is
+believed: not the size, not the number of frames, not that the file is complete. There is no seeking. Frames
+are numbered from the medium's first, so frames before `start_s` are decoded and dropped. Two kinds of frames
+are not decoded: with `keyframes_only` the others, if the packets tell the numbers; and in H.264, frames that
+neither the options nor other frames need. Interlaced frames and anamorphic pixels are given as stored, and so
+are the transfer curves of HDR media.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pipelines.media.selection import Selected, in_groups, leaves_out, select
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 from pipelines.protocol.options import Options
 
-# Recordings of a running broadcast may begin between key frames; elsewhere a first broken packet is damage.
+# A recording of a broadcast may begin between key frames; elsewhere a broken first packet is damage.
 BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
 FALLBACK_FPS = 25.0
-# Codecs whose decoders leave out pictures that no other one needs, when they are told to.
+# Codecs whose decoders can be told to skip pictures that no other picture needs.
 SKIPPING = ("h264",)
 LAST_ENTRIES = 1000
 
 
 class Video:
-    """An opened video whose first frame is decoded, so that `info` is what the pixels are.
+    """An opened video. Its first frame is decoded, so that `info` describes the real pixels.
 
     Raises:
         InvalidMedia: unreadable, or without a single frame. UnsupportedMedia: no video stream, a container or
@@ -55,7 +55,7 @@ class Video:
         self._last_s: float | None = None
         self._key_ticks: set[int] = set()
         self._index: PacketIndex | None = None
-        # Which packets are decoded: only key frames; those that others need, and those of the plan.
+        # What limits the packets that are decoded: only key frames, or those of the plan and those they need.
         self._keys_only = False
         self._plan: Plan | None = None
         try:
@@ -75,7 +75,7 @@ class Video:
 
     @property
     def codec(self) -> str:
-        """The codec's name, whichever of FFmpeg's decoders reads it (`av1`, not `libdav1d`)."""
+        """The codec's name, not that of the FFmpeg decoder that reads it (`av1`, not `libdav1d`)."""
         return self.stream.codec.canonical_name
 
     def medium(self, options: Options, reason: str, wanted: Wanted) -> Medium:
@@ -93,7 +93,7 @@ class Video:
         self.container.close()
 
     def _read_index(self) -> PacketIndex | None:
-        """Numbers of frames by their times, where packets tell them, so that not all need be decoded."""
+        """The frames' numbers by their times, if the packets tell them, so that not all need be decoded."""
         if self.codec not in CODECS or self.container.format.name not in CONTAINERS or self.is_cut_off():
             return None
         index = read_index(self.encoded, self.limits)
@@ -104,7 +104,7 @@ class Video:
         self.limits.check_size(context.width, context.height)
         context.thread_type = "AUTO"
         context.thread_count = Threads.of(cores()).decode
-        # Twice: FFmpeg counts the padding of coded blocks too. What slips through is checked frame by frame.
+        # Twice, since FFmpeg counts the padding of coded blocks too. Each frame is checked exactly later.
         context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
 
     def _read(self) -> Iterator[Selected[VideoFrame]]:
@@ -112,7 +112,7 @@ class Video:
         whole, last_dts = True, None
         try:
             for packet in read_packets(self.container, self.stream):
-                # A file that ends within a packet has it flagged; broadcasts flag mere lost packets so.
+                # A packet that the file's end cuts off is flagged; in broadcasts, a lost packet is too.
                 if packet.is_corrupt and self.container.format.name not in BROADCASTS:
                     whole = False
                     break
@@ -138,7 +138,7 @@ class Video:
     def _decode(self, packet: Any) -> list[VideoFrame]:
         if self._plan is not None:
             needed = packet.pts in self._plan.ticks
-            # The decoder itself knows which pictures no other one needs.
+            # The decoder itself knows which pictures no other picture needs.
             self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             return self.stream.decode(packet)
@@ -148,8 +148,8 @@ class Video:
             return []
 
     def _timed(self, frame: VideoFrame) -> Selected[VideoFrame]:
-        """The frame with its number and its own time as ffprobe's best effort: pts, else dts, else one frame
-        after the last. A key frame is what the container marks as one, or without times the decoder."""
+        """The frame with its number and its time, as ffprobe's best effort: pts, else dts, else one frame
+        after the last. Key frames are those that the container marks, or without times the decoder."""
         ticks = frame.pts if frame.pts is not None else frame.dts
         if ticks is not None and self.stream.time_base is not None:
             pts_s = float(ticks * self.stream.time_base)
@@ -161,7 +161,7 @@ class Video:
         number = self._count
         if self._index is not None and ticks is not None:
             number = bisect.bisect_left(self._index.ticks, ticks)
-        # Their times are needed once; a film of key frames would fill the memory with them.
+        # Each time is needed once; in a long video of key frames they would fill the memory.
         if frame.pts is not None:
             self._key_ticks.discard(frame.pts)
         self._count, self._last_s = number + 1, pts_s
@@ -177,9 +177,9 @@ class Video:
         return float(rate) if rate else None
 
     def is_cut_off(self) -> bool:
-        """Whether the container's own index or its outermost length reaches beyond the bytes at hand."""
+        """Whether the container's index, or its outermost length, reaches beyond the bytes at hand."""
         size_bytes = len(self.encoded)
-        # The index stands in the order of time; frames that a cut takes are its last ones.
+        # The index is in time order, so the frames that a cut removes are its last ones.
         last = self.stream.index_entries[-LAST_ENTRIES:]
         if any(entry.pos + entry.size > size_bytes for entry in last):
             return True
@@ -208,7 +208,7 @@ class Video:
         )
 
     def _check(self, frame: VideoFrame) -> None:
-        """Raise unless the frame can be given right: size, colours."""
+        """Raise if the frame is too large, has changed its size or rotation, or has unknown colours."""
         self.limits.check_size(frame.width, frame.height)
         size = self.orientation.size(frame.width, frame.height)
         if frame.rotation != self._rotation_deg:
@@ -260,8 +260,8 @@ class Video:
 
 
 def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[VideoFrame]:
-    """Frames that surely have no lost one before them: a lost packet's pts is not before its dts, and its dts
-    is after that of the last packet read."""
+    """Frames that surely have no lost frame before them. A lost packet's pts is not before its dts, and its
+    dts is after that of the last packet read."""
     for frame in frames:
         if frame.pts is None or last_dts is None or frame.pts > last_dts:
             return
@@ -271,8 +271,8 @@ def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[
 def _orientation(frame: VideoFrame) -> Orientation:
     """How to stand the frame upright, by its display matrix (ISO/IEC 14496-12, 8.2.2: abu, cdv, xyw).
 
-    To be asked of one frame only: PyAV ties a frame and its side data into a cycle, and memory would grow by
-    every frame until Python's collector comes by.
+    Call this for one frame only: PyAV ties a frame and its side data into a reference cycle. Memory would
+    grow with every frame until Python's garbage collector runs.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
