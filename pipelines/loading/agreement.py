@@ -1,4 +1,4 @@
-"""Whether two answers of one network to the same pixels agree, and the pixels to ask with. Knows no media."""
+"""Whether two answers of one network to the same pixels agree, and the test pixels. Knows no media."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipelines.models.outputs import BoxOutput, LogitOutput, Output, named_tenso
 
 SAME_IOU = 0.9
 SURE_SCORE = 0.5
-# A winner ahead by less than this share of the spread of its row is a tie, which rounding may decide.
+# A winner that leads by less than this share of its row's spread is a tie, which rounding may decide.
 TIE = 0.01
 LEAST_SPREAD = 1e-3
-# How far things move from one frame of an example clip to the next.
+# How far the picture moves from one frame of an example clip to the next.
 SPEED_PX = 3
 
 
 def example_pixels(shapes: Iterable[tuple[int, ...]]) -> Iterator[Tensor]:
     """Batches `(N, 3, h, w)` or `(N, 3, T, h, w)` of seeded pictures with structure of all sizes, normalized.
 
-    What a model sees is never white noise. In clips the pictures move to the right.
+    White noise would not resemble what models see. In clips the pictures move to the right.
     """
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
@@ -39,10 +39,10 @@ def example_pixels(shapes: Iterable[tuple[int, ...]]) -> Iterator[Tensor]:
 
 
 def deviation(before: Any, after: Any) -> float:
-    """The largest difference of two answers of a network's layers, as a share of its tensor's spread.
+    """The largest difference between two answers of a network's layers, as a share of the tensor's spread.
 
-    The spread is that from the least to the largest number, but no less than `LEAST_SPREAD` of them: rounding
-    goes by their size. Rows of `after` that `before` has not are left out.
+    The spread is the largest number minus the smallest, but at least `LEAST_SPREAD` of the largest absolute
+    one, since rounding errors grow with it. Rows of `after` that `before` does not have are ignored.
     """
     shares = [0.0]
     for (_, one), (_, other) in zip(named_tensors(before), named_tensors(after), strict=True):
@@ -57,7 +57,7 @@ def deviation(before: Any, after: Any) -> float:
 
 
 def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
-    """The share of winners, or of sure boxes, of the one that the other has too."""
+    """The share of the winners, or sure boxes, in `plain` that `other` has too."""
     same = total = 0
     for before, after in zip(plain, other, strict=True):
         if isinstance(before, LogitOutput) and isinstance(after, LogitOutput):
@@ -71,7 +71,7 @@ def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
 
 
 def _same_winners(before: Tensor, after: Tensor) -> Tensor:
-    """For each row that is no tie, whether the winner is the same."""
+    """For each row that is not a tie, whether the winner is the same."""
     if before.shape[1] < 2:
         return torch.empty(0, dtype=torch.bool)
     best = before.topk(2, dim=1).values
@@ -81,7 +81,7 @@ def _same_winners(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _same_boxes(before: BoxOutput, after: BoxOutput) -> Tensor:
-    """For each sure box, whether there is one of its class at its place."""
+    """For each sure box, whether the other answer has one of its class in its place."""
     from torchvision.ops import box_iou
 
     hits = [torch.empty(0, dtype=torch.bool)]

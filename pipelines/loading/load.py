@@ -1,9 +1,9 @@
 """Loading a model with the engine that its spec asks for, and the proof that it answers as torch in fp32.
 
-An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise:
-winners of at least 99.5 % of frames (of segmentation: pixels), or as many boxes found again; in fp32 all
-numbers too, to a thousandth of their spread. `auto` is the fastest that does. Knows no media, and not how a
-network is computed.
+An engine, or a lower precision, serves only if it agrees with plain torch on pictures of blurred noise. At
+least 99.5 % of the winners of frames (segmentation: of pixels), or of the boxes, must be the same. In fp32
+all numbers must agree too, to a thousandth of their spread. `auto` is the fastest engine that agrees. Knows
+no media, and not how a network is computed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pipelines.protocol.errors import ModelUnavailable
 log = logging.getLogger("trivid")
 
 LEAST_AGREEMENT = 0.995
-# Of the numbers of an engine that computes in fp32 as torch does.
+# The bound for the numbers of an engine that computes in fp32, as torch does.
 MOST_DEVIATION = 1e-3
-# Pictures for another precision, and batches of few for another engine, whose numbers are compared as well.
+# Pictures to test another precision; and small batches to test another engine, whose numbers must agree too.
 PICTURES = 32
 FEW, FEW_CLIPS = (4, 3, 1), (3, 1)
 OTHER_SIZE_PX = (160, 288)
@@ -43,7 +43,7 @@ Makers = Mapping[str, Callable[[], Runner]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
-    """Pixels, and what torch gave for them in fp32: the layers, and the outputs."""
+    """Pixels, and what torch gave for them in fp32: from the layers, and as outputs."""
 
     pixels: Sequence[Tensor]
     given: Sequence[Any]
@@ -58,15 +58,15 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
 
     Args:
         device: `cpu` or `cuda`.
-        threads: how many the process's models may use on the CPU; 0: as torch has it.
+        threads: how many the process's models may use on the CPU; 0: torch's own number.
 
     Raises:
-        ModelUnavailable: as of `Model`; or what is asked for fails, or answers otherwise than torch in fp32.
+        ModelUnavailable: as for `Model`; or what is asked for fails, or answers unlike torch in fp32.
     """
     model = Model(spec, device, threads)
     spec = _with_lengths(model, spec)
     torch_runner = model.runner
-    # A file that ONNX Runtime has read is torch code in form only.
+    # A file that ONNX Runtime runs only looks like a torch network.
     if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
         if spec.engine in ("compile", "openvino"):
             raise ModelUnavailable(
@@ -87,12 +87,12 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
 
 
 def _with_lengths(model: Model, spec: ModelSpec) -> ModelSpec:
-    """The spec, and the model's own, with `clip.fixed` where the network takes clips of one length only."""
+    """The spec, and the model's own, with `clip.fixed` if the network takes clips of only one length."""
     if spec.clip is None or spec.clip.fixed:
         return spec
     try:
         model(next(example_pixels([_other_length(spec, spec.example_shape())])))
-    except Exception as error:  # noqa: BLE001 - a saved program says no in any way it likes
+    except Exception as error:  # noqa: BLE001 - a saved program may raise anything
         log.info(
             "%s takes clips of %d frames only: %s",
             spec.name,
@@ -160,14 +160,14 @@ def _makers(model: Model, spec: ModelSpec, torch_runner: TorchRunner) -> Makers:
 
 
 def _free_dimensions(spec: ModelSpec) -> dict[int, str]:
-    """Those of a batch, besides its own, in which the next one may differ, by their place."""
+    """Dimensions, besides the batch's own, in which the next batch may differ, by their place."""
     first = 3 if spec.clip else 2
     free = {} if spec.preprocessing.fixed_hw else {first: "height", first + 1: "width"}
     return {2: "frames", **free} if spec.clip and not spec.clip.fixed else free
 
 
 def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
-    """Run by the one engine that was asked for."""
+    """Run with the one engine that was asked for."""
     for name, make in makers.items():
         try:
             _check(model, make(), known, spec)
@@ -179,11 +179,11 @@ def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
 
 
 def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Makers, known: Ask) -> None:
-    """Run by the fastest engine that agrees."""
+    """Run with the fastest engine that agrees."""
     rivals: dict[str, Runner] = {"torch": torch_runner} if spec.precision == "fp32" else {}
     faults: list[Exception] = []
     for name, make in {"torch": lambda: torch_runner, **makers}.items():
-        if name in rivals:  # that is what all are compared with
+        if name in rivals:  # all others are compared with it
             continue
         try:
             runner = make()
@@ -203,7 +203,7 @@ def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Ma
 
 
 def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
-    """Let the model run by `runner`. Raises ModelUnavailable where it then answers otherwise."""
+    """Let the model run with `runner`. Raises ModelUnavailable if it then answers differently."""
     plain = known()
     model.run_by(runner)
     given = [model.compute(pixels) for pixels in plain.pixels]
@@ -239,7 +239,7 @@ def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 def _few_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Batches of several counts, and sizes where they are free: a graph of one may fit no other."""
+    """Batches of several counts, and of several sizes if they are free: a graph may fit only one of them."""
     counts = FEW_CLIPS if spec.clip else FEW
     shapes = [spec.example_shape(min(count, spec.max_batch)) for count in counts]
     if spec.preprocessing.fixed_hw is None:

@@ -1,4 +1,4 @@
-"""Which of several engines computes a model fastest, on one picture and on many. Knows no media."""
+"""Which of several engines computes a model fastest, for one picture and for many. Knows no media."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pipelines.protocol.errors import ModelUnavailable
 
 log = logging.getLogger("trivid")
 
-# Another engine than torch has to be faster by this.
+# An engine other than torch must be faster by this share.
 LEAST_GAIN = 0.10
-# How long the passes of all engines together may take, of one picture and of a full batch; at least two each.
+# How long the passes of all engines together may take, for one picture and for a batch; at least two each.
 RACE_S = (0.4, 0.8)
-# A batch that takes longer is not needed to tell engines apart; what takes longer alone is compared alone.
+# Batches that take longer are not needed to compare engines. If one picture does, only pictures are compared.
 LONG_BATCH_S = 0.3
 
 
 def fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
-    """The rival to run: the first, torch, unless another is clearly faster on one picture and on many."""
+    """The rival to run: the first, torch, unless another is clearly faster for one picture and for many."""
     first = next(iter(rivals))
     shape = _usual_shape(spec)
     single_s = _race(model, (1, *shape), rivals, RACE_S[0], beside=False)
@@ -57,7 +57,7 @@ def fastest(model: Model, spec: ModelSpec, rivals: Mapping[str, Runner]) -> str:
 
 
 def _usual_shape(spec: ModelSpec) -> tuple[int, ...]:
-    """The shape of one picture or clip of a wide source, which is what engines are compared on."""
+    """The shape of one picture or clip of a wide source. Engines are compared on it."""
     shape, short = spec.example_shape()[1:], spec.preprocessing.resize_px
     if spec.preprocessing.fixed_hw:
         return shape
@@ -71,13 +71,13 @@ def _usual_shape(spec: ModelSpec) -> tuple[int, ...]:
 def _race(
     model: Model, shape: tuple[int, ...], rivals: Mapping[str, Runner], limit_s: float, *, beside: bool
 ) -> dict[str, float]:
-    """The least seconds of a pass of each, in turns, so that what else the machine does hits all alike.
+    """The shortest pass of each in seconds, in turns, so that other work on the machine affects all alike.
 
     Args:
-        beside: whether lanes, where there are any, run at once; a pass then counts its share of the time.
+        beside: whether lanes, if there are any, run at once; a pass then counts its share of the time.
 
     Returns:
-        infinity for a rival that fails on such pixels.
+        seconds by name; infinity for a rival that fails on such pixels.
     """
     pixels, threads = next(example_pixels([shape])).to(model.device), torch.get_num_threads()
     least = dict.fromkeys(rivals, math.inf)
@@ -99,7 +99,7 @@ def _race(
                 else:
                     least[name] = min(least[name], (time.perf_counter() - start_s) / lanes)
             rounds += 1
-    # The pool's threads have set what every new thread of torch's begins with.
+    # The pool's threads have changed the number with which every new thread of torch begins.
     use_threads(threads)
     return least
 

@@ -1,4 +1,4 @@
-"""Scores and frames to masks, pictures and films.
+"""Scores and frames to masks, pictures and overlay videos.
 
 Knows no model, no request and no connection.
 """

@@ -1,7 +1,7 @@
 """Boxes, keypoints and text on frames, with Pillow. Knows no task: it draws what it is told.
 
-All functions take uint8 RGB `(H, W, 3)` and give a new array. Coordinates are continuous: 0 is the left edge
-of the first pixel. What does not fit, such as text on a frame of few pixels, is shortened or left out.
+All functions take uint8 RGB `(H, W, 3)` and return a new array. Coordinates are continuous: 0 is the left
+edge of the first pixel. What does not fit, such as text on a tiny frame, is shortened or left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# The least size of text that one can read, and how many lines of text a frame would hold.
+# The smallest legible text size, and how many lines of text a frame should hold.
 LEAST_FONT_PX = 10
 FONT_LINES, BANNER_LINES = 50, 36
 LONGEST_TEXT = 200
 DOTS = ".."
-# Of a frame's shorter side, a line is this part.
+# The width of a line, as a part of a frame's shorter side.
 LINE_PART = 300
 BANNER_SHADE = 0.35
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
@@ -35,7 +35,7 @@ COCO_KEYPOINTS = 17
 
 
 def line_px(frame_hw: tuple[int, int]) -> int:
-    """A width for lines that one sees, and that hides little, on a frame of this size."""
+    """A line width that is visible on a frame of this size and hides little of it."""
     return max(1, round(min(frame_hw) / LINE_PART))
 
 
@@ -46,13 +46,13 @@ def draw_boxes(
     colours_d3: Pixels,
     width_px: int,
 ) -> Pixels:
-    """Frames of boxes, their lines within the boxes, each with its caption above it or, at the top, in it.
+    """Outlines just within the boxes, each with its caption above it or, at the top of the frame, inside it.
 
     Args:
-        boxes_d4: `(D, 4)` xyxy in pixels; the first is drawn last, on top. One that lies outside is left out.
-        captions: D texts; an empty one is none.
+        boxes_d4: `(D, 4)` xyxy in pixels; the first is drawn last, on top. Boxes outside are left out.
+        captions: D texts; an empty one draws no caption.
         colours_d3: uint8 RGB `(D, 3)`.
-        width_px: of the lines; 0 for none.
+        width_px: width of the lines; 0 for none.
     """
     image = Image.fromarray(pixels_hwc)
     draw = ImageDraw.Draw(image)
@@ -70,12 +70,12 @@ def draw_boxes(
 def draw_keypoints(
     pixels_hwc: Pixels, keypoints_dp3: npt.NDArray[np.float32], colours_d3: Pixels, width_px: int
 ) -> Pixels:
-    """The points of D objects, and the bones between them where they are COCO's 17 of a person.
+    """The points of D objects, and the bones between them if they are COCO's 17 points of a person.
 
     Args:
-        keypoints_dp3: `(D, P, 3)` x, y, and above 0 where it is to be seen. None outside of the frame is.
-        colours_d3: uint8 RGB `(D, 3)`, of the bones; the points are white in them.
-        width_px: of the bones; the points are thrice as wide.
+        keypoints_dp3: `(D, P, 3)` x, y, and above 0 if visible. Points outside the frame are not drawn.
+        colours_d3: uint8 RGB `(D, 3)`, of the bones; the points on them are white.
+        width_px: width of the bones; the points are three times as wide.
     """
     image = Image.fromarray(pixels_hwc)
     draw = ImageDraw.Draw(image)
@@ -94,7 +94,7 @@ def draw_keypoints(
 
 
 def draw_caption(pixels_hwc: Pixels, lines: Sequence[str]) -> Pixels:
-    """Lines of text at the top left, white on the darkened frame; as many as fit."""
+    """As many lines of text as fit, at the top left, white on the darkened frame."""
     height_px, width_px = pixels_hwc.shape[:2]
     font = _font(height_px, BANNER_LINES)
     line_height_px = _line_height_px(font)
@@ -118,7 +118,7 @@ def draw_caption(pixels_hwc: Pixels, lines: Sequence[str]) -> Pixels:
 
 
 def _span(box: npt.NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """First and last column and row that a box touches, (x, y, x, y), in a frame of (width, height)."""
+    """The first and last column and row that a box touches, (x, y, x, y), in a frame of (width, height)."""
     if not np.isfinite(box).all():
         return None
     left, top, right, bottom = (float(edge) for edge in box)
@@ -138,7 +138,7 @@ def _label(
     colour: tuple[int, int, int],
     font: Font,
 ) -> None:
-    """A caption on a plate of the box's colour, moved so that it lies in the frame."""
+    """A caption on a plate of the box's colour, moved into the frame."""
     height_px = _line_height_px(font)
     pad_px = height_px // 6
     text = _shortened(caption, font, size[0] - 2 * pad_px)
@@ -152,7 +152,7 @@ def _label(
 
 
 def _inside(point: npt.NDArray[np.float32], size: tuple[int, int]) -> bool:
-    """Whether a keypoint is there and within the frame; never where it is not a number."""
+    """Whether a keypoint is visible and within the frame; never if a coordinate is NaN."""
     x, y, visible = (float(value) for value in point)
     return visible > 0 and 0 <= x <= size[0] and 0 <= y <= size[1]
 
@@ -178,7 +178,7 @@ def _font(height_px: int, lines: int) -> Font:
 
 
 def _line_height_px(font: Font) -> int:
-    """From one line's top to the next; the letters are the highest and lowest of Latin ones."""
+    """From one line's top to the next, measured on the highest and lowest Latin letters."""
     return math.ceil(font.getbbox("ÁÜgj|")[3] * 1.15)
 
 
@@ -187,9 +187,9 @@ def _length_px(text: str, font: Font) -> int:
 
 
 def _shortened(text: str, font: Font, room_px: int) -> str:
-    """As much of one line of text as there is room for; empty where it is not even a letter.
+    """As much of one line of text as there is room for; empty if not even a letter fits.
 
-    Pillow's own font knows only ASCII, and shows other letters as boxes; those with accents lose them.
+    Pillow's own font knows only ASCII and shows other letters as boxes. So letters lose their accents.
     """
     letters = unicodedata.normalize("NFKD", text[:LONGEST_TEXT])
     clean = "".join(

@@ -1,8 +1,7 @@
 """The DALI graphs of postprocessing: a patch's scores and frames → labels and a picture; colours, blocks.
 
-A picture is made with as few operations as possible, since each costs a CPU about half a nanosecond a byte:
-masks are 0 or 255 and combined bit by bit, sums wrap around at 256 where a later step takes the same amount
-away again.
+A picture takes as few operations as possible, since each costs a CPU about half a nanosecond per byte. Masks
+are 0 or 255 and are combined bitwise. Sums may wrap around at 256 if a later step subtracts the same amount.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from pipelines.protocol.options import Style
 Kind = Literal["all", "one"]
 LINEAR, NEAREST = DALIInterpType.INTERP_LINEAR, DALIInterpType.INTERP_NN
 GOLDEN_RATIO = 0.618034
-# A mosaic has at most this many blocks along the longer side, none smaller than 16 pixels: of a face that is
-# a tenth of the frame wide, four blocks are left.
+# A mosaic has at most this many blocks along the longer side, none smaller than 16 pixels. A face as wide as
+# a tenth of the frame then becomes four blocks wide.
 MOSAIC_BLOCKS = 40
 MOSAIC_BLOCK_PX = 16
 
 
 def palette(classes: int) -> npt.NDArray[np.uint8]:
-    """Colours uint8 `(K, 3)`: black for the background, then hues that are far apart for any K."""
+    """Colours uint8 `(K, 3)`: black for the background, then distinct hues for any K."""
     hues = (number * GOLDEN_RATIO % 1 for number in range(classes - 1))
     colours = [colorsys.hsv_to_rgb(hue, 0.85, 1.0) for hue in hues]
     levels: npt.NDArray[np.uint8] = np.round(255 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
@@ -38,7 +37,7 @@ def palette(classes: int) -> npt.NDArray[np.uint8]:
 
 
 def look_up(colours: npt.NDArray[np.uint8], class_map_nhw: Tensor) -> Any:
-    """The maps' colours, `(N, h, w, 3)`, where the maps are; on the CPU numpy is six times faster."""
+    """The maps' colours, `(N, h, w, 3)`, on the maps' device; on the CPU numpy is six times faster."""
     if class_map_nhw.is_cuda:
         return torch.from_numpy(colours).to(class_map_nhw.device)[class_map_nhw.int()]
     return np.take(colours, class_map_nhw.numpy(), axis=0)
@@ -50,7 +49,7 @@ def block_px(source_hw: tuple[int, int]) -> int:
 
 
 def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool, device: str) -> list[Any]:
-    """A graph's outputs: labels uint8 HW1 (of all classes, or 1 for the one) and the picture of a style."""
+    """A graph's outputs: labels uint8 HW1 (all classes' ids, or 1 for one class) and a style's picture."""
     size = number_input("size")
     region = {"roi_start": number_input("start"), "roi_end": number_input("end")}
     if kind == "all":
@@ -70,8 +69,8 @@ def define(kind: Kind, style: Style | None, outline_px: int, has_backdrop: bool,
         return [labels, backdrop ^ ((frames ^ backdrop) & inside)]
     if style == "redact":
         return [labels, frames ^ ((frames ^ _mosaic(frames, size)) & inside)]
-    # frame * (1 - alpha) + tint, as frame - (frame * alpha - tint): both sides of it are whole bytes, so that
-    # what wraps around at 256 wraps back.
+    # frame * (1 - alpha) + tint, computed as frame - (frame * alpha - tint). Both operands are bytes, so what
+    # wraps around at 256 wraps back.
     covered = fn.brightness(frames, brightness=number_input("alpha", ndim=0))
     tint = _enlarge(picture_input("tint", device), size, **(region if kind == "all" else {}))
     coloured = frames - ((covered - tint) & inside)
@@ -95,7 +94,7 @@ def _mosaic(frames: Any, size: Any) -> Any:
 
 
 def _enlarge(pictures: Any, size: Any, **region: Any) -> Any:
-    """Nearest neighbours: the pixel of the output at i is that of the input at floor((i + 1/2) * scale)."""
+    """Nearest neighbour: the output's pixel i is the input's pixel floor((i + 1/2) * scale)."""
     return fn.resize(pictures, size=size, interp_type=NEAREST, **region)
 
 
@@ -110,5 +109,5 @@ def _byte(value: int) -> Any:
 
 
 def _to_rgb(grey: Any) -> Any:
-    """HW1 → HW3; cheaper than to let arithmetic repeat the channel."""
+    """HW1 → HW3; cheaper than broadcasting the channel in arithmetic."""
     return fn.color_space_conversion(grey, image_type=DALIImageType.GRAY, output_type=DALIImageType.RGB)

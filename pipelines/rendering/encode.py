@@ -1,4 +1,4 @@
-"""Pixels → bytes of a picture or a film: JPEG, PNG, H.264 in fragmented MP4. Knows no DALI and no model."""
+"""Pixels → bytes of a picture or video: JPEG, PNG, H.264 in fragmented MP4. Knows no DALI and no model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pipelines.protocol.errors import InternalError, UnsupportedMedia
 from pipelines.protocol.options import Overlay
 
 JPEG_QUALITY = 90
-# Class maps are flat; more effort makes them slower, hardly smaller.
+# Class maps have flat areas: more compression is slower and hardly makes them smaller.
 PNG_EFFORT = 1
 TICKS_PER_S = 90_000
 MAX_JPEG_SIDE_PX, MAX_H264_SIDE_PX = 65_500, 16_384
 KEYFRAME_EVERY = 48
-# x264 only weighs its bits by this; the frames keep their own times.
+# x264 uses this only to distribute bits; the frames keep their own times.
 NOMINAL_FPS = 30
-# No seeking: every fragment goes out as soon as it is whole. The last two flags keep the time of the first
-# frame, to the tick, where a film does not begin at 0.
+# No seeking: every fragment is written as soon as it is complete. The last two flags keep the first frame's
+# time, to the tick, if a video does not begin at 0.
 MOVFLAGS = "frag_keyframe+empty_moov+default_base_moof+frag_discont+delay_moov"
 X264 = {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "2"}
 
 
 def check_side(height_px: int, width_px: int, limit_px: int, form: str) -> None:
-    """Raise UnsupportedMedia where a form of picture cannot be that large."""
+    """Raise UnsupportedMedia if a picture format cannot be that large."""
     if max(height_px, width_px) > limit_px:
         raise UnsupportedMedia(
             f"{form} cannot hold a picture of {width_px}x{height_px} px; a side has at most {limit_px}",
@@ -49,14 +49,14 @@ def jpeg(pixels_hwc: PixelArray, quality: int = JPEG_QUALITY) -> bytes:
 
 
 def png(class_map_hw: npt.NDArray[np.uint8]) -> bytes:
-    """A class map uint8 `(H, W)` as grey PNG: the grey is the class."""
+    """A class map uint8 `(H, W)` as grey PNG: the grey level is the class."""
     target = io.BytesIO()
     Image.fromarray(class_map_hw).save(target, "PNG", compress_level=PNG_EFFORT)
     return target.getvalue()
 
 
 class _Sink:
-    """What the muxer writes to; it cannot seek, so that what was written is final."""
+    """What the muxer writes to. It cannot seek, so what was written is final."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -76,9 +76,9 @@ class Mp4Writer:
     """Frames → the bytes of one MP4, part by part; the parts, one after the other, are the file.
 
     H.264 4:2:0 in limited-range BT.709, tagged as such. An odd width or height is made even by repeating the
-    last column or row, since 4:2:0 has no odd sizes. Times are kept to a 90000th of a second; one that does
-    not come after that of the frame before it is moved there. The same frames in the same writes give the
-    same bytes, whatever the number of cores.
+    last column or row, since 4:2:0 has no odd sizes. Times are kept to 1/90000 s; one that is not after the
+    previous frame's is moved after it. The same frames in the same writes give the same bytes, whatever the
+    number of cores.
     """
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
@@ -94,7 +94,7 @@ class Mp4Writer:
         self._closed = False
 
     def write(self, pixels_nhwc: PixelArray, pts_s: Iterable[float]) -> bytes:
-        """Append N frames uint8 RGB `(N, H, W, 3)`, numpy or CUDA; what of the file is ready comes back.
+        """Append N frames uint8 RGB `(N, H, W, 3)`, numpy or CUDA, and return the bytes that are ready.
 
         Raises:
             InternalError: the frames have another size, the writer is closed, or the encoder failed.
@@ -134,7 +134,7 @@ class Mp4Writer:
 
     def _frame(self, pixels_hwc: npt.NDArray[np.uint8], time_s: float) -> av.VideoFrame:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_hwc), format="rgb24")
-        # One thread: otherwise each frame would start a pool, as large as the machine.
+        # One thread: otherwise each frame would start a pool with a thread per core.
         frame = self._reformatter.reformat(
             rgb,
             format="yuv420p",
@@ -148,7 +148,7 @@ class Mp4Writer:
 
 
 class PictureWriter:
-    """The pictures of one medium's answers as they were asked for: JPEG, raw bytes, or parts of a film."""
+    """The pictures of one medium's answers in the requested form: JPEG, raw bytes, or parts of a video."""
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
@@ -161,17 +161,17 @@ class PictureWriter:
 
     @property
     def is_film(self) -> bool:
-        """Whether they are asked for as a film."""
+        """Whether they are asked for as an overlay video."""
         return self._overlay == "mp4"
 
     def pictures(self, pixels_nhwc: PixelArray) -> list[bytes]:
-        """Frames uint8 RGB `(N, H, W, 3)` one by one; nothing where a film, or nothing, was asked for."""
+        """Frames uint8 RGB `(N, H, W, 3)` as single pictures; empty if none, or a video, was asked for."""
         if self._overlay == "jpeg":
             return [jpeg(pixels) for pixels in to_numpy(pixels_nhwc)]
         return [pixels.tobytes() for pixels in to_numpy(pixels_nhwc)] if self._overlay == "raw" else []
 
     def film(self, pixels_nhwc: PixelArray, pts_s: Iterable[float]) -> bytes:
-        """The next part of the film; nothing where pictures, or nothing, were asked for."""
+        """The next part of the overlay video; empty if none, or single pictures, were asked for."""
         if self._overlay != "mp4":
             return b""
         if self._film is None:
@@ -179,5 +179,5 @@ class PictureWriter:
         return self._film.write(pixels_nhwc, pts_s)
 
     def close(self) -> bytes:
-        """The rest of the film."""
+        """The rest of the overlay video."""
         return self._film.close() if self._film is not None else b""

@@ -1,7 +1,7 @@
 """Scores → class maps of the source's size, and pictures that show them, with DALI. Knows no model, no codec.
 
-Only the patch of the source that holds all classes of a run's frames goes through DALI; around it is
-background. Where only the class map is asked for, no picture is touched.
+Only the patch of the source that holds all classes of a run's frames goes through DALI. Around it is
+background. If only the class map is asked for, no picture is made.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipelines.telemetry.counters import Telemetry
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassScores:
-    """What postprocessing needs of N frames' logits: the winners of all classes, or one class's probability.
+    """What postprocessing needs from N frames' logits: the winning classes, or one class's probability.
 
     Attributes:
         class_map_nhw: uint8 `(N, h, w)`, the class of each model pixel; or None.
-        probability_nhw: float32 `(N, h, w)`, of the class `class_id`; or None.
-        threshold: a pixel belongs to the one class if its probability, resized to the source, is above this.
-        confidence_nhw: float32 `(N, h, w)`, how probable the winner is, where that was asked for.
+        probability_nhw: float32 `(N, h, w)`, probability of the class `class_id`; or None.
+        threshold: a pixel belongs to that class if its probability, resized to the source, is above this.
+        confidence_nhw: float32 `(N, h, w)`, probability of the winner, if that was asked for.
     """
 
     class_map_nhw: Tensor | None = None
@@ -59,7 +59,7 @@ class ClassScores:
 
     @property
     def confidence(self) -> Tensor:
-        """How probable the one class is, or the winner."""
+        """The probability of the one class, or of the winner."""
         values = self.probability_nhw if self.confidence_nhw is None else self.confidence_nhw
         assert values is not None
         return values
@@ -78,7 +78,7 @@ class ClassScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
-        """Scores of successive frames, or rows (`dim` 1), as one; all have the same class and threshold."""
+        """Scores of successive frames, or rows (`dim` 1), joined; all have the same class and threshold."""
         if len(parts) == 1:
             return parts[0]
         values = torch.cat([part.values_nhw for part in parts], dim)
@@ -95,10 +95,10 @@ class RenderStyle:
 
     Attributes:
         style: `overlay` colours the classes and outlines them in white; `extract` leaves only the classes on
-            `background`; `redact` replaces them by a mosaic. Elsewhere (class 0) frames stay.
+            `background`; `redact` replaces them with a mosaic. Class 0 leaves the frames unchanged.
         alpha: opacity of the overlay's colours; at 0 the frames are left untouched, without outlines.
         outline_px: how far within a class its outline reaches, in source pixels; 0 for none.
-        background: RGB, what `extract` puts where no class is.
+        background: RGB colour that `extract` puts where no class is.
     """
 
     style: Style
@@ -129,11 +129,11 @@ class RenderStyle:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rendered:
-    """N frames' answer of the source's size `(H, W)`, on the host.
+    """The answer for N frames, in the source's size `(H, W)`, on the host.
 
     Attributes:
-        class_map_nhw: uint8 `(N, H, W)`; all classes: their numbers, one class: its number or 0.
-        class_pixels: int64 `(N, K)`. Of one class, its pixels, and under 0 all others.
+        class_map_nhw: uint8 `(N, H, W)`, the classes' numbers; with one class, its number or 0.
+        class_pixels: int64 `(N, K)`; with one class, its pixels, and all others under 0.
         pixels_nhwc: uint8 RGB `(N, H, W, 3)` if a style was given.
     """
 
@@ -169,7 +169,7 @@ class Postprocessor:
         device: where the work is done, `"cpu"` or `"cuda"`.
         max_frames: most frames in one run; more are rendered in several.
         classes: K, the background included.
-        telemetry: where pictures that leave the GPU are counted, of which nobody may be unaware.
+        telemetry: counts pictures that leave the GPU, so that no such copy stays unnoticed.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Postprocessor:
     def _canvas(
         self, pixels_nhwc: PixelArray | None, style: RenderStyle | None
     ) -> npt.NDArray[np.uint8] | None:
-        """What a style shows where there is no class, on the host: one colour, or the frames."""
+        """What a style shows where no class is, on the host: one colour, or the frames."""
         if pixels_nhwc is None or style is None:
             return None
         if style.style == "extract":
@@ -267,7 +267,7 @@ class Postprocessor:
         return {"alpha": style.alpha, "tint": look_up(tints, values_nhw)}
 
     def _samples(self, value: Any, count: int) -> list[Any]:
-        """Pictures one by one; numbers as often as there are frames."""
+        """Pictures one by one; numbers repeated for each frame."""
         if hasattr(value, "shape"):
             return as_samples(value, self._device)
         return [np.array(value, np.float32)] * count
@@ -287,7 +287,7 @@ def _check(
 
 
 def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
-    """Scores of the model's region, with background around it, as those of the whole resized frame."""
+    """Scores of the model's region, padded with background to those of the whole resized frame."""
     top, left, height, width = geometry.crop_yxhw
     resized_h, resized_w = geometry.resized_hw
     margins = (left, resized_w - left - width, top, resized_h - top - height)
@@ -295,9 +295,9 @@ def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _find_patch(present_nhw: Tensor, source_hw: tuple[int, int], style: RenderStyle | None) -> _Patch | None:
-    """The rows and columns of the source outside of which no frame has a class, of whole blocks for a mosaic.
+    """The rows and columns of the source outside of which no frame has a class; for a mosaic, whole blocks.
 
-    One model pixel more on each side, as far as interpolation reaches, and one source pixel of background.
+    It has one more model pixel on each side, as far as interpolation reaches, and one more source pixel.
     """
     unit_px = block_px(source_hw) if style is not None and style.style == "redact" else 1
     present_hw = present_nhw.any(dim=0).cpu().numpy()
@@ -317,9 +317,9 @@ def _score_inputs(
 ) -> dict[str, Any]:
     """What every graph takes: scores, the patch in model pixels, its size in source pixels.
 
-    The patch of class maps is moved by half of the least distance that the middle of a source pixel can have
-    from the border of two model pixels: one on a border goes to the pixel after it, however sums are
-    rounded.
+    For class maps the patch is shifted by half of the smallest distance that the centre of a source pixel can
+    have from a border between two model pixels. So a centre on the border always goes to the next pixel,
+    however sums are rounded.
     """
     scales = [resized / side for resized, side in zip(geometry.resized_hw, geometry.source_hw, strict=True)]
     nudge = 0.25 if scores.kind == "all" else 0.0
