@@ -1,4 +1,4 @@
-"""How much memory all requests together may take: what has no room is refused at once. Knows no request."""
+"""Bounds the memory of all requests together: what has no room is refused at once. Knows no request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from pipelines.protocol.errors import Overloaded
 from pipelines.telemetry.counters import Telemetry
 
-# The other half is for models, Triton's copies, and what the estimates miss.
+# The other half is for models, Triton's copies, and whatever the estimates miss.
 SHARE = 0.5
-# What a control group may use at most (Linux, version 2).
+# The most that a control group may use (Linux, version 2).
 LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 
 
 class Admission:
-    """A budget of bytes, from which each request holds its part while it runs. Safe to use from any thread.
+    """A budget of bytes. Each request holds a part of it while it runs. Safe to use from any thread.
 
     Attributes:
-        held_bytes: by all requests now.
-        most_bytes: the most that they held since whoever reads it set it back.
+        held_bytes: what all requests hold now.
+        most_bytes: the most that they held since a reader last reset it.
     """
 
     def __init__(self, budget_bytes: int, telemetry: Telemetry) -> None:
@@ -34,7 +34,7 @@ class Admission:
 
     @contextlib.contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
-        """Hold so many bytes for the length of the block; a request that is alone is always let in.
+        """Hold `size_bytes` during the `with` block. If nothing else is held, a request is always let in.
 
         Raises:
             Overloaded: other requests hold too much.

@@ -1,4 +1,4 @@
-"""This process's memory: what malloc keeps for the next chunk of frames, and when that may go back."""
+"""This process's memory: what malloc keeps for the next chunk of frames, and when it is released."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ctypes
 
 from pipelines.machine.admission import Admission
 
-# As malloc.h numbers them.
+# Numbers from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BLOCK_BYTES = 32 << 20
 KEPT_TOP_BYTES = 128 << 20
-# Below this, what requests leave behind is worth more to the next ones than to the system.
+# Less than this is not given back: the next requests need it more than the system does.
 MUCH_BYTES = 128 << 20
 QUIET_LOOKS = 5
 
 
 def tune_malloc() -> None:
-    """Let glibc keep the memory of a chunk of frames for the next one; to be called before threads start.
+    """Let glibc keep the memory of a chunk of frames for the next one. Call it before threads start.
 
     By default each chunk would be mapped anew, page by page, and each thread would keep an arena of its own.
     """
@@ -36,14 +36,14 @@ def _libc() -> ctypes.CDLL:
 
 
 class Idleness:
-    """Sees when requests that held much have all ended, and none came for a while; asked every second."""
+    """Notices when requests that held much have all ended and none came for a while. Ask it every second."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._quiet_looks = 0
 
     def begins(self) -> bool:
-        """Whether it has been quiet for long enough at this look, for the first time since much was held."""
+        """Whether, for the first time since much was held, it has been quiet for long enough."""
         self._quiet_looks = 0 if self._admission.held_bytes else self._quiet_looks + 1
         if self._quiet_looks < QUIET_LOOKS or self._admission.most_bytes < MUCH_BYTES:
             return False

@@ -1,7 +1,7 @@
-"""What must be true of the machine before the server starts, found out within two seconds. stdlib only.
+"""What must be true of the machine before the server starts, checked within two seconds. stdlib only.
 
-PyTriton's server needs its interpreter's libpython (its stubs load it), free ports (it waits a minute for a
-taken one), and room in /dev/shm (a stub that runs out of it dies).
+PyTriton's server needs its interpreter's libpython, which its stubs load. It needs free ports: it would wait
+a minute for a taken one. And it needs room in /dev/shm: a stub that runs out of it dies.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 SHM = Path("/dev/shm")
 MIN_GLIBC = (2, 35)
-# Triton keeps a region for each stub, which grows with the largest requests and answers and never shrinks:
-# room for four of them with the largest, as for the two stubs of a task's endpoint and that of its stream.
+# Triton keeps a region for each stub. It grows with the largest requests and answers and never shrinks. There
+# must be room for four of the largest, as for the two stubs of a task's endpoint and that of its stream.
 SHM_COPIES = 4
 MIN_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 512 << 20
@@ -28,7 +28,7 @@ MAX_ANSWER_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check's outcome; `problem` says what is wrong and what to do, and is empty where all is well."""
+    """One check's outcome; `problem` says what is wrong and what to do, and is empty if all is well."""
 
     name: str
     detail: str = ""
@@ -99,7 +99,7 @@ def check_port(host: str, port: int, purpose: str) -> Finding:
 
 
 def shm_needed_bytes(max_media_bytes: int) -> int:
-    """Room in /dev/shm for one medium and one answer of the least size."""
+    """Room in /dev/shm for one medium and one answer of the smallest size."""
     return SHM_COPIES * (max_media_bytes + MIN_ANSWER_BYTES)
 
 
@@ -115,7 +115,7 @@ def answer_limit_bytes(max_media_bytes: int) -> int:
 
 
 def check_shm(max_media_bytes: int) -> Finding:
-    """A stub that finds /dev/shm full is killed by SIGBUS, so refuse beforehand."""
+    """SIGBUS kills a stub that finds /dev/shm full, so refuse before that."""
     needed, free = shm_needed_bytes(max_media_bytes), shm_free_bytes()
     if free >= needed:
         return Finding(name="/dev/shm", detail=f"{free >> 20} MiB free")
@@ -128,7 +128,7 @@ def check_shm(max_media_bytes: int) -> Finding:
 
 
 def check_nvdec(device: str) -> Finding:
-    """Where a GPU is asked for, NVIDIA's decoding library must load."""
+    """If a GPU is asked for, NVIDIA's decoding library must load."""
     if device != "cuda":
         return Finding(name="nvdec", detail=f"not checked: --device is {device}")
     try:

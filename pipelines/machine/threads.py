@@ -1,7 +1,7 @@
-"""How many threads each stage gets: the one place where it is decided. Knows no stage.
+"""How many threads each stage gets: the only place that decides it. Knows no stage.
 
 A model's batch takes all cores. There are as many workers as cores, and each prepares media with one thread.
-Decoders have several threads: a single stream would otherwise leave cores idle while the model waits for it.
+Decoders have several threads: otherwise a single stream would leave cores idle while the model waits for it.
 Many streams lose nothing by that (docs/performance.md).
 """
 
@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of FFmpeg's: more add latency and little speed.
+# FFmpeg's threads: more add latency and little speed.
 MOST_DECODING = 4
 # What control groups allow (Linux, version 2): microseconds of processor time, and in how many of them.
 QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
@@ -21,7 +21,7 @@ QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """How many workers, and threads of a batch, of a medium's decoder, of a worker's resizing and drawing."""
+    """How many workers; threads of a batch, of a medium's decoder, of a worker's resizing and drawing."""
 
     model: int
     decode: int
@@ -36,7 +36,7 @@ class Threads:
 
 @functools.cache
 def cores() -> int:
-    """Cores that this process is bound to, or fewer by its control group's quota, as of the first call."""
+    """Cores that this process may use by its affinity and its control group's quota, as of the first call."""
     bound = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA_FILE.read_text().split()
@@ -46,9 +46,9 @@ def cores() -> int:
 
 
 def use_threads(count: int) -> None:
-    """How many threads torch has for what this thread asks of it."""
+    """Set how many threads torch uses for calls from this thread."""
     import torch
 
-    # A thread's first question, or operation, takes over what any thread set last: later it would undo this.
+    # A thread's first query or operation adopts what any thread set last. After this call it would undo it.
     torch.get_num_threads()
     torch.set_num_threads(count)

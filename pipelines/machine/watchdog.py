@@ -1,6 +1,6 @@
-"""Child processes: which there are, whether they live, their end, and what a killed owner left behind.
+"""Child processes: which exist, whether they live, ending them, and what a killed owner left behind.
 
-Triton never restarts a stub that died, and goes on calling its model ready: so a door watches its processes.
+Triton never restarts a stub that died, and still calls its model ready. So a door watches its processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("trivid")
 
 
 def children(pid: int) -> dict[psutil.Process, str]:
-    """All descendants of a process that are alive, and their names."""
+    """All living descendants of a process, and their names."""
     below: dict[psutil.Process, str] = {}
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
@@ -34,7 +34,7 @@ def children(pid: int) -> dict[psutil.Process, str]:
 
 
 def lost(expected: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those of the expected processes that are gone or dead; another one with the same id does not count."""
+    """The expected processes that are gone or dead, even if another one has taken over the id."""
     return [process for process in expected if not _is_alive(process)]
 
 
@@ -46,25 +46,25 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL, without complaint about those already gone."""
+    """Send SIGKILL; processes that are already gone are ignored."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
 
 
 def remember(folder: Path, elsewhere: Iterable[Path]) -> None:
-    """Note in an owner's folder which folders elsewhere are to go with it."""
+    """Note in an owner's folder which folders elsewhere must be removed with it."""
     (folder / ELSEWHERE).write_text("\n".join(map(str, elsewhere)))
 
 
 def remove_orphans(parent: Path, prefix: str) -> None:
-    """Remove folders named `<prefix><process id>-…`, and those noted in them, whose process was killed."""
+    """Remove folders named `<prefix><process id>-…` whose process was killed, and those noted in them."""
     for folder in parent.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
-        # Anybody may make a folder of such a name: the number need not be one of a process.
+        # Anybody may create a folder with such a name: the number need not be a process id.
         if re.fullmatch("[0-9]{1,9}", owner) and not psutil.pid_exists(int(owner)):
             noted = folder / ELSEWHERE
-            # Nobody but its owner and we may write there, or the list would be anybody's.
+            # The folder must be ours: otherwise anybody could have written the list.
             if noted.is_file() and folder.stat().st_uid == os.getuid():
                 for other in noted.read_text().splitlines():
                     shutil.rmtree(other, ignore_errors=True)
@@ -72,15 +72,15 @@ def remove_orphans(parent: Path, prefix: str) -> None:
 
 
 def end_after(seconds: float, kill: Callable[[], None]) -> None:
-    """End this process with exit code 0 once the time is over, whatever it then waits for.
+    """End this process with exit code 0 after some seconds, whatever it is waiting for then.
 
-    Supervisors rely on it: PyTriton waits for Triton twice, then for every answer in the making, and Python
-    for the threads of pools.
+    Supervisors rely on it: PyTriton waits for Triton twice, then for every answer in progress, and Python
+    waits for pool threads.
     """
 
     def end() -> None:
         log.warning("stopping: some requests did not finish in time; they are ended")
-        # The threads that still stop miss their children from here on, and would say so.
+        # Threads that are still stopping will miss their children, and would log it.
         logging.disable()
         warnings.simplefilter("ignore")
         kill()

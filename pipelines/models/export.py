@@ -1,6 +1,6 @@
-"""A loaded network, exported, and run by an engine for such graphs. Knows no files, no tasks.
+"""Exports a loaded network to ONNX, and runs the graph with another engine. Knows no files, no tasks.
 
-It is torch's older exporter, by tracing: it takes a second, the current one half a minute for a detector.
+It uses torch's older exporter, which traces: for a detector in a second. The current one takes half a minute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipelines.models.outputs import named_tensors
 from pipelines.models.spec import Engine
 
 INPUT = "pixels"
-# What the exporters raise at networks that they cannot write down.
+# What the exporters raise for networks that they cannot export.
 FAILURES = (
     torch.onnx.OnnxExporterError,
     ArithmeticError,
@@ -32,12 +32,12 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-# A graph of protocol buffers holds less than 2 GiB.
+# A protocol buffer, and so a graph, holds less than 2 GiB.
 ONE_FILE_BYTES = 1_900_000_000
 
 
 class Graph(Protocol):
-    """ONNX, opened by an engine: pixels in, outputs by name in the order in which they were written."""
+    """An ONNX graph, opened by an engine: pixels in, outputs by name, in the order of the export."""
 
     engine: Engine
 
@@ -48,10 +48,10 @@ class Graph(Protocol):
 
 
 class ExportedRunner:
-    """Layers as a graph; their answers have the form that they have with torch.
+    """Layers as a graph; the answers have the same form as with torch.
 
     Args:
-        graph: of `exported`.
+        graph: what `exported` wrote.
         given: what the layers give for any batch.
     """
 
@@ -75,10 +75,11 @@ def exported(layers: nn.Module, example: Tensor, given: Any, *, free: Mapping[in
     Args:
         example: a batch of two or more pictures or clips, on the device.
         given: what the layers give for it.
-        free: the dimensions in which other batches may differ, by their place; the batch's own always may.
+        free: names of the dimensions in which other batches may differ, by their place. The batch size always
+            may.
 
     Raises:
-        FAILURES: the exporter cannot.
+        FAILURES: the exporter cannot write the network.
     """
     outputs = dict(named_tensors(given))
     if not outputs or (isinstance(given, Mapping) and len(outputs) < len(given)):
@@ -100,7 +101,7 @@ class _Flat(nn.Module):
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
-        # The older exporter leaves a network in the mode in which it found the outermost module.
+        # The older exporter puts the whole network into the mode of the outermost module.
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -115,20 +116,20 @@ def write_traced(
     axes: Mapping[str, Mapping[int, str]],
     opset: int | None = None,
 ) -> None:
-    """Write a network of one tensor that gives tensors, with torch's older exporter, in silence.
+    """Write a network that takes one tensor and gives tensors, with torch's older exporter, silently.
 
     Args:
-        axes: of the input, which comes first, and of every output, the names of the dimensions that are free.
-        opset: of ONNX's operators; None: the exporter's own.
+        axes: names of the free dimensions of the input, which comes first, and of every output.
+        opset: version of ONNX's operators; None: the exporter's own.
 
     Raises:
-        FAILURES: it cannot.
+        FAILURES: it cannot write the network.
     """
     with quiet(), torch.no_grad(), _attention_step_by_step():
         torch.onnx.export(
             network,
             (example,),
-            # Its signature names only paths.
+            # The signature's type lists only paths.
             cast(Any, str(target) if isinstance(target, Path) else target),
             dynamo=False,
             input_names=[INPUT],
@@ -140,7 +141,7 @@ def write_traced(
 
 @contextlib.contextmanager
 def _attention_step_by_step() -> Iterator[None]:
-    """Torch computes attention in one operator where it can, which ONNX has not."""
+    """Keep torch from computing attention in one operator, which ONNX does not have."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -151,7 +152,7 @@ def _attention_step_by_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters print and warn of; their failures are raised all the same."""
+    """Suppress what exporters print and warn of; their failures are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: a graph from torch tensor to torch tensors. Knows no networks, tasks or settings."""
+"""ONNX Runtime: a graph from a torch tensor to torch tensors. Knows no networks, tasks or settings."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ Shape = tuple[int, ...]
 
 
 class OnnxGraph:
-    """A graph of one input, opened for a device; a call gives its outputs by name, where the pixels are.
+    """A graph of one input, opened for a device; a call gives its outputs by name, on the pixels' device.
 
-    On the CPU it has as many threads as torch has now; a call by a thread for which torch has only one is
-    computed by that thread. On a GPU it runs where ONNX Runtime has its CUDA provider, between tensors that
-    stay there; without it pixels go through host memory and are computed on the CPU.
+    On the CPU it has as many threads as torch has now. If torch has only one thread for the calling thread,
+    that thread computes the call. On a GPU, if ONNX Runtime has its CUDA provider, tensors stay on the GPU.
+    Without it, pixels are copied to host memory and computed on the CPU.
 
     Args:
-        graph: a file, or what would be in one.
-        optimise: False: quicker to open, to look at it alone.
-        batches: the smallest and the largest; with both TensorRT, where installed, may build its engine.
+        graph: a file, or its contents.
+        optimise: False opens it faster, if it is only inspected.
+        batches: shapes of the smallest and largest batch; with these TensorRT, if installed, may be used.
 
     Attributes:
-        engine, lanes: what a user calls it; by how many threads at once it is called with gain.
+        engine, lanes: its name for users; how many threads gain by calling it at once.
 
     Raises:
-        RuntimeError: it cannot be read; in a call: it does not take these pixels. The message is one line.
+        RuntimeError: it cannot be read, or in a call does not take these pixels. The message is one line.
     """
 
     engine: Engine = "onnxruntime"
@@ -62,7 +62,7 @@ class OnnxGraph:
         self.session = _open(graph, device, batches, optimise=optimise)
         self.lanes = torch.get_num_threads() if device.type == "cpu" else 1
         self._by_one: InferenceSession | None = None
-        # For the second session, which is opened when it is needed.
+        # For the second session, which is opened when it is first needed.
         self._graph: Path | bytes | None = graph if self.lanes > 1 else None
         self._opening = threading.Lock()
         self._input = self.session.get_inputs()[0]
@@ -84,7 +84,7 @@ class OnnxGraph:
         return {name: tensor.to(pixels.device) for name, tensor in zip(self._outputs, tensors, strict=True)}
 
     def _session_of_one(self) -> InferenceSession:
-        """The session without threads of its own."""
+        """The session that has no threads of its own."""
         with self._opening:
             if self._by_one is None:
                 assert self._graph is not None
@@ -94,11 +94,11 @@ class OnnxGraph:
     def _bound(self, pixels: Tensor) -> dict[str, Tensor]:
         """Input and outputs are torch's own memory, as in "I/O binding" of ONNX Runtime's documentation.
 
-        Of a shape that is new, a first run tells the shapes of the outputs.
+        For a new shape of the input, a first run tells the shapes of the outputs.
         """
         shape = tuple(pixels.shape)
         device = pixels.device
-        # ONNX Runtime computes on a stream of its own, and waits for its end before it returns.
+        # ONNX Runtime computes on a stream of its own, and waits for that stream before it returns.
         torch.cuda.current_stream(device).synchronize()
         if shape not in self._shapes:
             binding = self._binding(pixels)
@@ -132,7 +132,7 @@ class OnnxGraph:
 
 
 def has_cuda() -> bool:
-    """Whether the ONNX Runtime that is installed computes on NVIDIA GPUs."""
+    """Whether the installed ONNX Runtime computes on NVIDIA GPUs."""
     import onnxruntime
 
     return CUDA in onnxruntime.get_available_providers()
@@ -146,14 +146,14 @@ def _open(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait take the cores from the decoder.
+    # Threads that spin while they wait would take cores from the decoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(graph) if isinstance(graph, Path) else graph
     try:
-        # A provider whose libraries are missing is printed, and left out.
+        # ONNX Runtime prints, and leaves out, a provider whose libraries are missing.
         with contextlib.redirect_stdout(io.StringIO()):
             return onnxruntime.InferenceSession(source, options, providers=_providers(device, batches))
     except failures() as error:
@@ -183,7 +183,7 @@ def _providers(device: torch.device, batches: tuple[Shape, Shape] | None) -> lis
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises; its types have no base of their own."""
+    """What ONNX Runtime raises; its exceptions have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = [

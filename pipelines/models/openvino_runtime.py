@@ -1,4 +1,4 @@
-"""OpenVINO: a graph from torch tensor to torch tensors, on the CPU. Knows no networks, tasks or settings."""
+"""OpenVINO: a graph from a torch tensor to torch tensors, on the CPU. Knows no network, task or settings."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pipelines.models.spec import Engine, Precision
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest
 
-# What OpenVINO calls them, as a hint and as a capability of the processor.
+# OpenVINO's names of the precisions, as a hint and as a capability of the processor.
 PRECISIONS: dict[Precision, tuple[str, str]] = {
     "fp32": ("f32", "FP32"),
     "fp16": ("f16", "FP16"),
     "bf16": ("bf16", "BF16"),
 }
-# How its messages begin: with the place in its own source.
+# OpenVINO's messages begin with a place in its own source.
 PLACE = "Exception from "
 
 
 class OpenvinoGraph:
-    """An ONNX graph of one float32 input; calling it gives its outputs in their order, named by their place.
+    """An ONNX graph of one float32 input; a call gives its outputs in order, named by their place.
 
-    A call by a thread for which torch has only one is computed by one core, beside others; any other by as
-    many threads as torch has now. The weights are held for each of the two ways that is used.
+    If torch has only one thread for the calling thread, the call is computed by one core, beside others. Any
+    other call uses as many threads as torch has now. Each of the two ways, once used, holds the weights.
 
     Args:
-        graph: what would be in a file of ONNX.
-        precision: what it computes in; input and outputs are float32 all the same.
+        graph: the contents of an ONNX file.
+        precision: what it computes in; input and outputs are always float32.
 
     Attributes:
-        lanes: by how many threads at once it is called with gain.
+        lanes: how many threads gain by calling it at once.
 
     Raises:
         ValueError: this processor does not compute in that precision.
-        RuntimeError: it cannot be read; in a call: it does not take these pixels. The message is one line.
+        RuntimeError: it cannot be read, or in a call does not take these pixels. The message is one line.
     """
 
     engine: Engine = "openvino"
@@ -62,28 +62,28 @@ class OpenvinoGraph:
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         try:
             request = self._request(self.lanes if torch.get_num_threads() == 1 else 1)
-            # Outputs are copied: the request's own memory holds the next ones.
+            # Outputs are copied, since the next call overwrites the request's memory.
             given = request.infer({0: pixels.contiguous().numpy()}, share_inputs=True)
         except RuntimeError as error:
             raise RuntimeError(_reason(error)) from error
         return {str(place): torch.from_numpy(given[place]) for place in range(len(given))}
 
     def _request(self, streams: int) -> InferRequest:
-        """This thread's own."""
+        """The calling thread's own request."""
         requests: dict[str, InferRequest] = self._requests.__dict__
         if str(streams) not in requests:
             requests[str(streams)] = self._compiled(streams).create_infer_request()
         return requests[str(streams)]
 
     def _compiled(self, streams: int) -> CompiledModel:
-        """One stream takes all threads, several take one each."""
+        """The model for one stream, which takes all threads, or for several with one thread each."""
         with self._compiling:
             if streams not in self._by_streams:
                 settings = {
                     "INFERENCE_PRECISION_HINT": self._hint,
                     "INFERENCE_NUM_THREADS": self.lanes,
                     "NUM_STREAMS": streams,
-                    # The cores are the decoders' too.
+                    # Decoders use the same cores.
                     "ENABLE_CPU_PINNING": False,
                 }
                 self._by_streams[streams] = core().compile_model(self._graph, "CPU", settings)
@@ -92,7 +92,7 @@ class OpenvinoGraph:
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO itself; without its telemetry package it sends nobody statistics of its use."""
+    """OpenVINO itself. Without its telemetry package it sends no usage statistics."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

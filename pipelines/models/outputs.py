@@ -14,7 +14,7 @@ from pipelines.models.spec import TaskName
 from pipelines.protocol.errors import ModelUnavailable
 
 BOX_OUTPUTS = ("boxes", "labels", "scores")
-# Segmentation has scores of each pixel; the others of each frame or clip.
+# Segmentation scores each pixel, the other tasks each frame or clip.
 LAYOUTS: dict[str, str] = {"segmentation": "(N, K, h, w)"}
 LAYOUT = "(N, K)"
 
@@ -25,7 +25,7 @@ class LogitOutput:
 
     Attributes:
         tensors: as the network gave them.
-        size_hw: of a network that scores coarse pixels, the size that scores of pixels are enlarged to.
+        size_hw: the size that scores of coarse pixels are enlarged to; None: they are not.
     """
 
     tensors: Mapping[str, Tensor]
@@ -38,11 +38,11 @@ class LogitOutput:
 
     @property
     def sized(self) -> dict[str, Tensor]:
-        """All outputs, those of pixels enlarged."""
+        """All outputs; scores of pixels are enlarged."""
         return {name: self._sized(tensor) for name, tensor in self.tensors.items()}
 
     def bands(self) -> Iterator[Tensor]:
-        """The logits of segmentation from top to bottom, `(N, K, rows, w)`, enlarged a band at a time."""
+        """The logits of segmentation from top to bottom, `(N, K, rows, w)`, enlarged band by band."""
         logits = self.tensors[self.main]
         yield from [logits] if self.size_hw is None else bands(logits, self.size_hw)
 
@@ -50,7 +50,7 @@ class LogitOutput:
         return len(self.tensors[self.main])
 
     def part(self, start: int, stop: int) -> LogitOutput:
-        """Those of some of the frames."""
+        """The outputs for some of the frames."""
         some = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
         return LogitOutput(some, self.main, self.size_hw)
 
@@ -76,7 +76,7 @@ Output = LogitOutput | BoxOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFacts:
-    """One output as a first pass has shown it: `dims` without the batch's; None where a length varies."""
+    """One output as a first pass has shown it: `dims` without the batch's; None if a length varies."""
 
     name: str
     dtype: torch.dtype
@@ -87,7 +87,7 @@ def read_output(given: Any, task: TaskName, name: str, size_px: tuple[int, int])
     """What the network `name` gave for pixels of a height and width, in the form of its task.
 
     Raises:
-        ModelUnavailable: it has no such form.
+        ModelUnavailable: it does not have that form.
     """
     if task == "detection":
         frames = [given] if isinstance(given, Mapping) else given
@@ -127,7 +127,7 @@ def named_tensors(given: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_rows(output: Output, count: int, name: str) -> None:
-    """Every output has a row for each picture: else answers would go to the wrong ones."""
+    """Check that every output has a row for each picture: else answers would go to the wrong pictures."""
     if isinstance(output, BoxOutput):
         lengths = {"boxes": len(output)}
     else:
@@ -141,7 +141,7 @@ def check_rows(output: Output, count: int, name: str) -> None:
 
 
 def are_probabilities(output: Output) -> bool:
-    """Whether a network ends in a softmax already: logits are not all positive with a sum of 1."""
+    """Whether a network ends in a softmax: logits would not be all positive with a sum of 1."""
     if isinstance(output, BoxOutput) or output.logits.shape[1] < 2:
         return False
     logits = output.logits
@@ -167,7 +167,7 @@ def _mismatch(name: str, task: TaskName, found: str, expected: str) -> ModelUnav
     )
 
 
-# Rows of a band: 2.5 MB of 21 classes at 924 columns.
+# Rows of a band: 2.5 MB for 21 classes and 924 columns.
 BAND_ROWS = 32
 
 
@@ -177,9 +177,9 @@ def enlarged(scores_nkhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def bands(scores_nkhw: Tensor, size_hw: tuple[int, int]) -> Iterator[Tensor]:
-    """The same from top to bottom in parts `(N, K, rows, W)`; on a GPU, which gains nothing by it, as one.
+    """The same from top to bottom in bands `(N, K, rows, W)`; on a GPU, which gains nothing by bands, in one.
 
-    Each is to be used before the next is asked for.
+    Use each before you ask for the next.
     """
     if scores_nkhw.is_cuda:
         yield enlarged(scores_nkhw, size_hw)
@@ -194,7 +194,7 @@ def bands(scores_nkhw: Tensor, size_hw: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _down(coarse: int, fine: int) -> tuple[Tensor, list[int], list[int]]:
-    """How much of each coarse row is in each fine one, `(fine, coarse)`, and the first and last that is."""
+    """The weight of each coarse row in each fine one, `(fine, coarse)`; the first and last that have any."""
     place = ((torch.arange(fine) + 0.5) * (coarse / fine) - 0.5).clamp_min(0)
     first = place.long()
     last = (first + 1).clamp_max(coarse - 1)

@@ -18,7 +18,7 @@ Channels = Literal["RGB", "BGR"]
 
 # Side of the random pictures for models that take any size.
 PROBE_PX = 224
-# What no model wants: a file that says so is damaged or hostile.
+# No model wants more: a file that says so is damaged or hostile.
 MAX_SIDE_PX, MAX_CLIP_FRAMES, MAX_FPS, MAX_BATCH = 8192, 1024, 1000, 1024
 
 
@@ -28,10 +28,10 @@ class Preprocessing:
 
     Attributes:
         resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
-        max_px: with a shorter side: no side becomes longer than this, as torchvision's detectors have it.
+        max_px: with a shorter side: no side becomes longer than this, as in torchvision's detectors.
         fit: with (height, width): `stretch`, or `letterbox`: keep the aspect and pad with `pad_value`.
         crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
-        mean, std: per channel, in the model's order of channels, of values in 0..1.
+        mean, std: per channel, in the model's order of channels, for values in 0..1.
         round_pixels: whether resized pixels are rounded to whole levels of 255, as images are.
         channels: the order in which the model takes colours.
         pad_value: level 0..255 of the bars of a letterbox.
@@ -105,20 +105,20 @@ class ModelSpec:
     """Where a model comes from and how it is fed.
 
     Attributes:
-        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, of
-            clips `(N, 3, T, h, w)`, and gives logits `(N, K)`, of segmentation `(N, K, h, w)`, alone or by
-            name in a dict; of detection a list of N dicts of `boxes` `(D, 4)` xyxy in model pixels, `labels`
-            `(D,)`, `scores` `(D,)`, best first, and maybe `masks` `(D, 1, m, m)` of 0..1 within the boxes,
-            and `keypoints` `(D, P, 3)` (x, y, visible).
-        source: the weights in words, for people.
+        build: makes the network with its weights, on the CPU. Its forward takes float32 `(N, 3, h, w)`, or
+            for clips `(N, 3, T, h, w)`. It gives logits `(N, K)`, for segmentation `(N, K, h, w)`, as a
+            tensor or by name in a dict. For detection it gives a list of N dicts: `boxes` `(D, 4)` xyxy in
+            model pixels, `labels` `(D,)`, `scores` `(D,)`, best first; and maybe `masks` `(D, 1, m, m)` of
+            0..1 within the boxes, and `keypoints` `(D, P, 3)` (x, y, visible).
+        source: where the weights are from, in words for people.
         labels: the K class names, the background first where there is one; empty: their numbers.
-        clip: of action models.
+        clip: for action models.
         probabilities: the outputs are probabilities already, so no softmax.
-        score_threshold: what counts without an option of the request; -1: the task's own.
+        score_threshold: used if the request has none; -1: the task's own.
         max_batch: most frames, or clips, in one pass.
-        thread_safe: several threads may call the network at once: it keeps nothing of a pass in itself.
-        precision, engine: how it is to run; `pipelines.loading` sees to it. A `Model` that it did not load
-            runs with torch in plain fp32. Of a loaded model: the engine that runs.
+        thread_safe: several threads may call the network at once, since it stores nothing of a pass.
+        precision, engine: how it should run, which `pipelines.loading` ensures. A `Model` that was not loaded
+            by it runs with torch in plain fp32. In a loaded model: the engine that runs.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""A network's layers computed with torch: as they are, compiled, as CUDA graphs. Knows no weights, no task.
+"""A network's layers computed with torch: eagerly, compiled, or as CUDA graphs. Knows no weights, no task.
 
-Detectors end in code whose work depends on what the layers say: how many boxes there are. `halves` splits off
-what can be written down once and for all; only that is compiled, recorded, or given to another engine.
-Networks of segmentation end by enlarging their logits, which is left to those who read them.
+A detector ends in code whose work depends on the layers' outputs: on how many boxes there are. `halves`
+splits off the layers before it. Only these are compiled, recorded, or given to another engine. A segmentation
+network ends by enlarging its logits, which is left to those who read them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipelines.models.spec import Engine, Precision, TaskName
 
 AUTOCAST: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Passes before a CUDA graph is recorded, in which libraries choose their kernels and take their memory.
+# Passes before a CUDA graph is recorded, in which libraries choose kernels and allocate memory.
 WARM_UP_PASSES = 3
 
 Finish = Callable[[Any, tuple[int, int]], Any]
@@ -26,7 +26,7 @@ Finish = Callable[[Any, tuple[int, int]], Any]
 
 @runtime_checkable
 class Coarse(Protocol):
-    """A network whose last step can be left out: for segmentation, to enlarge what `maps` gives.
+    """A network whose last step can be left out: for segmentation, enlarging what `maps` gives.
 
     `maps` gives only tensors, in a mapping or a tuple, of shapes that follow from the shape of `pixels`.
     """
@@ -36,7 +36,7 @@ class Coarse(Protocol):
 
 @runtime_checkable
 class InTwoSteps(Coarse, Protocol):
-    """A detector whose forward is `boxes(maps(pixels), (h, w))`; the maps' values decide on `boxes`' work."""
+    """A detector whose forward is `boxes(maps(pixels), (h, w))`; the work of `boxes` depends on the maps."""
 
     def boxes(self, maps: Any, size_px: tuple[int, int]) -> list[dict[str, Tensor]]: ...
 
@@ -45,9 +45,9 @@ class Runner(Protocol):
     """Computes the layers of one network for a batch on its device.
 
     Attributes:
-        engine: what a user calls it.
-        buckets: the batch sizes that it takes, growing; empty: any.
-        lanes: by how many threads at once it is called with gain.
+        engine: its name for users.
+        buckets: the batch sizes that it takes, ascending; empty: any.
+        lanes: how many threads gain by calling it at once.
     """
 
     engine: Engine
@@ -60,10 +60,10 @@ class Runner(Protocol):
 
 
 class Foreign(nn.Module):
-    """A network that another engine than torch computes.
+    """A network that an engine other than torch computes.
 
     Attributes:
-        engine, lanes: as of `Runner`.
+        engine, lanes: as in `Runner`.
     """
 
     engine: Engine
@@ -74,7 +74,7 @@ class Foreign(nn.Module):
 
 
 class Maps(nn.Module):
-    """The layers of a network without its last step; their answers in float32, whatever they compute in."""
+    """The layers of a network without its last step; outputs are float32, whatever the layers compute in."""
 
     def __init__(self, network: Coarse) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Maps(nn.Module):
 
 
 def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
-    """A network's layers, and what makes answers of their tensors and the pixels' height and width."""
+    """A network's layers, and its last step, which takes their tensors and the pixels' (height, width)."""
     if task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
     if task == "segmentation" and isinstance(network, Coarse):
@@ -97,17 +97,17 @@ def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
 
 
 def as_given(given: Any, _size_px: tuple[int, int]) -> Any:
-    """The last step of a network that has none of its own."""
+    """The last step of a network that has none: the outputs as they are."""
     return given
 
 
 class TorchRunner:
-    """By torch, operator by operator, or through `torch.compile` for each of some batch sizes.
+    """Runs layers with torch, operator by operator, or with `torch.compile` for some batch sizes.
 
     Args:
         precision: what torch's autocast makes of the float32 weights and pixels.
-        compiled_for: batch sizes; compiling itself happens when one is first run.
-        lanes: as of `Runner`; foreign layers say it themselves.
+        compiled_for: batch sizes; each is compiled when it is first run.
+        lanes: as in `Runner`; foreign layers have their own.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class TorchRunner:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._dtype is None:
             return contextlib.nullcontext()
-        # Casts that are kept for later passes would be freed under a recorded graph.
+        # Cached casts would be freed while a recorded graph still uses them.
         keep = not (self._device_type == "cuda" and torch.cuda.is_current_stream_capturing())
         return torch.autocast(self._device_type, self._dtype, cache_enabled=keep)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recorded:
-    """One CUDA graph: where it reads its pixels, and where it leaves its answers until it runs again."""
+    """One CUDA graph: the memory of its pixels, and of its outputs, which last until it runs again."""
 
     graph: torch.cuda.CUDAGraph
     pixels: Tensor
@@ -156,14 +156,14 @@ class _Recorded:
 
 
 class GraphRunner:
-    """By CUDA graphs: a recording for each of some batch sizes, so that no kernel waits for its launch.
+    """Runs CUDA graphs, one recorded for each of some batch sizes, so that no kernel waits for its launch.
 
-    Recorded as in "CUDA Graphs" of PyTorch's notes on CUDA semantics: warm-up on a stream of its own, then
-    capture. All recordings share one pool of memory, for which the largest comes first; what one leaves there
-    is good until the next one runs, so answers are copied out. Other shapes go to the runner itself.
+    Recorded as in "CUDA Graphs" of PyTorch's notes on CUDA semantics: warm-up on a separate stream, then
+    capture. All graphs share one memory pool, so the largest is recorded first. A graph's outputs last only
+    until the next graph runs, so they are copied. Batches of other shapes go to `runner`.
 
     Args:
-        shapes: of the batches, one for each size.
+        shapes: the batches' shapes, one for each size.
 
     Raises:
         RuntimeError: something in the layers cannot be recorded.
@@ -199,14 +199,14 @@ class GraphRunner:
                 self._runner(pixels)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Threads of other models may go on using the device meanwhile.
+        # Other models' threads may use the device during the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = self._runner(pixels)
         return _Recorded(graph, pixels, outputs)
 
 
 def _copied(given: Any) -> Any:
-    """The tensors of an answer in memory of their own."""
+    """The tensors of an answer, copied to memory of their own."""
     if isinstance(given, Tensor):
         return given.clone()
     if isinstance(given, Mapping):
@@ -217,17 +217,17 @@ def _copied(given: Any) -> Any:
 
 
 def bucket_sizes(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes that are kept static: powers of two, and the largest."""
+    """The fixed batch sizes: powers of two, and the largest."""
     return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
 
 def bucket_of(count: int, buckets: Sequence[int]) -> int:
-    """The next size that is kept static; `count` itself where none is as large."""
+    """The smallest fixed size that holds `count`; `count` itself if none is as large."""
     return next((size for size in buckets if size >= count), count)
 
 
 def padded(batch: Tensor, size: int) -> Tensor:
-    """The batch, its last element repeated up to a size."""
+    """The batch, padded to a size with its last element."""
     if size == len(batch):
         return batch
     return torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
