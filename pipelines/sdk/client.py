@@ -1,4 +1,4 @@
-"""The server, seen from elsewhere: `Client` turns media into typed answers. Knows no wire, no files."""
+"""The server as its clients see it: `Client` turns media into typed answers. Knows no wire, no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.sdk.pulls import Pulls
 from pipelines.sdk.transport import Call, Transport, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
-# It is loaded last: with it, every endpoint is there.
+# It is loaded last: once it is ready, every endpoint is.
 STATUS = "status"
 STATUS_COLUMNS = (
     Column(name="status", dtype=object, dims=(1,), help="the server's description as JSON"),
@@ -40,7 +40,7 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 class ClipInfo(TypedDict):
-    """What a model of clips takes: `length` frames, `fps` of them a second, and only those if `fixed`."""
+    """What a clip model takes: `length` frames, `fps` of them per second, and no other length if `fixed`."""
 
     length: int
     fps: float
@@ -48,9 +48,9 @@ class ClipInfo(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """A served model: its name, where its weights are from, its classes (of pixels the background first).
+    """A served model: its name, where its weights are from, its classes (for pixels, the background first).
 
-    `batch_sizes` counts the batches of each size that it has computed.
+    `batch_sizes` counts the computed batches by size.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ModelInfo(TypedDict):
 
 
 class ServerInfo(TypedDict):
-    """What a server says of itself: its models by task; `decoders` counts the media that each has read."""
+    """What a server says about itself: its models by task; `decoders` counts the media that each has read."""
 
     version: str
     device: str
@@ -79,7 +79,7 @@ class Client:
 
     Args:
         url: `grpc://host:8001`, `http://host:8000`, or `grpcs://` and `https://` with TLS.
-        timeout_s: bound of each call; of a stream, bound of the wait for each answer.
+        timeout_s: bound of each call; for a stream, of the wait for each answer.
         token: sent as `Authorization: Bearer`.
     """
 
@@ -104,7 +104,7 @@ class Client:
         return self.ask(ClassificationAnswer, media, options)
 
     def classify_stream(self, media: Media, **options: Scalar) -> Generator[ClassificationAnswer, None, None]:
-        """The same of a medium of any length, as the answers come; closing the generator ends the call."""
+        """The same for a medium of any length, as the answers come; closing the generator ends the call."""
         return self.ask_stream(ClassificationAnswer, media, options)
 
     def detect(self, media: Media, **options: Scalar) -> DetectionAnswer:
@@ -112,7 +112,7 @@ class Client:
         return self.ask(DetectionAnswer, media, options)
 
     def detect_stream(self, media: Media, **options: Scalar) -> Generator[DetectionAnswer, None, None]:
-        """The same of a medium of any length, as the answers come."""
+        """The same for a medium of any length, as the answers come."""
         return self.ask_stream(DetectionAnswer, media, options)
 
     def segment(self, media: Media, **options: Scalar) -> SegmentationAnswer:
@@ -120,7 +120,7 @@ class Client:
         return self.ask(SegmentationAnswer, media, options)
 
     def segment_stream(self, media: Media, **options: Scalar) -> Generator[SegmentationAnswer, None, None]:
-        """The same of a medium of any length, as the answers come."""
+        """The same for a medium of any length, as the answers come."""
         return self.ask_stream(SegmentationAnswer, media, options)
 
     def recognize(self, media: Media, **options: Scalar) -> ActionAnswer:
@@ -128,25 +128,25 @@ class Client:
         return self.ask(ActionAnswer, media, options)
 
     def recognize_stream(self, media: Media, **options: Scalar) -> Generator[ActionAnswer, None, None]:
-        """The same of a medium of any length, as the answers come."""
+        """The same for a medium of any length, as the answers come."""
         return self.ask_stream(ActionAnswer, media, options)
 
     def ask(self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]) -> AnswerT:
-        """One answer of a form, from the endpoint of its task."""
+        """One answer of a kind, from the endpoint of its task."""
         return _answer(kind, self._transport.infer(self._call(kind, media, options, stream=False)))
 
     def ask_stream(
         self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]
     ) -> Generator[AnswerT, None, None]:
-        """The answers of a form, from the stream of its task.
+        """The answers of a kind, from the stream of its task.
 
-        They are asked for as they are taken, a few at a time. A caller that keeps away for 30 s loses the
-        rest, with Cancelled: the server has given the stream up.
+        They are requested a few at a time, as the caller takes them. A caller that takes none for 30 s loses
+        the rest, with Cancelled: the server has closed the stream.
         """
         return self._answers(kind, Pulls(self._transport, self._call(kind, media, options, stream=True)))
 
     def info(self) -> ServerInfo:
-        """What the server says of itself now."""
+        """What the server says about itself now."""
         return self._info(self._timeout_s)
 
     def ready(self) -> bool:
@@ -177,7 +177,7 @@ class Client:
         with reading():
             _raise_error(columns)
             info: ServerInfo = json.loads(columns["status"][0])
-            info.setdefault("decoders", {})  # a server that has read nothing yet counts nothing
+            info.setdefault("decoders", {})  # a server that has read nothing yet sends no counts
             if missing := ServerInfo.__annotations__.keys() - info.keys():
                 raise ValueError(f"the status lacks {', '.join(sorted(missing))}")
         self._known = info

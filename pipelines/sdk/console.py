@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Screen:
-    """stdout for answers, stderr for errors, and on a terminal a line of progress that makes way for both."""
+    """stdout for answers, stderr for errors, and on a terminal a progress line that makes way for both."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._frames = total, 0, 0
@@ -37,7 +37,7 @@ class Screen:
         print(line, flush=True)
 
     def complain(self, error: Exception, path: Path | None = None) -> None:
-        """One line, whatever is in the message."""
+        """Print an error in one line, whatever its message holds."""
         self.clear()
         text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         if isinstance(error, OSError) and error.filename:

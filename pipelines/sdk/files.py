@@ -1,4 +1,4 @@
-"""Answers of one medium as files: JSON lines, pictures, masks, a film. Knows no connection, no codec."""
+"""Answers of one medium as files: JSON lines, pictures, masks, a video. Knows no connection, no codec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import IO
 
 from pipelines.protocol.answers import Answer, DetectionAnswer, SegmentationAnswer
 
-# What a row's bytes are saved as; raw ones get the head of a Netpbm file, which any viewer reads.
+# The formats in which a row's bytes are saved; raw ones get a Netpbm header, which any viewer reads.
 OVERLAY_NAMES = {"jpeg": "overlay.jpg", "raw": "overlay.ppm"}
 MASK_NAMES = {"png": "mask.png", "raw": "mask.pgm", "probability": "probability.png"}
 NETPBM_KINDS = {".ppm": "P6", ".pgm": "P5"}
@@ -18,15 +18,15 @@ class Dump:
     """Files of one medium, all named `<stem>…`, written as its answers come."""
 
     def __init__(self, folder: Path, stem: str, *, overlay: str, mask: str) -> None:
-        """`overlay` and `mask` are the options that were asked for, so what the bytes are."""
+        """`overlay` and `mask` are the options of the request: they tell what the bytes are."""
         self._folder, self._stem = folder, stem
         self._overlay, self._mask = OVERLAY_NAMES.get(overlay), MASK_NAMES.get(mask)
-        # Opened with the first answer: a request that fails leaves what an earlier one wrote.
+        # Opened at the first answer, so that a request that fails leaves the files of an earlier one.
         self._lines: IO[str] | None = None
         self._film: IO[bytes] | None = None
 
     def write(self, answer: Answer, lines: list[str]) -> None:
-        """The JSON lines, and whatever pictures the answer holds."""
+        """Write the JSON lines, and all pictures that the answer holds."""
         if self._lines is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lines = (self._folder / f"{self._stem}.jsonl").open("w", encoding="utf-8")
@@ -43,12 +43,12 @@ class Dump:
             self._film.write(answer.video)
 
     def write_originals(self, answer: Answer) -> None:
-        """Frames that were asked for as JPEG without anything drawn."""
+        """Write frames that were requested as JPEG with nothing drawn on them."""
         names = [f"{index:06d}" for index in answer.frame_index]
         self._pictures(answer, names, answer.overlay, "original.jpg")
 
     def path(self, number: str, name: str) -> Path:
-        """Where a picture lies: of a frame by its number, of a box by its frame's and its own."""
+        """The path of a picture: a frame's by its number, a box's by its frame's number and its own."""
         return self._folder / f"{self._stem}_{number}_{name}"
 
     def _pictures(
@@ -72,7 +72,7 @@ class Dump:
 
 
 def _box_names(answer: DetectionAnswer) -> list[str]:
-    """Names of boxes by their frame and their place in it."""
+    """Names of the boxes: the frame's number, and the box's place in the frame."""
     places: dict[int, int] = {}
     names = []
     for index in answer.box_frame_index.tolist():

@@ -1,7 +1,7 @@
 """KServe v2 over gRPC, on tritonclient's generated stubs. Knows no HTTP, media or tasks.
 
-The stubs are used as they are: tritonclient's own stream reads ahead without bound and has no deadline for
-an answer, whereas a call on the stub is pulled, so a slow reader holds the server back.
+The stubs are used directly. tritonclient's own stream reads ahead without bound and has no deadline for an
+answer. A call on the stub is pulled, so a slow reader slows the server down.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from pipelines.sdk.transport import (
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Whoever waits for a server to start wants to know soon; gRPC would wait up to two minutes.
+    # Callers that wait for a server's start want to know soon; gRPC would retry only after up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
-# What a proxy answers in HTTP becomes a text like "Received http2 header with status: 413".
+# gRPC turns a proxy's HTTP answer into a text like "Received http2 header with status: 413".
 PROXY_STATUS = re.compile(r"status: (\d{3})")
 
 
@@ -64,11 +64,11 @@ class GrpcTransport:
 
     def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator cancels the call."""
-        # The request stream ends after the one request, so the server ends its own after the last answer.
+        # The request stream ends after one request, so the server ends its stream after the last answer.
         requests = iter([_request(call, (1,))])
         try:
             replies = self._stub.ModelStreamInfer(requests, metadata=self._metadata)
-        except ValueError as error:  # what gRPC raises where the channel is closed
+        except ValueError as error:  # what gRPC raises if the channel is closed
             raise Cancelled(f"the call was not made: {error}") from None
         try:
             while (reply := self._next(replies, call.timeout_s)) is not None:
@@ -97,7 +97,7 @@ class GrpcTransport:
             raise self._typed(error, timeout_s) from None
 
     def _next(self, replies: Any, timeout_s: float) -> Any:
-        """The next reply, None at the end; the call is cancelled if it takes longer than `timeout_s`."""
+        """The next reply, None at the end. Cancels the call if it takes longer than `timeout_s`."""
         failure: TrividError | None = None
         reply = None
         with Watchdog(timeout_s, replies.cancel) as watchdog:
@@ -138,13 +138,13 @@ class GrpcTransport:
 
 
 def _credentials() -> Any:
-    """Trust as the rest of Python does: gRPC itself would not look at SSL_CERT_FILE."""
+    """Trust the same certificates as the rest of Python: gRPC itself ignores SSL_CERT_FILE."""
     authorities = os.environ.get("SSL_CERT_FILE")
     return grpc.ssl_channel_credentials(Path(authorities).read_bytes() if authorities else None)
 
 
 def _said_by_triton(error: TrividError) -> bool:
-    """Whether the text was one that Triton uses, for a missing server has the same status."""
+    """Whether the text is one of Triton's, since a missing server gives the same status."""
     return error.code != "internal_error"
 
 
@@ -161,7 +161,7 @@ def _request(call: Call, shape: tuple[int, ...]) -> Any:
 
 
 def _parameters(parameters: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Options as typed messages; a truth value is an int to Python, so it is asked for first."""
+    """Options as typed messages; bool is checked first, since in Python it is an int."""
     fields: dict[str, Any] = {}
     for name, value in parameters.items():
         if isinstance(value, bool):

@@ -124,10 +124,10 @@ class _Exchange:
         )
 
     def send(self, request: Request) -> http.client.HTTPResponse:
-        """Send, and wait for the head of a good answer; raises the typed error of any other."""
+        """Send, and wait for the head of a good answer; for any other, raise its typed error."""
         self.connection.connect()
         self._connected = True
-        # A server that refuses a large body answers before it has read it, and the rest cannot be sent.
+        # A server that refuses a large body answers before it has read all of it; the rest cannot be sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.request(
                 request.method,
@@ -138,7 +138,7 @@ class _Exchange:
         return raise_for_status(self._address, self.connection.getresponse())
 
     def guard(self, step: Callable[[], T]) -> T:
-        """Run one step, bounded in time; what the network does becomes a typed error."""
+        """Run one step, bounded in time; failures of the network become typed errors."""
         result: T | None = None
         failure: TrividError | None = None
         with Watchdog(self._timeout_s, self._cut) as watchdog:
@@ -153,7 +153,7 @@ class _Exchange:
         return result  # type: ignore[return-value]
 
     def _cut(self) -> None:
-        """Wake whoever reads or writes; closing a socket would leave them waiting."""
+        """Wake any thread that reads or writes; closing the socket would leave it waiting."""
         if self.connection.sock is not None:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
@@ -172,7 +172,7 @@ class _Exchange:
 
 
 def raise_for_status(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-    """The same response; raises the typed error of one that is not."""
+    """The same response, if it is a success; else raises its typed error."""
     if response.status != http.HTTPStatus.OK:
         raise _status_error(address, response.status, response.read())
     return response
@@ -210,7 +210,7 @@ def _status_error(address: Address, status: int, body: bytes) -> TrividError:
 
 
 def binary_request(call: Call) -> Request:
-    """The request of a unary call, its medium as it is."""
+    """The request of a unary call, with its medium unchanged."""
     data = pack_bytes(call.data)
     tensor = {
         "name": call.input_name,
@@ -230,7 +230,7 @@ def binary_request(call: Call) -> Request:
 
 
 def _binary_tensors(head_bytes: str | None, body: bytes) -> dict[str, Tensor]:
-    """The JSON head and the tensors after it. Raises InternalError at anything else."""
+    """The tensors after the JSON head. Raises InternalError for anything else."""
     try:
         offset = int(head_bytes or "")
         outputs = json.loads(body[:offset])["outputs"]
@@ -253,7 +253,7 @@ class _Events:
         self._buffer = bytearray()
 
     def read(self) -> dict[str, Any] | None:
-        """The next object, None at the end. Raises the typed error of a `{"error": …}` of Triton's own."""
+        """The next object, None at the end. Raises the typed error of a `{"error": …}` from Triton itself."""
         while (line := self._line()) is not None:
             if line.startswith(b"data:"):
                 return _event(line[5:])

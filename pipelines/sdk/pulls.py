@@ -1,7 +1,8 @@
-"""A stream from the client's side: pull by pull, no faster than its caller, over one broken connection.
+"""A stream on the client's side: pull by pull, no faster than its caller; it survives a broken connection.
 
-A pull asks for the answers of about PULL_S at the caller's pace, so that little is made in vain if the caller
-leaves, and a slow caller is back before the server gives the session up. Knows no protocol, media or tasks.
+A pull asks for as many answers as the caller takes in about PULL_S. So little is computed in vain if the
+caller leaves, and a slow caller is back before the server closes the session. Knows no protocol, media or
+tasks.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.transport import Call, Transport, broken_off_error
 
-# Of the first pull the pace is not known, and a session ends if its answers take the caller 30 s.
+# In the first pull the pace is unknown, and the session ends if the caller takes 30 s for its answers.
 FIRST_CREDITS, MOST_CREDITS = 2, 32
 PULL_S = 2.0
 LEAVE_S = 5.0
 
 
 def credits_at_pace(answers: int, took_s: float) -> int:
-    """Answers to ask for next, after `answers` have come and been taken in `took_s`."""
+    """How many answers to ask for next, if the last `answers` came and were taken in `took_s`."""
     if took_s * MOST_CREDITS <= PULL_S * answers:
         return MOST_CREDITS
     return max(1, int(PULL_S * answers / took_s))
@@ -46,7 +47,7 @@ class Pulls:
         """The rows of all pulls; closing the generator ends the stream on the server too.
 
         Raises:
-            ModelUnavailable: the connection broke in the first pull, or twice with no answer between.
+            ModelUnavailable: the connection broke in the first pull, or twice without an answer in between.
             TrividError: whatever else the transport raises.
         """
         credits = FIRST_CREDITS
@@ -56,13 +57,13 @@ class Pulls:
                 yield from self._pull(credits)
                 credits = credits_at_pace(self._last_seq - before, time.monotonic() - start_s)
         except ModelUnavailable:
-            self._ended = True  # there is nobody to leave
+            self._ended = True  # no server is there to be told
             raise
         finally:
             self._leave()
 
     def _pull(self, credits: int) -> Generator[Row, None, None]:
-        """The rows of one pull; after a break of the connection, once more those that did not come."""
+        """The rows of one pull; if the connection breaks, the missing ones are requested again."""
         parameters: dict[str, Scalar] = {"credits": credits}
         while True:
             before = self._last_seq
@@ -75,7 +76,7 @@ class Pulls:
             parameters["last_seq"] = self._last_seq
 
     def _request(self, parameters: dict[str, Scalar]) -> Call:
-        """The medium and its options at first, then the token in their place."""
+        """At first the medium and its options, later the token instead."""
         if not self._token:
             return dataclasses.replace(self._call, parameters={**self._call.parameters, **parameters})
         return dataclasses.replace(self._call, parameters={"session": self._token, **parameters})
@@ -92,7 +93,7 @@ class Pulls:
         raise broken_off_error(self._transport.address)
 
     def _note(self, row: Row) -> bool:
-        """Remember how far the stream is; whether it pauses after this row."""
+        """Remember how far the stream has come; returns whether it pauses after this row."""
         with reading():
             token = bytes(row["session"][0]).decode()
             self._last_seq = int(row["seq"][0])
@@ -103,12 +104,12 @@ class Pulls:
         return bool(token)
 
     def _leave(self) -> None:
-        """Tell the server that the rest is not wanted, and let it end what it is at.
+        """Tell the server that the rest is not wanted, and let it finish what it is doing.
 
         Triton keeps a request in flight for ever if its client leaves at the wrong moment. The token, if
         there is none yet, comes with the second answer.
         """
-        if sys.is_finalizing():  # no thread starts any more, and a call would wait for ever
+        if sys.is_finalizing():  # no thread can start now, and a call would wait for ever
             return
         rows = self._open or ()
         with contextlib.suppress(TrividError):
@@ -123,7 +124,7 @@ class Pulls:
 
 
 def _drain(rows: Iterator[Row] | tuple[()]) -> None:
-    """Wait for the end of what is not wanted."""
+    """Read the unwanted rest to its end."""
     with contextlib.suppress(TrividError):
         for _ in rows:
             continue

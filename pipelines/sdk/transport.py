@@ -1,7 +1,7 @@
 """How a request travels to the server and its answer back: what gRPC and HTTP have in common.
 
-Owns addresses, deadlines and the table from a transport's failures to typed errors. Knows nothing of media,
-tasks or the form of tensors on the wire.
+Owns addresses, deadlines and the table from a transport's failures to typed errors. Knows no media, no tasks,
+and not the form of tensors on the wire.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OTHER_SCHEMES = {"grpc": "http", "http": "grpc", "grpcs": "https", "https": "grp
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
 MESSAGE_LENGTH_LIMIT = 400
 
-# Triton reports these states of a model as text only; the status that comes along differs by protocol.
+# Triton reports these states of a model only as text; the status code depends on the protocol.
 ERRORS_BY_TEXT: tuple[tuple[str, type[TrividError], str], ...] = (
     ("maximum queue size", Overloaded, "try again later"),
     ("timeout expired", Overloaded, "it waited as long as the server allows: try again later"),
@@ -63,7 +63,7 @@ def parse_address(url: str) -> Address:
     """`grpc://host:8001`, `http://host:8000`, or with TLS `grpcs://` and `https://`; the port is optional.
 
     Raises:
-        InvalidOptions: another scheme, no host, or a port that is none.
+        InvalidOptions: another scheme, no host, or an invalid port.
     """
     hint = "one of grpc://HOST:8001, http://HOST:8000, grpcs://HOST, https://HOST"
     try:
@@ -85,10 +85,10 @@ def parse_address(url: str) -> Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request: a model, its one BYTES input, options, and the columns that the answer has.
+    """One request: a model, its only BYTES input, options, and the columns of the answer.
 
     Attributes:
-        timeout_s: bound of the whole call; of a stream, bound of the wait for each answer.
+        timeout_s: bound of the whole call; for a stream, of the wait for each answer.
     """
 
     model: str
@@ -115,7 +115,7 @@ class Transport(Protocol):
 
 
 class Watchdog:
-    """Calls `cut` unless the `with` block ends in time; neither protocol bounds a peer that only trickles."""
+    """Calls `cut` unless the `with` block ends in time; neither protocol bounds a peer that trickles."""
 
     def __init__(self, timeout_s: float, cut: Callable[[], object]) -> None:
         self.expired = False
@@ -135,7 +135,7 @@ class Watchdog:
         self._timer.cancel()
 
 
-# What a transport raises; each says what to do about it.
+# The errors that transports raise; each says what to do.
 
 
 def deadline_error(address: Address, timeout_s: float) -> DeadlineExceeded:
@@ -178,7 +178,7 @@ def too_large_error(address: Address) -> TooLarge:
 
 
 def server_error(message: str) -> TrividError:
-    """The typed error of a message that Triton itself, not Trivid, answered with."""
+    """The typed error for a message of Triton itself, not of Trivid."""
     lowered = message.lower()
     for text, kind, hint in ERRORS_BY_TEXT:
         if text in lowered:
@@ -187,7 +187,7 @@ def server_error(message: str) -> TrividError:
 
 
 def _one_line(message: str) -> str:
-    """First and last line of a message, since a traceback says what happened in its last one."""
+    """First and last line of a message, since a traceback tells what happened in its last line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["(no message)"]
     text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"
     return text if len(text) <= MESSAGE_LENGTH_LIMIT else f"{text[:MESSAGE_LENGTH_LIMIT]}…"
