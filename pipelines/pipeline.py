@@ -140,7 +140,7 @@ class Pipeline:
                 wanted=self.wanted(options),
             ) as medium,
             self.admission.hold(self._cost_bytes(encoded, medium.info, options)),
-            _judging(options),
+            _blame_clip_length(options),
             contextlib.closing(self._answers(medium, job, _Terms.of(options, medium))) as answers,
         ):
             decoder, reason = medium.decoder, medium.decoder_reason
@@ -271,7 +271,7 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def _judging(options: Options) -> Iterator[None]:
+def _blame_clip_length(options: Options) -> Iterator[None]:
     """A model that fails on clips of a length that the request has chosen fails by the request's fault."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator
 
     A medium of no frames has no mean. `with_mask` adds run lengths (the option `mask=rle`).
     """
-    content = LINES[type(answer)]
+    content = REPORTS[type(answer)].line
     for row, index in enumerate(answer.frame_index):
         line = {"file": file, "frame_index": int(index), "pts_s": float(answer.pts_s[row])}
         yield _json({**line, **content(answer, row, with_mask), "decoder": answer.decoder})
@@ -98,52 +99,58 @@ def _run_lengths(mask: bytes) -> Any:
         raise InternalError(f"the mask is not JSON: {mask[:20]!r}") from None
 
 
-LINES: Mapping[type[Answer], Callable[[Any, int, bool], Line]] = {
-    ClassificationAnswer: _classification_line,
-    DetectionAnswer: _detection_line,
-    SegmentationAnswer: _segmentation_line,
-    ActionAnswer: _action_line,
-}
+# Of a file, the classes that a form of answer shows most of; `counts` keeps those of its answers before.
 NAMED = 5
 
 
+def _mean_words(_counts: Counter[str], answer: ClassificationAnswer | ActionAnswer) -> list[str]:
+    ranked = zip(answer.mean_class_name, answer.mean_probability, strict=False)
+    return [f"{name} {100 * value:.2f} %" for name, value in ranked][:NAMED]
+
+
+def _box_words(counts: Counter[str], answer: DetectionAnswer) -> list[str]:
+    counts.update(answer.class_name.tolist())
+    classes = [f"{name} {count}" for name, count in counts.most_common(NAMED)]
+    return [f"{counts.total()} {_plural('box', counts.total())}", *classes]
+
+
+def _pixel_words(counts: Counter[str], answer: SegmentationAnswer) -> list[str]:
+    counts.update(dict(zip(answer.class_names, answer.class_pixels.sum(axis=0).tolist(), strict=False)))
+    found = Counter({name: counts[name] for name in answer.class_names[1:] if counts[name]})
+    shares = [f"{name} {100 * count / counts.total():.1f} %" for name, count in found.most_common(NAMED)]
+    return shares or ["nothing but background"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a form of answer is told: a line for each row; for a file, what its rows are and show."""
+
+    line: Callable[[Any, int, bool], Line]
+    noun: str = "frame"
+    words: Callable[[Counter[str], Any], list[str]] = lambda _counts, _answer: []
+
+
+REPORTS: Mapping[type[Answer], Report] = {
+    ClassificationAnswer: Report(line=_classification_line, words=_mean_words),
+    DetectionAnswer: Report(line=_detection_line, words=_box_words),
+    SegmentationAnswer: Report(line=_segmentation_line, words=_pixel_words),
+    ActionAnswer: Report(line=_action_line, words=_mean_words, noun="clip"),
+}
+
+
 class Summary:
-    """The classes that a file shows most of."""
+    """What a file shows most of."""
 
     def __init__(self) -> None:
         self._rows, self._decoder, self._noun = 0, "", "frame"
         self._counts: Counter[str] = Counter()
-        self._total = 0
         self._words: list[str] = []
 
     def add(self, answer: Answer) -> None:
+        report = REPORTS[type(answer)]
         self._rows += len(answer)
-        self._decoder = answer.decoder
-        if isinstance(answer, SegmentationAnswer):
-            if len(answer):
-                self._add_pixels(answer)
-        elif isinstance(answer, DetectionAnswer):
-            self._counts.update(answer.class_name.tolist())
-            boxes = sum(self._counts.values())
-            classes = [f"{name} {count}" for name, count in self._counts.most_common(NAMED)]
-            self._words = [f"{boxes} {_plural('box', boxes)}", *classes]
-        elif isinstance(answer, ClassificationAnswer | ActionAnswer):
-            self._noun = "clip" if isinstance(answer, ActionAnswer) else "frame"
-            ranked = zip(answer.mean_class_name, answer.mean_probability, strict=False)
-            self._words = [f"{name} {100 * value:.2f} %" for name, value in ranked][:NAMED]
-
-    def _add_pixels(self, answer: SegmentationAnswer) -> None:
-        self._counts.update(
-            dict(zip(answer.class_names, answer.class_pixels.sum(axis=0).tolist(), strict=True))
-        )
-        self._total = max(int(np.sum(list(self._counts.values()))), 1)
-        foreground = Counter(
-            {name: self._counts[name] for name in answer.class_names[1:] if self._counts[name]}
-        )
-        shares = [
-            f"{name} {100 * count / self._total:.1f} %" for name, count in foreground.most_common(NAMED)
-        ]
-        self._words = shares or ["nothing but background"]
+        self._decoder, self._noun = answer.decoder, report.noun
+        self._words = report.words(self._counts, answer)
 
     def __str__(self) -> str:
         if not self._rows:

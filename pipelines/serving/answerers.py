@@ -126,7 +126,7 @@ class ModelStage:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._batcher = pipeline.batcher
-        self._known = {column.name: column for column in pipeline.task.outputs}
+        self._known = {column.name: column for column in pipeline.task.model_outputs}
         self.outputs = tuple(self._column(facts) for facts in self._batcher.model.outputs)
         if pipeline.spec.task == "detection":
             self.outputs += (self._known["box_count"],)

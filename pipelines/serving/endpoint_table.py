@@ -80,8 +80,8 @@ def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
     )
     bare = EndpointFacts(
         help=f"only the {name} model: a row is one input of model pixels",
-        inputs=task.inputs,
-        outputs=(*task.outputs, ERROR),
+        inputs=task.model_inputs,
+        outputs=(*task.model_outputs, ERROR),
         task=name,
     )
     return {name: one, f"{name}_stream": many, f"torch_{name}": bare}

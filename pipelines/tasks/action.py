@@ -242,10 +242,10 @@ TASK = Task(
         *("clip_length", "clip_stride", "tail", "top_k", "overlay", "alpha"),
     ),
     job=Action,
-    inputs=(
+    model_inputs=(
         Column(name="pixels", dtype=np.float32, dims=(3, "T", "h", "w"), help="one clip's model pixels"),
     ),
-    outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
+    model_outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
     select=_select,
     repeat_frames=True,
 )

@@ -75,6 +75,6 @@ TASK = Task(
     answer=ClassificationAnswer,
     options=(*SELECTION, "top_k", "overlay", "alpha"),
     job=Classification,
-    inputs=(FRAME_PIXELS,),
-    outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
+    model_inputs=(FRAME_PIXELS,),
+    model_outputs=(Column(name="logits", dtype=np.float32, dims=("K",), help="scores of the K classes"),),
 )

@@ -136,8 +136,8 @@ TASK = Task(
     answer=DetectionAnswer,
     options=(*SELECTION, *PICTURES, *CLASSES),
     job=Detection,
-    inputs=(FRAME_PIXELS,),
-    outputs=(
+    model_inputs=(FRAME_PIXELS,),
+    model_outputs=(
         Column(
             name="boxes", dtype=np.float32, dims=("D", 4), help="left, top, right, bottom in model pixels"
         ),

@@ -84,8 +84,8 @@ class Task:
         answer: its form of answer, which gives the endpoints' outputs and the client's columns.
         options: names of the options that it takes.
         job: makes the job for one medium. Raises InvalidOptions.
-        inputs, outputs: tensors of the endpoint that has only the model; outputs as far as they are the same
-            for all models of the task.
+        model_inputs, model_outputs: columns of the endpoint that has only the model; outputs as far as they
+            are the same for all models of the task.
         tiles: whether large frames may be looked at in pieces.
         select: the options by which frames are selected, where the model has a say in it.
         repeat_frames: frames stand more than once where a higher rate is asked for than the medium's.
@@ -94,8 +94,8 @@ class Task:
     answer: type[Answer]
     options: tuple[str, ...]
     job: Callable[[ModelSpec, Options], Job]
-    inputs: tuple[Column, ...]
-    outputs: tuple[Column, ...]
+    model_inputs: tuple[Column, ...]
+    model_outputs: tuple[Column, ...]
     tiles: bool = False
     select: Callable[[ModelSpec, Options], Options] | None = None
     repeat_frames: bool = False

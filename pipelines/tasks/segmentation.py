@@ -177,8 +177,10 @@ TASK = Task(
     answer=SegmentationAnswer,
     options=(*SELECTION, *PICTURES, *CLASSES),
     job=Segmentation,
-    inputs=(FRAME_PIXELS,),
-    outputs=(Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes"),),
+    model_inputs=(FRAME_PIXELS,),
+    model_outputs=(
+        Column(name="logits", dtype=np.float32, dims=("K", "h", "w"), help="scores of the K classes"),
+    ),
     tiles=True,
 )
 

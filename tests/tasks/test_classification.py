@@ -159,7 +159,11 @@ class Greyness(FrameJob):
 def test_a_task_is_one_job_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the table knows the tasks: with one line more, a pipeline has one more."""
     line = Task(
-        answer=ClassificationAnswer, options=(*SELECTION, "top_k"), job=Greyness, inputs=(), outputs=()
+        answer=ClassificationAnswer,
+        options=(*SELECTION, "top_k"),
+        job=Greyness,
+        model_inputs=(),
+        model_outputs=(),
     )
     table = {**{str(name): task for name, task in tasks.TASKS.items()}, "greyness": line}
     monkeypatch.setattr("pipelines.pipeline.TASKS", table)
