@@ -1,9 +1,9 @@
-"""Options at their border, and columns to tensors. Answers of every form: test_results."""
+"""Options at their border, and columns to tensors. Answers of every form: test_answers."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +11,14 @@ import pytest
 from pipelines.protocol.answers import ANSWERS, SegmentationAnswer, answer_columns
 from pipelines.protocol.columns import COMMON_COLUMNS, STREAM_COLUMNS, Column, to_tensors
 from pipelines.protocol.errors import BY_CODE, InternalError, InvalidOptions, TrividError, from_json
-from pipelines.protocol.options import OPTION_FIELDS, STREAM_OPTIONS, Options, Scalar, parse_options
+from pipelines.protocol.options import (
+    OPTION_FIELDS,
+    OPTION_TYPES,
+    STREAM_OPTIONS,
+    Options,
+    Scalar,
+    parse_options,
+)
 from tests.support.toy_answers import answer
 
 ALL = tuple(OPTION_FIELDS)
@@ -106,13 +113,22 @@ def test_every_error_has_a_code_of_its_own_and_crosses_the_wire() -> None:
     assert "'new'" in unknown.message
 
 
+def another_value(name: str) -> Scalar:
+    """A value that is not the option's default, whatever its type."""
+    default, facts = OPTION_FIELDS[name].default, OPTION_FIELDS[name].metadata
+    if choices := get_args(OPTION_TYPES[name]):
+        return str(next(choice for choice in choices if choice != default))
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, str):
+        return default.replace("0", "f") or "text"
+    tried: tuple[float, ...] = (default + 1, 1, facts["low"])
+    return next(value for value in tried if value != default and facts["low"] <= value <= facts["high"])
+
+
 @pytest.mark.parametrize("name", OPTION_FIELDS)
 def test_an_option_is_set_where_it_is_not_the_default(name: str) -> None:
-    others: dict[str, Scalar] = {"tail": "drop", "overlay": "raw", "style": "redact", "mask": "png"}
-    others |= {"decoder": "cpu", "background": "00ff00", "class_name": "cat", "task": "action", "end_s": 2.0}
-    others["session"] = "token"
-    other = others.get(name, 1 if name not in ("stride", "alpha") else 2 if name == "stride" else 0.25)
-    other = bool(other) if isinstance(OPTION_FIELDS[name].default, bool) else other
+    other = another_value(name)
     assert not Options().is_set(name)
     given: dict[str, Scalar] = {"session": "token"} if name in STREAM_OPTIONS else {}
     assert parse_options({**given, name: other}, allowed=ALL).is_set(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from client import Client
-from pipelines.protocol.answers import ANSWERS
+from pipelines.protocol.answers import Answer
 from scripts.demo.judging import MEASURES, TruthArrays, read_truth
 from scripts.demo.train import draw
 from tests.conftest import Server
@@ -29,12 +29,11 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize("task", list(ANSWERS))
+@pytest.mark.parametrize("kind", MEASURES, ids=lambda kind: kind.task)
 def test_a_fresh_drawing_is_understood(
-    task: str, protocol: str, server: Server, drawings: dict[str, tuple[Path, TruthArrays]]
+    kind: type[Answer], protocol: str, server: Server, drawings: dict[str, tuple[Path, TruthArrays]]
 ) -> None:
-    clip, truth = drawings["action" if task == "action" else "other"]
-    kind = ANSWERS[task]
+    clip, truth = drawings["action" if kind.task == "action" else "other"]
     with Client(server.grpc_url if protocol == "grpc" else server.http_url, timeout_s=60) as client:
         answer = kind.concatenate(list(client.ask_stream(kind, clip, MEASURES[kind].options)))
     quality = MEASURES[kind].judge(answer, truth)

@@ -106,31 +106,42 @@ def clip(
         picture_format: FFmpeg's pixel format of `pictures`; the same as `pix_fmt` encodes them untouched.
         options: for the encoder. mux_options: for the container (`movflags`, …).
     """
-    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     images = list(pictures) if pictures is not None else [picture(i, width, height) for i in range(frames)]
     times = pts if pts is not None else [i / rate for i in range(len(images))]
     # FFmpeg writes a MP4 with its index in front by reading the file again, so it needs a real one.
     with tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format=container, options={**BITEXACT, **(mux_options or {})}) as target:
-            stream: Any = target.add_stream(codec, rate=rate, options=_encoder_options(codec, options))
+            stream = _add_video(target, codec, rate, _encoder_options(codec, options))
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             context = stream.codec_context
-            constant_rate = container in ("avi", "h264", "hevc") or codec in ("mpeg4", "mpeg2video")
-            context.time_base = Fraction(1, rate if constant_rate else TICKS_PER_S)
-            context.gop_size, context.max_b_frames, context.thread_count = gop, bframes, 1
+            context.gop_size, context.max_b_frames = gop, bframes
             _tag_colours(context, matrix, full_range)
             if rotation or hflip:
                 stream.set_display_rotation(rotation, hflip=hflip)
             voice: Any = target.add_stream("aac", rate=16_000) if audio else None
             for image, time_s in zip(images, times, strict=True):
                 frame = _yuv_frame(image, picture_format, pix_fmt, matrix, full_range)
-                frame.pts = round((time_s + start_s) / context.time_base)
-                frame.time_base = context.time_base
-                target.mux(stream.encode(frame))
+                _mux_frame(target, stream, frame, time_s + start_s)
             target.mux(stream.encode(None))
             if voice is not None:
                 _mux_tone(target, voice, seconds=len(images) / rate)
         return Path(file.name).read_bytes()
+
+
+def _add_video(target: Any, codec: str, rate: int, options: dict[str, str]) -> Any:
+    """A video stream by one thread, in ticks as fine as container and codec allow."""
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
+    stream = target.add_stream(codec, rate=rate, options=options)
+    constant_rate = target.format.name in ("avi", "h264", "hevc") or codec in ("mpeg4", "mpeg2video")
+    stream.codec_context.time_base = Fraction(1, rate if constant_rate else TICKS_PER_S)
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _mux_frame(target: Any, stream: Any, frame: av.VideoFrame, time_s: float) -> None:
+    time_base = stream.codec_context.time_base
+    frame.pts, frame.time_base = round(time_s / time_base), time_base
+    target.mux(stream.encode(frame))
 
 
 def _encoder_options(codec: str, options: Mapping[str, str] | None) -> dict[str, str]:
