@@ -1,4 +1,4 @@
-"""Single stages of a pipeline as endpoints: preprocessing, the model, postprocessing; and whole ones."""
+"""What answers at the endpoints: whole pipelines (`EndToEnd`), and their stages by themselves."""
 
 from __future__ import annotations
 
