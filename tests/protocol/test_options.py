@@ -115,7 +115,8 @@ def test_every_error_has_a_code_of_its_own_and_crosses_the_wire() -> None:
 
 def another_value(name: str) -> Scalar:
     """A value that is not the option's default, whatever its type."""
-    default, facts = OPTION_FIELDS[name].default, OPTION_FIELDS[name].metadata
+    default: Any = OPTION_FIELDS[name].default
+    facts = OPTION_FIELDS[name].metadata
     if choices := get_args(OPTION_TYPES[name]):
         return str(next(choice for choice in choices if choice != default))
     if isinstance(default, bool):

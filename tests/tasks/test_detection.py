@@ -225,4 +225,4 @@ def test_the_task_tells_of_its_options_and_tensors() -> None:
     assert TASK.answer is DetectionAnswer
     assert set(TASK.options) <= set(Options.__dataclass_fields__)
     assert TASK.tiles
-    assert [column.name for column in TASK.outputs] == ["boxes", "scores", "labels", "box_count"]
+    assert [column.name for column in TASK.model_outputs] == ["boxes", "scores", "labels", "box_count"]
