@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-TaskName = Literal["classification", "detection", "segmentation", "action"]
+TaskName = Literal[
+    "classification",
+    "detection",
+    "segmentation",
+    "action",
+]
 Precision = Literal["fp32", "fp16", "bf16"]
 Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
 Fit = Literal["stretch", "letterbox"]

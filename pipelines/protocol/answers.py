@@ -274,5 +274,11 @@ class SegmentationAnswer(Answer):
 
 
 ANSWERS: Mapping[str, type[Answer]] = {
-    kind.task: kind for kind in (ClassificationAnswer, DetectionAnswer, SegmentationAnswer, ActionAnswer)
+    kind.task: kind
+    for kind in (
+        ClassificationAnswer,
+        DetectionAnswer,
+        SegmentationAnswer,
+        ActionAnswer,
+    )
 }
