@@ -63,7 +63,7 @@ def served(stub: StubServer) -> StubServer:
     [
         ([], 2, "nothing to do"),
         (["--nonsense"], 2, "--nonsense"),
-        (["--task", "cooking"], 2, "'cooking' (choose from 'classification', 'detection', 'segmentation'"),
+        (["--task", "cooking"], 2, "'cooking' (choose from 'classification', "),
         (["--video-paths", "absent.mp4"], 2, "error: absent.mp4: no such file"),
         (
             ["--video-paths", "{media}/d.txt", "--url", "ftp://x"],

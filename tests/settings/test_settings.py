@@ -107,10 +107,7 @@ def test_a_flag_for_a_task_finds_the_only_model_whose_task_is_not_said() -> None
     ("flags", "message"),
     [
         ("--model classification=a --model classification=b", "two models of task classification: a and b"),
-        (
-            "--model detecton=a",
-            "there is no task 'detecton', only classification, detection, segmentation, action",
-        ),
+        ("--model detecton=a", "there is no task 'detecton', only classification, detection, "),
         ("--model classification=", "expected [TASK=]SOURCE"),
         ("--demo --model resnet50", "--demo brings its own models"),
         ("--demo --weights random", "--demo brings its own weights: leave out --weights"),
