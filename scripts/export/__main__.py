@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.models.export import FAILURES
-from pipelines.models.spec import ModelSpec, Preprocessing
+from pipelines.models.onnx_runtime import one_line
+from pipelines.models.spec import ModelSpec
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, facts_to_json
-from scripts.export.checks import Agreement, Sample, check_onnxruntime, samples
-from scripts.export.graph import BOX_NAMES, Exporter, Plain, Way, describe, spell_out, write_graph
+from scripts.export.checks import Sample, check_onnxruntime, samples
+from scripts.export.graph import Exporter, Plain, Way, describe, spell_out, write_graph
 from scripts.export.report import Row, write_report
 from scripts.parity.subject import tame
 
@@ -35,7 +36,6 @@ TUTORIAL = (
     *("wide_resnet50_2", "wide_resnet101_2"),
 )
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "opencv-python-headless")
-EXPORT_BATCH = 2
 # A detector of any size is exported for frames of 4:3, in whole strides of its pyramid.
 ASPECT, STRIDE_PX = 4 / 3, 32
 REASON_CHARS = 140
@@ -46,22 +46,13 @@ class Exported:
     """A file that was written and agrees with torch under ONNX Runtime.
 
     Attributes:
-        spec: as the file's metadata has it: of detectors with a fixed size.
         known: the pictures that it was compared on, with torch's answers.
-        notes: why it was not exported in the first way that was tried.
+        row: of the report; its notes say why the file was not exported in the first way that was tried.
     """
 
     path: Path
-    spec: ModelSpec
-    way: Way
-    opset: int
-    agreement: Agreement
     known: Sequence[Sample]
-    notes: tuple[str, ...]
-
-    @property
-    def dynamic_batch(self) -> bool:
-        return 0 in self.way.free
+    row: Row
 
 
 def export_model(
@@ -80,35 +71,35 @@ def export_model(
     network = spec.build().eval().requires_grad_(requires_grad=False)
     known = samples(spec, network)
     spell_out(network)
-    plain = Plain(network, BOX_NAMES if spec.task == "detection" else _names(spec))
+    plain = Plain(network, spec.task)
+    facts = {MODEL_FACTS_KEY: facts_to_json(spec), "labels": "\n".join(spec.labels)}
     notes: list[str] = []
     for way in ways or _ways(spec):
-        example = known[0].pixels
-        if 0 in way.free:
-            example = example.expand(EXPORT_BATCH, *example.shape[1:]).contiguous()
         try:
-            write_graph(plain, example, path, way, opset)
-            written = describe(path, {MODEL_FACTS_KEY: facts_to_json(spec), "labels": "\n".join(spec.labels)})
-            agreement = check_onnxruntime(path, known, spec.task)
+            write_graph(plain, known[0].pixels, path, way, opset)
+            written = describe(path, facts)
+            agreement = check_onnxruntime(path, known, spec)
         except (*FAILURES, ModelUnavailable) as error:
-            notes.append(f"{_named(way)}: {_reason(error)}")
+            notes.append(f"{way}: {_reason(error)}")
             continue
         if agreement.good:
-            return Exported(
-                path=path,
-                spec=spec,
-                way=way,
+            row = Row(
+                model=spec.name,
+                task=spec.task,
+                good=True,
+                exporter=way.exporter,
                 opset=written,
-                agreement=agreement,
-                known=known,
+                dynamic_batch=0 in way.free,
+                input=way.shape_of(known[0].pixels),
+                size_mb=sum(one.stat().st_size for one in _files(path)) / 1e6,
+                ort_max_delta=agreement.max_delta,
+                ort_relative=agreement.relative,
+                top1_equal=agreement.top1,
                 notes=tuple(notes),
             )
-        notes.append(f"{_named(way)}: differs by {agreement.max_delta:.1e} from torch")
+            return Exported(path=path, known=known, row=row)
+        notes.append(f"{way}: differs by {agreement.max_delta:.1e} from torch")
     raise ModelUnavailable(f"{spec.name} cannot be exported: {'; '.join(notes)}", hint="try another --opset")
-
-
-def _names(spec: ModelSpec) -> tuple[str]:
-    return ("out",) if spec.task == "segmentation" else ("logits",)
 
 
 def _ways(spec: ModelSpec) -> list[Way]:
@@ -127,26 +118,22 @@ def _with_fixed_size(spec: ModelSpec) -> ModelSpec:
     if not isinstance(short, int):
         return spec
     long = -(-int(short * ASPECT) // STRIDE_PX) * STRIDE_PX
-    fixed: Preprocessing = replace(
-        spec.preprocessing,
-        resize_px=(-(-short // STRIDE_PX) * STRIDE_PX, long),
-        max_px=None,
-        fit="letterbox",
-        pad_value=round(255 * sum(spec.preprocessing.mean) / 3),
-    )
+    size_px = -(-short // STRIDE_PX) * STRIDE_PX, long
+    grey = round(255 * sum(spec.preprocessing.mean) / 3)
+    fixed = replace(spec.preprocessing, resize_px=size_px, max_px=None, fit="letterbox", pad_value=grey)
     return replace(spec, preprocessing=fixed)
-
-
-def _named(way: Way) -> str:
-    return f"{way.exporter} with {'a free' if 0 in way.free else 'a fixed'} batch"
 
 
 def _reason(error: Exception) -> str:
     """One line: the exporters' messages are long, and theirs names the cause behind a headline."""
-    text = str(error)
-    found = re.search(r"<class '[\w.]*?(\w+)'>: (.+)", text)
-    line = f"{found[1]}: {found[2]}" if found else f"{type(error).__name__}: {text.strip()}".splitlines()[0]
+    found = re.search(r"<class '[\w.]*?(\w+)'>: (.+)", str(error))
+    line = f"{found[1]}: {found[2]}" if found else f"{type(error).__name__}: {one_line(error)}"
     return line if len(line) <= REASON_CHARS else f"{line[:REASON_CHARS]}…"
+
+
+def _files(path: Path) -> list[Path]:
+    """What an export has written: weights that are too large for one file stand in another."""
+    return [one for one in (path, path.with_name(f"{path.name}.data")) if one.is_file()]
 
 
 def examine(name: str, args: argparse.Namespace) -> Row:
@@ -163,49 +150,27 @@ def examine(name: str, args: argparse.Namespace) -> Row:
             network = spec.build().eval()
             tame(network, spec)
             spec = replace(spec, build=lambda: network)
-        return _row(export_model(spec, path, opset=args.opset), args.weights)
+        exported = export_model(spec, path, opset=args.opset)
+        return replace(_with_opencv(exported), weights=args.weights)
     except ModelUnavailable as error:
         return Row(model=label, task=task, weights=args.weights, good=False, notes=(str(error),))
     finally:
         if args.report_only:
-            for written in (path, path.with_name(f"{path.name}.data")):
-                written.unlink(missing_ok=True)
+            for written in _files(path):
+                written.unlink()
 
 
-def _row(exported: Exported, weights: str) -> Row:
+def _with_opencv(exported: Exported) -> Row:
+    """The row with what OpenCV makes of the file."""
     from scripts.export.opencv import check_opencv
 
     opencv, note = check_opencv(exported.path, exported.known)
-    spec, agreement = exported.spec, exported.agreement
-    asked = spec.name in TUTORIAL
     agreed = opencv is not None and opencv.good
-    if opencv is not None and not opencv.good:
-        note = "; ".join(part for part in (note, f"differs, top-1 equal {100 * opencv.top1:.1f} %") if part)
-    notes = [*exported.notes, *([f"OpenCV: {note}"] if note else [])]
-    written = [exported.path, exported.path.with_name(f"{exported.path.name}.data")]
-    return Row(
-        model=spec.name,
-        task=spec.task,
-        weights=weights,
-        good=agreement.good and (agreed or not asked),
-        exporter=exported.way.exporter,
-        opset=exported.opset,
-        dynamic_batch=exported.dynamic_batch,
-        input=_shape(exported),
-        size_mb=sum(one.stat().st_size for one in written if one.is_file()) / 1e6,
-        ort_max_delta=agreement.max_delta,
-        ort_relative=agreement.relative,
+    return replace(
+        exported.row,
+        good=agreed or exported.row.model not in TUTORIAL,
         opencv_max_delta=opencv.max_delta if opencv else None,
-        top1_equal=agreement.top1,
-        notes=tuple(notes),
-    )
-
-
-def _shape(exported: Exported) -> str:
-    letters = {"batch": "N", "height": "h", "width": "w"}
-    sizes = enumerate(exported.known[0].pixels.shape)
-    return "×".join(
-        letters[exported.way.free[at]] if at in exported.way.free else str(size) for at, size in sizes
+        notes=(*exported.row.notes, *([f"OpenCV: {note}"] if note else [])),
     )
 
 

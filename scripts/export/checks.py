@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.loading.agreement import example_pixels
-from pipelines.models.spec import ModelSpec, TaskName
+from pipelines.models.outputs import BoxOutput, read_output
+from pipelines.models.spec import ModelSpec
 from pipelines.zoo.files.onnx_files import OnnxNetwork
-from scripts.export.graph import first_output
 
 MAX_DELTA = 1e-3
 # Pixels whose two best classes are closer than rounding may change sides.
@@ -69,28 +69,29 @@ def samples(spec: ModelSpec, network: nn.Module) -> list[Sample]:
             shapes = [*((count, 3, *first) for count in BATCHES), (1, 3, *other)]
         batches = list(example_pixels(shapes))
     with torch.inference_mode():
-        return [Sample(pixels=batch, answer=_plain(network(batch), spec.task)) for batch in batches]
+        return [Sample(pixels=batch, answer=_answer(network, batch, spec)) for batch in batches]
 
 
-def _plain(given: Any, task: TaskName) -> Any:
-    return given if task == "detection" else first_output(given)
+def _answer(network: nn.Module, pixels: Tensor, spec: ModelSpec) -> Any:
+    output = read_output(network(pixels), spec.task, spec.name, (pixels.shape[-2], pixels.shape[-1]))
+    return output.frames if isinstance(output, BoxOutput) else output.logits
 
 
-def check_onnxruntime(path: Path, known: Sequence[Sample], task: TaskName) -> Agreement:
+def check_onnxruntime(path: Path, known: Sequence[Sample], spec: ModelSpec) -> Agreement:
     """What the server's own reader makes of the file.
 
     Raises:
-        ModelUnavailable: it does not read the file.
+        ModelUnavailable: it does not read the file, or answers in another form.
         RuntimeError: it reads, and does not run it.
     """
     network = OnnxNetwork(path)
-    return worst([compare(_plain(network(one.pixels), task), one.answer, one.pixels) for one in known])
+    return worst([compare(_answer(network, one.pixels, spec), one.answer, one.pixels) for one in known])
 
 
 def compare(ours: Any, torchs: Any, pixels: Tensor) -> Agreement:
     """Answers to the same pixels; NaN and other shapes are no agreement at all."""
     if isinstance(torchs, Tensor):
-        return _compare_logits(ours.float(), torchs)
+        return _compare_logits(ours, torchs)
     side_px = max(pixels.shape[-2:])
     return worst([_compare_boxes(*both, side_px) for both in zip(ours, torchs, strict=True)])
 

@@ -5,7 +5,7 @@ Two spellings that OpenCV 4.11 reads wrongly are replaced by others of the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.models.export import INPUT, ONE_FILE_BYTES, quiet, write_traced
+from pipelines.models.outputs import named_tensors
+from pipelines.models.spec import TaskName
 
 Exporter = Literal["torch.export", "TorchScript"]
 
 BOX_NAMES = ("boxes", "scores", "labels")
+# Of outputs.
+NAMES: Mapping[str, tuple[str, ...]] = {"detection": BOX_NAMES, "segmentation": ("out",)}
+EXPORT_BATCH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +32,20 @@ class Way:
     exporter: Exporter
     free: Mapping[int, str]
 
+    def __str__(self) -> str:
+        return f"{self.exporter} with {'a free' if 0 in self.free else 'a fixed'} batch"
+
+    def shape_of(self, pixels: Tensor) -> str:
+        """What files take that were exported with such pixels."""
+        return "×".join("N3hw"[at] if at in self.free else str(size) for at, size in enumerate(pixels.shape))
+
 
 class Plain(nn.Module):
-    """A network that gives tensors alone: the first output of several, the boxes of one picture."""
+    """A network that gives only tensors: the first output of several, the boxes of one picture."""
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, task: TaskName) -> None:
         super().__init__()
-        self.network, self.names = network, tuple(names)
+        self.network, self.names = network, NAMES.get(task, ("logits",))
         # See `pipelines.models.export`: the mode of the outermost module counts.
         self.eval()
 
@@ -41,7 +53,7 @@ class Plain(nn.Module):
         given: Any = self.network(pixels)
         if self.names == BOX_NAMES:
             return tuple(given[0][name] for name in BOX_NAMES)
-        return first_output(given)
+        return next(tensor for _, tensor in named_tensors(given))
 
 
 class SpeltHardsigmoid(nn.Module):
@@ -52,17 +64,6 @@ class SpeltHardsigmoid(nn.Module):
 class SpeltMean3d(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         return values.mean((3, 4), keepdim=True).mean(2, keepdim=True)
-
-
-def first_output(given: Any) -> Tensor:
-    """The output that counts of a network with several: `out` of segmentation, the first of others."""
-    if isinstance(given, Mapping):
-        given = given.get("out", next(iter(given.values())))
-    elif isinstance(given, list | tuple):
-        given = given[0]
-    if not isinstance(given, Tensor):
-        raise TypeError(f"the network gives a {type(given).__name__}, no tensor")
-    return given
 
 
 def spell_out(network: nn.Module) -> None:
@@ -81,13 +82,16 @@ def spell_out(network: nn.Module) -> None:
 
 
 def write_graph(network: Plain, example: Tensor, path: Path, way: Way, opset: int | None) -> None:
-    """Write `network` as `path`; what `example` has in the dimensions that are not free stays fixed.
+    """Write `network` as `path`; the dimensions of `example`, one picture, stay fixed but for the free ones.
 
     Raises:
         FAILURES: the exporter cannot.
     """
+    if 0 in way.free:
+        example = example.repeat(EXPORT_BATCH, *[1] * (example.ndim - 1))
     if way.exporter == "TorchScript":
-        axes = {INPUT: way.free} | {name: _free_output(name, way) for name in network.names}
+        outputs = {0: "detections"} if network.names == BOX_NAMES else way.free
+        axes = {INPUT: way.free} | dict.fromkeys(network.names, outputs)
         write_traced(network, example, path, axes=axes, opset=opset)
         return
     dims = {place: torch.export.Dim(name) for place, name in way.free.items()}
@@ -106,10 +110,6 @@ def write_graph(network: Plain, example: Tensor, path: Path, way: Way, opset: in
             external_data=weights > ONE_FILE_BYTES,
             verbose=False,
         )
-
-
-def _free_output(name: str, way: Way) -> Mapping[int, str]:
-    return {0: "detections"} if name in BOX_NAMES else way.free
 
 
 def describe(path: Path, facts: Mapping[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from scripts.export.checks import Agreement, Sample, compare, worst
 
 REASON_CHARS = 140
 FAILURES = (cv2.error, ValueError)
-UNFUSED = "layers unfused"
 
 
 def check_opencv(path: Path, known: Sequence[Sample]) -> tuple[Agreement | None, str]:
@@ -24,20 +24,27 @@ def check_opencv(path: Path, known: Sequence[Sample]) -> tuple[Agreement | None,
     """
     cv2.setLogLevel(0)
     cv2.setNumThreads(torch.get_num_threads())
-    note = UNFUSED if known[0].pixels.ndim == 5 else ""
+    notes = []
     try:
-        return _agreement(path, known), note
+        agreement = _agreement(path, known)
     except FAILURES as error:
-        reason = _reason(error)
-    folded = path.with_name(f"{path.stem}.folded.onnx")
-    try:
+        notes.append(f"only with all sizes fixed: {_reason(error)}")
+        try:
+            agreement = _folded_agreement(path, known[:1])
+        except FAILURES as folded_error:
+            return None, _reason(folded_error)
+    if known[0].pixels.ndim == 5:
+        notes.append("layers unfused")
+    if not agreement.good:
+        notes.append(f"differs, top-1 equal {100 * agreement.top1:.1f} %")
+    return agreement, "; ".join(notes)
+
+
+def _folded_agreement(path: Path, known: Sequence[Sample]) -> Agreement:
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
         fold(path, folded, known[0].pixels)
-        agreement = _agreement(folded, known[:1])
-        return agreement, "; ".join(part for part in (f"only with all sizes fixed: {reason}", note) if part)
-    except FAILURES as error:
-        return None, _reason(error)
-    finally:
-        folded.unlink(missing_ok=True)
+        return _agreement(folded, known)
 
 
 def _agreement(path: Path, known: Sequence[Sample]) -> Agreement:

@@ -16,8 +16,8 @@ class Row:
 
     model: str
     task: str
-    weights: str
     good: bool
+    weights: str = ""
     exporter: str | None = None
     opset: int | None = None
     dynamic_batch: bool | None = None
@@ -31,7 +31,7 @@ class Row:
 
     def line(self) -> str:
         """For people who watch it run."""
-        ort, cv = _number(self.ort_max_delta), _number(self.opencv_max_delta)
+        ort, cv = _shown(self.ort_max_delta, ".1e"), _shown(self.opencv_max_delta, ".1e")
         notes = f"  ({'; '.join(self.notes)})" if self.notes else ""
         return f"{'ok  ' if self.good else 'FAIL'} {self.model}: ONNX Runtime {ort}, OpenCV {cv}{notes}"
 
@@ -69,27 +69,20 @@ def _markdown(rows: Sequence[Row], command: str, versions: Mapping[str, str]) ->
 
 
 def _cells(row: Row) -> list[str]:
+    deltas = (row.ort_max_delta, row.ort_relative, row.opencv_max_delta)
     return [
         row.model,
         row.task,
         row.exporter or "none",
-        str(row.opset or "–"),
+        _shown(row.opset),
         {True: "yes", False: "no", None: "–"}[row.dynamic_batch],
         row.input or "–",
-        f"{row.size_mb:.1f}" if row.size_mb is not None else "–",
-        _number(row.ort_max_delta),
-        _number(row.ort_relative),
-        _number(row.opencv_max_delta),
-        _share(row.top1_equal),
+        _shown(row.size_mb, ".1f"),
+        *(_shown(delta, ".1e") for delta in deltas),
+        "yes" if row.top1_equal == 1 else _shown(row.top1_equal, ".3%").replace("%", " %"),
         "yes" if row.good else "**no**",
     ]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}"
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "yes" if value == 1 else f"{100 * value:.3f} %"
+def _shown(value: float | None, form: str = "") -> str:
+    return "–" if value is None else format(value, form)

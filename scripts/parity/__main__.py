@@ -15,18 +15,19 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Options
+from pipelines.settings.flags import TASKS
 from scripts import ROOT
 from scripts.parity.answers import compare_answers, compare_pixels
 from scripts.parity.clips import compare_frames
 from scripts.parity.measures import Row
 from scripts.parity.media import Material, present
-from scripts.parity.report import FILE, TASK_ORDER, Report, render
+from scripts.parity.report import FILE, Report, render
 from scripts.parity.subject import Subject, subject
 
 SEVERAL = Options(stride=12, max_frames=5)
@@ -84,23 +85,14 @@ PLANS = (
     Plan(model="swin3d_t", task="action", media=CLIPS[:2], select=Options(max_frames=32)),
     Plan(model="mvit_v2_s", task="action", media=CLIPS[:2], select=Options(max_frames=16)),
 )
-# A small model a task, on a few media.
-QUICK = (
-    Plan(model="resnet18", task="classification", media=(*REAL, *SMALL, "dog_h264_464p.mp4", "10 bits")),
-    Plan(
-        model="ssdlite320_mobilenet_v3_large",
-        task="detection",
-        media=("baboon_1280px.jpg", "portrait 359x641", "tiny 8x8", "10 bits"),
-        select=FEW,
-    ),
-    Plan(
-        model="lraspp_mobilenet_v3_large",
-        task="segmentation",
-        media=("portrait 359x641", "grey", "10 bits"),
-        select=FEW,
-    ),
-    Plan(model="r3d_18", task="action", media=("turned video", "10 bits"), select=Options(max_frames=48)),
-)
+# A small model a task, and a few media.
+QUICK_MEDIA = {
+    "resnet18": (*REAL, *SMALL, "dog_h264_464p.mp4", "10 bits"),
+    "ssdlite320_mobilenet_v3_large": ("baboon_1280px.jpg", "portrait 359x641", "tiny 8x8", "10 bits"),
+    "lraspp_mobilenet_v3_large": ("portrait 359x641", "grey", "10 bits"),
+    "r3d_18": ("turned video", "10 bits"),
+}
+QUICK = [replace(plan, media=QUICK_MEDIA[plan.model]) for plan in PLANS if plan.model in QUICK_MEDIA]
 
 
 def compare(both: Subject, plan: Plan) -> tuple[Row, Row]:
@@ -140,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", choices=TASK_ORDER)
+    parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--model", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="a small model a task, a few media")
     page = FILE.relative_to(ROOT)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from pipelines.frames.batch import FrameBatch
+from pipelines.frames.batch import FrameBatch, to_numpy
 from pipelines.models.spec import TaskName
 from pipelines.protocol.answers import (
     ActionAnswer,
@@ -31,6 +32,7 @@ from scripts.parity.clips import clips_by_hand
 from scripts.parity.measures import Boxes, Matches, Measure, Pixels, Row, Winners
 from scripts.parity.media import Material, decode
 from scripts.parity.subject import Subject
+from tests.support.pixels import to_nchw
 
 # Boxes a frame that count, on average over a medium.
 BOXES_A_FRAME = 20
@@ -46,14 +48,14 @@ def compare_pixels(subject: Subject, media: Media, select: Options) -> Row:
     for material in media:
         batch = decode(material, select)
         ours, frames = subject.pipeline.prepare(batch), frames + len(batch)
-        by_tensor = transformed(subject, tensors(batch))
+        by_tensor = transformed(subject, to_nchw(to_numpy(batch.pixels_nhwc)))
         tensor.add(ours, by_tensor)
-        if subject.task != "action":
+        if subject.spec.task != "action":
             by_pillow = transformed(subject, pictures(batch))
             pil.add(ours, by_pillow)
             own.add(by_tensor, by_pillow)
     measures: tuple[Measure, ...] = tensor.measures("tensor")
-    if subject.task != "action":
+    if subject.spec.task != "action":
         measures += (*pil.measures("PIL"), Measure(name="torchvision's own two: mean", value=own.mean))
     return _row(subject, media, (frames, measures))
 
@@ -61,32 +63,26 @@ def compare_pixels(subject: Subject, media: Media, select: Options) -> Row:
 def compare_answers(subject: Subject, media: Media, select: Options) -> Row:
     """Whole answers, from the media's bytes on, against torchvision's."""
     with torch.inference_mode():
-        return _row(subject, media, COMPARISONS[subject.task](subject, media, select))
+        return _row(subject, media, COMPARISONS[subject.spec.task](subject, media, select))
 
 
 def _row(subject: Subject, media: Media, found: Found) -> Row:
     frames, measures = found
-    names = tuple(material.name for material in media)
-    return Row(model=subject.name, media=names, frames=frames, measures=tuple(measures))
-
-
-def tensors(batch: FrameBatch) -> Tensor:
-    """Frames uint8 `(N, 3, H, W)`."""
-    return torch.from_numpy(np.asarray(batch.pixels_nhwc)).permute(0, 3, 1, 2)
+    return Row(model=subject.spec.name, media=len(media), frames=frames, measures=tuple(measures))
 
 
 def pictures(batch: FrameBatch) -> list[Image.Image]:
     """Frames as Pillow has them, which is what presets of images are made for."""
-    return [Image.fromarray(one) for one in np.asarray(batch.pixels_nhwc)]
+    return [Image.fromarray(one) for one in to_numpy(batch.pixels_nhwc)]
 
 
 def transformed(subject: Subject, frames: Iterable[Any]) -> Tensor:
     """What torchvision's network sees of frames, `(N, 3, h, w)`; a detector's own transform is done too."""
-    if subject.task == "action":
+    if subject.spec.task == "action":
         clip: Tensor = subject.transform(torch.stack(list(frames)))
         return clip.transpose(0, 1)
     pixels = [subject.transform(one) for one in frames]
-    if subject.task == "detection":
+    if subject.spec.task == "detection":
         resize: Any = subject.network.transform
         images = [resize([one])[0] for one in pixels]
         pixels = [one.tensors[0, :, : one.image_sizes[0][0], : one.image_sizes[0][1]] for one in images]
@@ -138,12 +134,10 @@ def _compare_maps(subject: Subject, media: Media, select: Options) -> Found:
 
 def _class_map(subject: Subject, frame: Image.Image) -> npt.NDArray[np.uint8]:
     """torchvision's winners, each source pixel that of the model pixel in which its middle lies."""
-    winners = subject.network(transformed(subject, [frame]))["out"].argmax(dim=1)[0].numpy()
-    rows, columns = (
-        ((2 * np.arange(side) + 1) * model // (2 * side))
-        for side, model in zip((frame.height, frame.width), winners.shape, strict=True)
-    )
-    return np.asarray(winners[rows[:, None], columns[None]], np.uint8)
+    winners = subject.network(transformed(subject, [frame]))["out"].argmax(dim=1, keepdim=True)
+    # Double: a middle may lie on the border of two model pixels.
+    enlarged = interpolate(winners.double(), (frame.height, frame.width), mode="nearest-exact")
+    return enlarged[0, 0].numpy().astype(np.uint8)
 
 
 def _compare_boxes(subject: Subject, media: Media, select: Options) -> Found:
@@ -151,7 +145,7 @@ def _compare_boxes(subject: Subject, media: Media, select: Options) -> Found:
     matches, thresholds, frames = Matches(), [], 0
     for material in media:
         batch = decode(material, select)
-        theirs = [_boxes_by_hand(subject, frame) for frame in tensors(batch)]
+        theirs = [_boxes_by_hand(subject, frame) for frame in to_nchw(to_numpy(batch.pixels_nhwc))]
         thresholds.append(_threshold(theirs))
         options = replace(select, score_threshold=thresholds[-1], mask="raw")
         answer = served(subject, material, DetectionAnswer, options)
@@ -163,7 +157,7 @@ def _compare_boxes(subject: Subject, media: Media, select: Options) -> Found:
 
 def _threshold(frames: Sequence[Boxes]) -> float:
     """A score between two of torchvision's, above which there are BOXES_A_FRAME a frame."""
-    scores = torch.cat([one.score_d for one in frames]).sort(descending=True).values
+    scores = torch.cat([one["scores"] for one in frames]).sort(descending=True).values
     place = min(BOXES_A_FRAME * len(frames), len(scores) - 1)
     # Where trained heads would find nothing more, torchvision's own floor ends the list.
     return float((scores[place - 1] + scores[place]) / 2) if place > 0 else 0.0
@@ -173,44 +167,35 @@ def _boxes_by_hand(subject: Subject, frame_chw: Tensor) -> Boxes:
     """torchvision's answer, in source pixels, without boxes that have no area, as the server has none."""
     found = subject.network([subject.transform(frame_chw)])[0]
     solid = (found["boxes"][:, :2] < found["boxes"][:, 2:]).all(dim=1)
-    found = {name: value[solid] for name, value in found.items()}
-    return Boxes(
-        box_d4=found["boxes"],
-        score_d=found["scores"],
-        class_id_d=found["labels"],
-        mask_dhw=found["masks"][:, 0] > 0.5 if "masks" in found else None,
-        keypoint_dp2=found["keypoints"][..., :2] if "keypoints" in found else None,
-    )
+    return {name: value[solid, 0] > 0.5 if name == "masks" else value[solid] for name, value in found.items()}
 
 
 def _served_boxes(answer: DetectionAnswer, number: int) -> Boxes:
     """One frame's objects of an answer."""
     rows = np.flatnonzero(answer.box_frame_index == number)
-    size = (answer.height_px, answer.width_px)
-    masks = [np.frombuffer(answer.mask[row], np.uint8).reshape(size) > 0 for row in rows if len(answer.mask)]
-    return Boxes(
-        box_d4=torch.from_numpy(answer.box[rows]),
-        score_d=torch.from_numpy(answer.score[rows]),
-        class_id_d=torch.from_numpy(answer.class_id[rows]),
-        mask_dhw=torch.from_numpy(np.stack(masks)) if masks else None,
-        keypoint_dp2=torch.from_numpy(answer.keypoint[rows][..., :2]) if answer.keypoint.size else None,
-    )
+    found = {"boxes": answer.box[rows], "scores": answer.score[rows], "labels": answer.class_id[rows]}
+    if len(answer.mask):
+        masks = np.frombuffer(b"".join(answer.mask[row] for row in rows), np.uint8)
+        found["masks"] = masks.reshape(-1, answer.height_px, answer.width_px) > 0
+    if answer.keypoint.size:
+        found["keypoints"] = answer.keypoint[rows]
+    return {name: torch.from_numpy(value) for name, value in found.items()}
 
 
 def _compare_clips(subject: Subject, media: Media, select: Options) -> Found:
     """Clips as torchvision's `VideoClips` cuts them; and logits of both networks for the same pixels."""
     winners, frames, wrong, equal = Winners(), 0, 0, 0.0
     for material in media:
-        clips = clips_by_hand(subject, material, select)
+        clips, index = clips_by_hand(subject, material, select)
         answer = served(subject, material, ActionAnswer, replace(select, top_k=ALL_CLASSES, tail="drop"))
         ours = np.stack([answer.frame_index, answer.last_frame_index], axis=1)
-        wrong += not np.array_equal(ours, clips.ends)
-        logits = torch.cat([subject.network(one) for one in clips.pixels])
-        again = torch.cat([subject.pipeline.batcher.model(one).part(0, 1).logits for one in clips.pixels])  # type: ignore[union-attr]
+        wrong += not np.array_equal(ours, index[:, [0, -1]])
+        logits = torch.cat([subject.network(one) for one in clips])
+        again = torch.cat([subject.pipeline.batcher.model(one).part(0, 1).logits for one in clips])  # type: ignore[union-attr]
         equal = max(equal, float((again - logits).abs().max() / logits.abs().max()))
         count = min(len(answer), len(logits))
         winners.add(_by_class(answer)[:count], logits[:count].softmax(dim=1).numpy())
-        frames += clips.frames
+        frames += index.size
     return frames, (
         *winners.measures,
         Measure(name="clips of other frames", value=wrong, bar=0, digits=0),

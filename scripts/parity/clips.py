@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
-from dataclasses import dataclass
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,28 +12,28 @@ from torch import Tensor
 from torchvision import models
 from torchvision.datasets.video_utils import VideoClips
 
+from pipelines.frames.batch import to_numpy
 from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, Wanted
 from pipelines.protocol.options import Options
 from scripts.parity.measures import Measure, Row
 from scripts.parity.media import Material, decode
 from scripts.parity.subject import Subject
+from tests.support.media import info_of
+from tests.support.pixels import to_nchw
 
 # Rates that torchvision's video weights were trained with, and one above those of most videos.
 RATES = (7.5, 15.0, 30.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Clips:
-    """C clips: pixels `(1, 3, T, h, w)` each, and the numbers of their first and last frames, `(C, 2)`."""
+def clips_by_hand(
+    subject: Subject, material: Material, select: Options
+) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
+    """Whole clips, one after the other, of the frames up to `select.max_frames` resampled ones.
 
-    pixels: list[Tensor]
-    ends: npt.NDArray[np.int64]
-    frames: int
-
-
-def clips_by_hand(subject: Subject, material: Material, select: Options) -> Clips:
-    """Whole clips, one after the other, of the frames up to `select.max_frames` resampled ones."""
+    Returns:
+        Of each of C clips pixels `(1, 3, T, h, w)`; and the numbers of its frames, `(C, T)`.
+    """
     clip = subject.spec.clip
     assert clip is not None
     frames = decode(material, Options())
@@ -45,9 +42,9 @@ def clips_by_hand(subject: Subject, material: Material, select: Options) -> Clip
         index = index[: select.max_frames]
     length = select.clip_length or clip.length
     rows = index[: len(index) // length * length].reshape(-1, length)
-    shown = torch.from_numpy(np.asarray(frames.pixels_nhwc)).permute(0, 3, 1, 2)
+    shown = to_nchw(to_numpy(frames.pixels_nhwc))
     pixels = [subject.transform(shown[row])[None] for row in rows]
-    return Clips(pixels=pixels, ends=frames.frame_index[rows][:, [0, -1]], frames=rows.size)
+    return pixels, frames.frame_index[rows]
 
 
 def compare_frames(material: Material) -> Row:
@@ -60,29 +57,29 @@ def compare_frames(material: Material) -> Row:
         measures.append(Measure(name=f"other frames at {wanted:g}/s", value=other, bar=0, digits=0))
         surplus.append(len(ours) - len(theirs))
     last = Measure(name="frames after torchvision's last", value=max(surplus), bar=1, digits=0)
-    return Row(model=material.name, media=(material.name,), frames=count, measures=(*measures, last))
+    return Row(model=material.name, media=1, frames=count, measures=(*measures, last))
 
 
 def _torchvision_rate(subject: Subject) -> float:
     """The frame rate that the weights' documentation names."""
-    found = re.search(r"frame_rate=([\d.]+)", models.get_model_weights(subject.name).DEFAULT.meta["_docs"])
+    found = re.search(
+        r"frame_rate=([\d.]+)", models.get_model_weights(subject.spec.name).DEFAULT.meta["_docs"]
+    )
     assert found is not None
     return float(found[1])
 
 
 def _claimed_rate(material: Material) -> float:
     """Frames a second, as the container claims."""
-    with av.open(io.BytesIO(material.load())) as file:
-        rate = file.streams.video[0].average_rate
+    rate = info_of(material.load()).fps
     assert rate is not None
-    return float(rate)
+    return rate
 
 
 def _resampled(frames: int, rate: float, wanted: float) -> npt.NDArray[np.int64]:
     """Numbers of the frames that `VideoClips` takes of so many at a rate, to have them at another."""
     index = VideoClips._resample_video_idx(math.floor(frames * wanted / rate), rate, wanted)
-    numbers = np.arange(frames)[index] if isinstance(index, slice) else index.numpy()
-    return np.asarray(numbers, np.int64)
+    return torch.arange(frames)[index].numpy()
 
 
 def _served_index(material: Material, wanted: float) -> npt.NDArray[np.int64]:

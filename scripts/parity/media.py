@@ -37,7 +37,8 @@ class Material:
     missing: bool = False
 
 
-def materials() -> list[Material]:
+@functools.cache
+def materials() -> tuple[Material, ...]:
     """All media, the real ones first; a file that is not there is marked as missing."""
     real = [
         Material(
@@ -48,9 +49,12 @@ def materials() -> list[Material]:
         )
         for name in REAL
     ]
-    pictures = [Material(name=name, kind="picture", load=load) for name, load in GENERATED_PICTURES.items()]
-    videos = [Material(name=name, kind="video", load=load) for name, load in GENERATED_VIDEOS.items()]
-    return [*real, *pictures, *videos]
+    # An encoder's threads make other bytes each time, so these are kept.
+    pictures = [
+        Material(name=name, kind="picture", load=functools.cache(make)) for name, make in PICTURES.items()
+    ]
+    videos = [Material(name=name, kind="video", load=functools.cache(make)) for name, make in VIDEOS.items()]
+    return *real, *pictures, *videos
 
 
 def present(*names: str) -> list[Material]:
@@ -65,12 +69,10 @@ def _png(picture: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-@functools.cache
 def _picture(height_px: int, width_px: int, mode: str = "RGB") -> bytes:
     return _png(as_mode(natural(height_px, width_px)[0], mode))
 
 
-@functools.cache
 def _alpha() -> bytes:
     """Transparent in one half: the colours under it are what counts, as with Pillow's `convert`."""
     picture = Image.fromarray(natural(301, 400)[0]).convert("RGBA")
@@ -79,7 +81,6 @@ def _alpha() -> bytes:
     return _png(picture)
 
 
-@functools.cache
 def _uhd() -> bytes:
     """3840x2160: a quarter, mirrored into the other three."""
     quarter = natural(1080, 1920)[0]
@@ -92,27 +93,14 @@ def _panned(height_px: int, width_px: int, frames: int) -> list[Picture]:
     return [scene[i : i + height_px, 3 * i : 3 * i + width_px] for i in range(frames)]
 
 
-@functools.cache
 def _ten_bits() -> bytes:
-    """The encoder's threads make other bytes each time, so these are kept."""
     pictures, fmt = _panned(180, 322, 60), "yuv420p10le"
     return clip(
         codec="libx265", container="matroska", pix_fmt=fmt, width=322, height=180, rate=25, pictures=pictures
     )
 
 
-@functools.cache
-def _portrait_video() -> bytes:
-    return clip(width=180, height=320, rate=30, pictures=_panned(320, 180, 72), matrix="bt709")
-
-
-@functools.cache
-def _turned_video() -> bytes:
-    """Stored lying, shown upright: what a telephone films."""
-    return clip(width=256, height=144, rate=24, pictures=_panned(144, 256, 48), rotation=90)
-
-
-GENERATED_PICTURES: dict[str, Callable[[], bytes]] = {
+PICTURES: dict[str, Callable[[], bytes]] = {
     "odd 643x361": partial(_picture, 361, 643),
     "portrait 359x641": partial(_picture, 641, 359),
     "tiny 8x8": partial(_picture, 8, 8),
@@ -120,10 +108,13 @@ GENERATED_PICTURES: dict[str, Callable[[], bytes]] = {
     "grey": partial(_picture, 300, 401, "L"),
     "alpha": _alpha,
 }
-GENERATED_VIDEOS: dict[str, Callable[[], bytes]] = {
+VIDEOS: dict[str, Callable[[], bytes]] = {
     "10 bits": _ten_bits,
-    "portrait video": _portrait_video,
-    "turned video": _turned_video,
+    "portrait video": lambda: clip(
+        width=180, height=320, rate=30, pictures=_panned(320, 180, 72), matrix="bt709"
+    ),
+    # Stored lying, shown upright: what a telephone films.
+    "turned video": lambda: clip(width=256, height=144, rate=24, pictures=_panned(144, 256, 48), rotation=90),
 }
 
 

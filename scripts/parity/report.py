@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.models.spec import TaskName
+from pipelines.settings.flags import TASKS
 from scripts import ROOT
 from scripts.parity.measures import Row, table
 from scripts.parity.media import materials
@@ -16,8 +17,6 @@ from scripts.parity.subject import MBCONV_WEIGHT, RESIDUAL_WEIGHT
 FILE = ROOT / "docs" / "parity.md"
 TEXT = Path(__file__).with_name("page.md")
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "av", "pillow", "numpy")
-# As the sections of the text.
-TASK_ORDER: tuple[TaskName, ...] = ("classification", "detection", "segmentation", "action")
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +45,7 @@ def render(report: Report) -> str:
         media=", ".join(one.name for one in materials() if not one.missing),
         missing=f" Not there, so left out: {', '.join(absent)}." if absent else "",
     )
-    for task, section in zip(TASK_ORDER, sections, strict=True):
+    for task, section in zip(TASKS, sections, strict=True):
         if task in report.pairs:
             pixels, answers = (table(rows) for rows in zip(*report.pairs[task], strict=True))
             clips = table(report.clips, first="video") if report.clips else ""

@@ -6,8 +6,7 @@ Mean Field Theory of Batch Normalization, 2019), and their dense heads answer th
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +56,6 @@ CLASS_BIAS = 2.0
 class Subject:
     """`pipeline` is what is served; `network` and `transform` are torchvision's, untouched."""
 
-    name: str
     pipeline: Pipeline
     network: nn.Module
     transform: Any
@@ -65,10 +63,6 @@ class Subject:
     @property
     def spec(self) -> ModelSpec:
         return self.pipeline.spec
-
-    @property
-    def task(self) -> TaskName:
-        return self.spec.task
 
 
 @contextmanager
@@ -82,20 +76,20 @@ def subject(name: str) -> Iterator[Subject]:
     )
     try:
         yield Subject(
-            name=name,
             pipeline=pipeline,
-            network=torchvision_network(name, _inner(served)),
+            network=_torchvision_network(spec, _inner(served)),
             transform=models.get_model_weights(name).DEFAULT.transforms(),
         )
     finally:
         pipeline.batcher.close()
 
 
-def torchvision_network(name: str, served: nn.Module) -> nn.Module:
+def _torchvision_network(spec: ModelSpec, served: nn.Module) -> nn.Module:
     """The network by `torchvision.models.get_model`, with a copy of the served one's state."""
-    takes = inspect.signature(inspect.unwrap(models.get_model_builder(name))).parameters
-    backbone: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in takes else {}
-    network: nn.Module = models.get_model(name, weights=None, **backbone)
+    backbone: dict[str, Any] = (
+        {"weights_backbone": None} if spec.task in ("detection", "segmentation") else {}
+    )
+    network: nn.Module = models.get_model(spec.name, weights=None, **backbone)
     network.load_state_dict(served.state_dict())
     return network.eval().requires_grad_(requires_grad=False)
 
@@ -162,7 +156,7 @@ def _last_norms(network: nn.Module) -> Iterator[tuple[nn.modules.batchnorm._Batc
 def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
     """Let the heads of a detector give scores and boxes that differ, as HEADS has them."""
     hooks = [
-        module.register_forward_hook(_Spread(*wanted))
+        module.register_forward_hook(_spread_once(*wanted))
         for name, module in network.named_modules()
         for end, wanted in HEADS.items()
         if f".{end}" in f".{name}" and isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
@@ -172,22 +166,21 @@ def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
         hook.remove()
 
 
-class _Spread:
-    """A hook that, the first time, rescales a layer so that its outputs `(N, K, …)` spread as wanted."""
+def _spread_once(spread: float, centre: float) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook that rescales a layer so that the first outputs `(N, K, …)` that it gives spread as wanted."""
+    done = False
 
-    def __init__(self, spread: float, centre: float) -> None:
-        self.spread, self.centre, self.done = spread, centre, False
-
-    def __call__(self, layer: Any, _inputs: Any, output: Tensor) -> Tensor:
-        if self.done or not output.numel():
+    def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        nonlocal done
+        if done or not output.numel():
             return output
-        self.done = True
-        shape = (1, -1, *[1] * (output.ndim - 2))
-        means = output.mean([axis for axis in range(output.ndim) if axis != 1])
-        scale = self.spread / (output - means.view(shape)).std().clamp_min(1e-9)
+        done = True
+        means = output.mean([axis for axis in range(output.ndim) if axis != 1], keepdim=True)
+        scale = spread / (output - means).std().clamp_min(1e-9)
         layer.weight.mul_(scale)
-        if layer.bias is None:
-            return output * scale
-        shift = self.centre - scale * means
-        layer.bias.mul_(scale).add_(shift)
-        return output * scale + shift.view(shape)
+        if layer.bias is not None:
+            layer.bias.mul_(scale).add_(centre - scale * means.flatten())
+        again: Tensor = layer.forward(*inputs)
+        return again
+
+    return hook

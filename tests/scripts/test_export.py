@@ -157,8 +157,8 @@ def test_a_file_answers_like_torch_and_says_how_it_is_fed(
     task: TaskName, files: dict[TaskName, export.Exported]
 ) -> None:
     exported, spec = files[task], SPECS[task]
-    assert exported.agreement.good
-    assert (exported.way.exporter, exported.dynamic_batch, exported.notes) == ("torch.export", True, ())
+    row = exported.row
+    assert (row.good, row.exporter, row.dynamic_batch, row.notes) == (True, "torch.export", True, ())
     model = served(exported.path)
     assert replace(model.spec, source=spec.source) == replace(spec, engine="onnxruntime")
     for one in exported.known:
@@ -203,16 +203,16 @@ def test_frames_of_any_size_stay_so_and_others_are_fixed(files: dict[TaskName, e
 def test_what_the_current_exporter_cannot_the_older_one_does(tmp_path: Path) -> None:
     spec = replace(spec_of("classification", Doubtful, FIXED), labels=())
     exported = export.export_model(spec, tmp_path / "model.onnx")
-    assert (exported.way.exporter, exported.dynamic_batch) == ("TorchScript", True)
-    assert len(exported.notes) == 1
-    assert exported.notes[0].startswith("torch.export with a free batch: ")
-    assert "\n" not in exported.notes[0]
+    assert (exported.row.exporter, exported.row.dynamic_batch) == ("TorchScript", True)
+    assert len(exported.row.notes) == 1
+    assert exported.row.notes[0].startswith("torch.export with a free batch: ")
+    assert "\n" not in exported.row.notes[0]
 
 
 def test_a_fixed_batch_is_served_in_pieces(tmp_path: Path) -> None:
     ways = [Way(exporter="torch.export", free={})]
     exported = export.export_model(SPECS["classification"], tmp_path / "model.onnx", ways=ways)
-    assert not exported.dynamic_batch
+    assert not exported.row.dynamic_batch
     assert fixed_input(exported.path) == (1, 3, *FRAME_PX)
     assert len(served(exported.path)(torch.ones(5, 3, *FRAME_PX))) == 5
 
@@ -220,8 +220,7 @@ def test_a_fixed_batch_is_served_in_pieces(tmp_path: Path) -> None:
 def test_the_older_exporter_writes_the_same_network(tmp_path: Path) -> None:
     ways = [Way(exporter="TorchScript", free={0: "batch"})]
     exported = export.export_model(SPECS["classification"], tmp_path / "model.onnx", opset=17, ways=ways)
-    assert (exported.opset, exported.dynamic_batch) == (17, True)
-    assert exported.agreement.good
+    assert (exported.row.opset, exported.row.dynamic_batch, exported.row.top1_equal) == (17, True, 1)
 
 
 def test_what_no_exporter_can_is_one_line(tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_what_no_exporter_can_is_one_line(tmp_path: Path) -> None:
 def test_a_detector_is_exported_for_one_picture_of_one_size(tmp_path: Path) -> None:
     spec = spec_of("detection", detector, detector_preprocessing(detector()))
     exported = export.export_model(spec, tmp_path / "model.onnx")
-    assert not exported.dynamic_batch
+    assert not exported.row.dynamic_batch
     assert fixed_input(exported.path) == (1, 3, 64, 96)
     fitted = served(exported.path).spec.preprocessing
     assert (fitted.resize_px, fitted.fit, fitted.pad_value) == ((64, 96), "letterbox", 114)
