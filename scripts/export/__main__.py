@@ -95,7 +95,7 @@ def export_model(
                 ort_max_delta=agreement.max_delta,
                 ort_relative=agreement.relative,
                 top1_equal=agreement.top1,
-                notes=tuple(notes),
+                notes=notes,
             )
             return Exported(path=path, known=known, row=row)
         notes.append(f"{way}: differs by {agreement.max_delta:.1e} from torch")
@@ -117,10 +117,11 @@ def _with_fixed_size(spec: ModelSpec) -> ModelSpec:
     short = spec.preprocessing.resize_px
     if not isinstance(short, int):
         return spec
-    long = -(-int(short * ASPECT) // STRIDE_PX) * STRIDE_PX
-    size_px = -(-short // STRIDE_PX) * STRIDE_PX, long
+    rows, columns = (-(-int(side) // STRIDE_PX) * STRIDE_PX for side in (short, short * ASPECT))
     grey = round(255 * sum(spec.preprocessing.mean) / 3)
-    fixed = replace(spec.preprocessing, resize_px=size_px, max_px=None, fit="letterbox", pad_value=grey)
+    fixed = replace(
+        spec.preprocessing, resize_px=(rows, columns), max_px=None, fit="letterbox", pad_value=grey
+    )
     return replace(spec, preprocessing=fixed)
 
 

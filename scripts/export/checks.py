@@ -22,7 +22,7 @@ LEAST_TOP1 = {2: 1.0, 4: 0.9999}
 LEAST_MATCHED, CUT_MARGIN = 0.99, 5e-3
 BATCHES = (1, 3)
 FAINT = 0.1
-FREE_SIZES_PX = ((256, 320), (192, 256))
+FREE_SHAPES = ((1, 3, 256, 320), (3, 3, 256, 320), (1, 3, 192, 256))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +58,14 @@ def samples(spec: ModelSpec, network: nn.Module) -> list[Sample]:
 
     Of detection: one picture at a time, among them a faint one.
     """
-    shapes = [spec.example_shape(count) for count in BATCHES]
     if spec.task == "detection":
-        *clear, faint = example_pixels([shapes[0]] * 3)
+        *clear, faint = example_pixels([spec.example_shape()] * 3)
         # Not black: which of many equal boxes are kept is nobody's to say.
         batches = [*clear, FAINT * faint]
+    elif spec.preprocessing.fixed_hw or spec.clip:
+        batches = list(example_pixels(spec.example_shape(count) for count in BATCHES))
     else:
-        if spec.preprocessing.fixed_hw is None and spec.clip is None:
-            first, other = FREE_SIZES_PX
-            shapes = [*((count, 3, *first) for count in BATCHES), (1, 3, *other)]
-        batches = list(example_pixels(shapes))
+        batches = list(example_pixels(FREE_SHAPES))
     with torch.inference_mode():
         return [Sample(pixels=batch, answer=_answer(network, batch, spec)) for batch in batches]
 

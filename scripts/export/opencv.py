@@ -20,7 +20,7 @@ FAILURES = (cv2.error, ValueError)
 def check_opencv(path: Path, known: Sequence[Sample]) -> tuple[Agreement | None, str]:
     """How OpenCV's answers agree, and a note: how the file had to be read, or why it could not be.
 
-    A file with free dimensions that OpenCV refuses is tried once more as `fold` leaves it.
+    A file with free dimensions that OpenCV refuses is tried once more with these fixed.
     """
     cv2.setLogLevel(0)
     cv2.setNumThreads(torch.get_num_threads())
@@ -40,13 +40,6 @@ def check_opencv(path: Path, known: Sequence[Sample]) -> tuple[Agreement | None,
     return agreement, "; ".join(notes)
 
 
-def _folded_agreement(path: Path, known: Sequence[Sample]) -> Agreement:
-    with tempfile.TemporaryDirectory() as folder:
-        folded = Path(folder) / "folded.onnx"
-        fold(path, folded, known[0].pixels)
-        return _agreement(folded, known)
-
-
 def _agreement(path: Path, known: Sequence[Sample]) -> Agreement:
     network = cv2.dnn.readNetFromONNX(str(path))
     if known[0].pixels.ndim == 5:
@@ -61,19 +54,22 @@ def _agreement(path: Path, known: Sequence[Sample]) -> Agreement:
     return worst(agreements)
 
 
-def fold(path: Path, folded: Path, pixels: Tensor) -> None:
-    """Write a copy that takes only the shape of `pixels`; what follows from it is computed beforehand."""
+def _folded_agreement(path: Path, known: Sequence[Sample]) -> Agreement:
+    """Of a copy that takes only the shape of `known`; what follows from it is computed beforehand."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(folded)
     options.log_severity_level = 3
     plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for name, size in zip(plain.get_inputs()[0].shape, pixels.shape, strict=True):
+    for name, size in zip(plain.get_inputs()[0].shape, known[0].pixels.shape, strict=True):
         if isinstance(name, str):
             options.add_free_dimension_override_by_name(name, size)
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(folded)
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _agreement(folded, known)
 
 
 def _reason(error: Exception) -> str:

@@ -27,7 +27,7 @@ class Row:
     ort_relative: float | None = None
     opencv_max_delta: float | None = None
     top1_equal: float | None = None
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
     def line(self) -> str:
         """For people who watch it run."""
@@ -40,19 +40,12 @@ def write_report(
     rows: Sequence[Row], markdown: Path, data: Path, command: str, versions: Mapping[str, str]
 ) -> None:
     """Write both forms; rows that `data` holds of other models stay."""
-    merged = {row.model: row for row in [*read_rows(data), *rows]}
+    before = json.loads(data.read_text(encoding="utf-8"))["rows"] if data.is_file() else []
+    merged = {row.model: row for row in [*(Row(**row) for row in before), *rows]}
     kept = [merged[name] for name in sorted(merged, key=lambda name: (merged[name].task, name))]
     facts = {"command": command, "versions": dict(versions), "rows": [asdict(row) for row in kept]}
     data.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     markdown.write_text(_markdown(kept, command, versions), encoding="utf-8")
-
-
-def read_rows(data: Path) -> list[Row]:
-    """The rows of a report written before, none where there is none."""
-    if not data.is_file():
-        return []
-    rows = json.loads(data.read_text(encoding="utf-8"))["rows"]
-    return [Row(**{**row, "notes": tuple(row["notes"])}) for row in rows]
 
 
 def _markdown(rows: Sequence[Row], command: str, versions: Mapping[str, str]) -> str:

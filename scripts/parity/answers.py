@@ -29,7 +29,7 @@ from pipelines.protocol.answers import (
 )
 from pipelines.protocol.options import Options
 from scripts.parity.clips import clips_by_hand
-from scripts.parity.measures import Boxes, Matches, Measure, Pixels, Row, Winners
+from scripts.parity.measures import Boxes, Matches, Measure, Pixels, Probabilities, Row, winner_measures
 from scripts.parity.media import Material, decode
 from scripts.parity.subject import Subject
 from tests.support.pixels import to_nchw
@@ -96,17 +96,17 @@ def served(subject: Subject, material: Material, kind: type[AnswerT], options: O
 
 
 def _compare_classes(subject: Subject, media: Media, select: Options) -> Found:
-    winners, frames = Winners(), 0
+    ours, logits = [], []
     for material in media:
         answer = served(subject, material, ClassificationAnswer, replace(select, top_k=ALL_CLASSES))
-        batch = decode(material, select)
-        logits = [subject.network(transformed(subject, [one])) for one in pictures(batch)]
-        winners.add(_by_class(answer), torch.cat(logits).softmax(dim=1).numpy())
-        frames += len(batch)
-    return frames, winners.measures
+        ours.append(_by_class(answer))
+        frames = pictures(decode(material, select))
+        logits += [subject.network(transformed(subject, [one])) for one in frames]
+    theirs = torch.cat(logits).softmax(dim=1).numpy()
+    return len(theirs), winner_measures(np.concatenate(ours), theirs)
 
 
-def _by_class(answer: ClassificationAnswer | ActionAnswer) -> npt.NDArray[np.float32]:
+def _by_class(answer: ClassificationAnswer | ActionAnswer) -> Probabilities:
     """Probabilities `(N, K)` in the order of the classes, of answers that name them all."""
     ordered = np.zeros_like(answer.probability)
     np.put_along_axis(ordered, answer.class_id, answer.probability, axis=1)
@@ -184,23 +184,24 @@ def _served_boxes(answer: DetectionAnswer, number: int) -> Boxes:
 
 def _compare_clips(subject: Subject, media: Media, select: Options) -> Found:
     """Clips as torchvision's `VideoClips` cuts them; and logits of both networks for the same pixels."""
-    winners, frames, wrong, equal = Winners(), 0, 0, 0.0
+    pairs, frames, wrong, equal = [], 0, 0, 0.0
     for material in media:
         clips, index = clips_by_hand(subject, material, select)
         answer = served(subject, material, ActionAnswer, replace(select, top_k=ALL_CLASSES, tail="drop"))
-        ours = np.stack([answer.frame_index, answer.last_frame_index], axis=1)
-        wrong += not np.array_equal(ours, index[:, [0, -1]])
+        ends = np.stack([answer.frame_index, answer.last_frame_index], axis=1)
+        wrong += not np.array_equal(ends, index[:, [0, -1]])
         logits = torch.cat([subject.network(one) for one in clips])
         again = torch.cat([subject.pipeline.batcher.model(one).part(0, 1).logits for one in clips])  # type: ignore[union-attr]
         equal = max(equal, float((again - logits).abs().max() / logits.abs().max()))
         count = min(len(answer), len(logits))
-        winners.add(_by_class(answer)[:count], logits[:count].softmax(dim=1).numpy())
+        pairs.append((_by_class(answer)[:count], logits[:count].softmax(dim=1).numpy()))
         frames += index.size
+    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return frames, (
-        *winners.measures,
+        *winner_measures(ours, theirs),
         Measure(name="clips of other frames", value=wrong, bar=0, digits=0),
         Measure(name="Δlogits, equal pixels", value=equal, bar=1e-3, digits=6),
-        Measure(name="clips", value=sum(map(len, winners.ours)), bar=1, at_most=False, digits=0),
+        Measure(name="clips", value=len(ours), bar=1, at_most=False, digits=0),
     )
 
 

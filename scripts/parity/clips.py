@@ -37,7 +37,7 @@ def clips_by_hand(
     clip = subject.spec.clip
     assert clip is not None
     frames = decode(material, Options())
-    index = _resampled(len(frames), _claimed_rate(material), _torchvision_rate(subject))
+    index = _resampled(material, len(frames), _torchvision_rate(subject))
     if select.max_frames:
         index = index[: select.max_frames]
     length = select.clip_length or clip.length
@@ -49,10 +49,10 @@ def clips_by_hand(
 
 def compare_frames(material: Material) -> Row:
     """Which frames make clips, at each of RATES: the server's against those of torchvision's."""
-    count, rate = len(decode(material, Options())), _claimed_rate(material)
+    count = len(decode(material, Options()))
     measures, surplus = [], []
     for wanted in RATES:
-        theirs, ours = _resampled(count, rate, wanted), _served_index(material, wanted)
+        theirs, ours = _resampled(material, count, wanted), _served_index(material, wanted)
         other = int((ours[: len(theirs)] != theirs).sum()) if len(ours) >= len(theirs) else count
         measures.append(Measure(name=f"other frames at {wanted:g}/s", value=other, bar=0, digits=0))
         surplus.append(len(ours) - len(theirs))
@@ -62,22 +62,16 @@ def compare_frames(material: Material) -> Row:
 
 def _torchvision_rate(subject: Subject) -> float:
     """The frame rate that the weights' documentation names."""
-    found = re.search(
-        r"frame_rate=([\d.]+)", models.get_model_weights(subject.spec.name).DEFAULT.meta["_docs"]
-    )
+    text = models.get_model_weights(subject.spec.name).DEFAULT.meta["_docs"]
+    found = re.search(r"frame_rate=([\d.]+)", text)
     assert found is not None
     return float(found[1])
 
 
-def _claimed_rate(material: Material) -> float:
-    """Frames a second, as the container claims."""
+def _resampled(material: Material, frames: int, wanted: float) -> npt.NDArray[np.int64]:
+    """Numbers of the frames that `VideoClips` takes of so many at the container's rate, for another rate."""
     rate = info_of(material.load()).fps
     assert rate is not None
-    return rate
-
-
-def _resampled(frames: int, rate: float, wanted: float) -> npt.NDArray[np.int64]:
-    """Numbers of the frames that `VideoClips` takes of so many at a rate, to have them at another."""
     index = VideoClips._resample_video_idx(math.floor(frames * wanted / rate), rate, wanted)
     return torch.arange(frames)[index].numpy()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from pipelines.models.spec import Preprocessing
+from scripts import reference
 from tests.support.pixels import levels_apart
 
 # Boxes that overlap less are of different objects.
@@ -21,6 +22,7 @@ LEAST_IOU = 0.5
 SCORE_MARGIN = 1e-3
 # Over large areas a mask of random weights is about as likely as not; such a one may turn over.
 MASK_BAR = 95.0
+Probabilities = npt.NDArray[np.float32]
 # Objects of one frame, best first, as torchvision names them, in source pixels; masks are bool `(D, H, W)`.
 Boxes = Mapping[str, Tensor]
 
@@ -75,12 +77,12 @@ class Row:
 def table(rows: Sequence[Row], first: str = "model") -> str:
     """Rows of the same measures as a Markdown table."""
     heads = [first, "media", "frames", *(one.head for one in rows[0].measures), ""]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for row in rows:
         cells = [one.cell for one in row.measures]
         verdict = "passes" if row.passed else "**fails**"
         lines.append([f"`{row.model}`", str(row.media), str(row.frames), *cells, verdict])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return reference.table(heads, lines)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,32 +110,19 @@ class Pixels:
         )
 
 
-@dataclass(slots=True, eq=False)
-class Winners:
-    """Rows of probabilities `(n, K)` of both sides."""
-
-    ours: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    theirs: list[npt.NDArray[np.float32]] = field(default_factory=list)
-
-    def add(self, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
-        """Raises ValueError where they are not as many."""
-        if ours.shape != theirs.shape:
-            raise ValueError(f"probabilities are {ours.shape}, torchvision's {theirs.shape}")
-        self.ours.append(ours)
-        self.theirs.append(theirs)
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        ours, theirs = np.concatenate(self.ours), np.concatenate(self.theirs)
-        agree = ours.argmax(axis=1) == theirs.argmax(axis=1)
-        winning = len(np.unique(theirs.argmax(axis=1)))
-        least = 2 if len(theirs) > 4 else None
-        return (
-            Measure(name="top-1 agreement %", value=100 * agree.mean(), bar=99.5, at_most=False, digits=2),
-            Measure(name="max Δp", value=float(np.abs(ours - theirs).max()), bar=0.01),
-            Measure(name="mean winning p", value=float(theirs.max(axis=1).mean()), digits=2),
-            Measure(name="winning classes", value=winning, bar=least, at_most=False, digits=0),
-        )
+def winner_measures(ours_nk: Probabilities, theirs_nk: Probabilities) -> tuple[Measure, ...]:
+    """How the classes of both sides agree. Raises ValueError where there are not as many."""
+    if ours_nk.shape != theirs_nk.shape:
+        raise ValueError(f"probabilities are {ours_nk.shape}, torchvision's {theirs_nk.shape}")
+    agree = ours_nk.argmax(axis=1) == theirs_nk.argmax(axis=1)
+    winning = len(np.unique(theirs_nk.argmax(axis=1)))
+    least = 2 if len(theirs_nk) > 4 else None
+    return (
+        Measure(name="top-1 agreement %", value=100 * agree.mean(), bar=99.5, at_most=False, digits=2),
+        Measure(name="max Δp", value=float(np.abs(ours_nk - theirs_nk).max()), bar=0.01),
+        Measure(name="mean winning p", value=float(theirs_nk.max(axis=1).mean()), digits=2),
+        Measure(name="winning classes", value=winning, bar=least, at_most=False, digits=0),
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -40,21 +40,17 @@ class Material:
 @functools.cache
 def materials() -> tuple[Material, ...]:
     """All media, the real ones first; a file that is not there is marked as missing."""
-    real = [
+    loads = {name: (SHARED / name).read_bytes for name in REAL} | PICTURES | VIDEOS
+    return tuple(
         Material(
             name=name,
-            kind="picture" if name.endswith(".jpg") else "video",
-            load=(SHARED / name).read_bytes,
-            missing=not (SHARED / name).is_file(),
+            kind="picture" if name in PICTURES or name.endswith(".jpg") else "video",
+            # An encoder's threads make other bytes each time, so these are kept.
+            load=functools.cache(load),
+            missing=name in REAL and not (SHARED / name).is_file(),
         )
-        for name in REAL
-    ]
-    # An encoder's threads make other bytes each time, so these are kept.
-    pictures = [
-        Material(name=name, kind="picture", load=functools.cache(make)) for name, make in PICTURES.items()
-    ]
-    videos = [Material(name=name, kind="video", load=functools.cache(make)) for name, make in VIDEOS.items()]
-    return *real, *pictures, *videos
+        for name, load in loads.items()
+    )
 
 
 def present(*names: str) -> list[Material]:
@@ -75,10 +71,9 @@ def _picture(height_px: int, width_px: int, mode: str = "RGB") -> bytes:
 
 def _alpha() -> bytes:
     """Transparent in one half: the colours under it are what counts, as with Pillow's `convert`."""
-    picture = Image.fromarray(natural(301, 400)[0]).convert("RGBA")
     alpha = np.where(np.arange(400) < 200, 40, 255).astype(np.uint8)
-    picture.putalpha(Image.fromarray(alpha[None].repeat(301, 0)))
-    return _png(picture)
+    rgba = np.dstack([natural(301, 400)[0], np.broadcast_to(alpha, (301, 400))])
+    return _png(Image.fromarray(rgba))
 
 
 def _uhd() -> bytes:

@@ -7,12 +7,13 @@ Mean Field Theory of Batch Normalization, 2019), and their dense heads answer th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from pipelines.assembly import make_pipeline
@@ -31,7 +32,8 @@ RESIDUAL_WEIGHT = 0.15
 # The same of EfficientNets, which have more of them: with 0.15, torchvision's own answer to a test pattern
 # moves by 0.02 if one pixel in a thousand changes by one level.
 MBCONV_WEIGHT = 0.05
-BLOCKS = ("BasicBlock", "Bottleneck", "InvertedResidual", "MBConv")
+BLOCKS = dict.fromkeys(("BasicBlock", "Bottleneck", "InvertedResidual"), RESIDUAL_WEIGHT)
+BLOCKS["MBConv"] = MBCONV_WEIGHT
 # Heads of detectors by the end of their names: how far their outputs shall spread, and around what.
 HEADS: dict[str, tuple[float, float]] = {
     "rpn.head.cls_logits": (2.0, 0.0),
@@ -71,27 +73,16 @@ def subject(name: str) -> Iterator[Subject]:
     spec = resolve(ModelSettings(source=name, weights="random"), allow_code=False)
     served = spec.build().eval()
     tame(served, spec)
-    pipeline = make_pipeline(
-        replace(spec, build=lambda: served), "cpu", limits=Limits(chunk_frames=CHUNK_FRAMES)
-    )
-    try:
-        yield Subject(
-            pipeline=pipeline,
-            network=_torchvision_network(spec, _inner(served)),
-            transform=models.get_model_weights(name).DEFAULT.transforms(),
-        )
-    finally:
-        pipeline.batcher.close()
-
-
-def _torchvision_network(spec: ModelSpec, served: nn.Module) -> nn.Module:
-    """The network by `torchvision.models.get_model`, with a copy of the served one's state."""
-    backbone: dict[str, Any] = (
-        {"weights_backbone": None} if spec.task in ("detection", "segmentation") else {}
-    )
-    network: nn.Module = models.get_model(spec.name, weights=None, **backbone)
-    network.load_state_dict(served.state_dict())
-    return network.eval().requires_grad_(requires_grad=False)
+    # Of their backbones torchvision would download weights.
+    backed = spec.task in ("detection", "segmentation")
+    network = models.get_model(name, weights=None, **({"weights_backbone": None} if backed else {}))
+    network.load_state_dict(_inner(served).state_dict())
+    network.eval().requires_grad_(requires_grad=False)
+    transform = models.get_model_weights(name).DEFAULT.transforms()
+    limits = Limits(chunk_frames=CHUNK_FRAMES)
+    pipeline = make_pipeline(replace(spec, build=lambda: served), "cpu", limits=limits)
+    with closing(pipeline.batcher):
+        yield Subject(pipeline=pipeline, network=network, transform=transform)
 
 
 def tame(network: nn.Module, spec: ModelSpec) -> None:
@@ -100,8 +91,7 @@ def tame(network: nn.Module, spec: ModelSpec) -> None:
     Residual branches become small, batch norms take the statistics of examples, and outputs spread.
     """
     own, pixels = _inner(network), _examples(spec)
-    for norm, weight in _last_norms(own):
-        nn.init.constant_(norm.weight, weight)
+    _shrink_branches(own)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with norm_statistics(network):
@@ -112,11 +102,10 @@ def tame(network: nn.Module, spec: ModelSpec) -> None:
         spread_logits(own, network(pixels), LOGIT_SPREAD[spec.task])
         if spec.task == "segmentation":
             classes = len(spec.labels)
-            heads = [
-                one for one in own.modules() if isinstance(one, nn.Conv2d) and one.out_channels == classes
-            ]
-            assert heads[-1].bias is not None
-            heads[-1].bias.add_(CLASS_BIAS * torch.randn(classes))
+            convolutions = (one for one in own.modules() if isinstance(one, nn.Conv2d))
+            *_, bias = (one.bias for one in convolutions if one.out_channels == classes)
+            assert bias is not None
+            bias.add_(CLASS_BIAS * torch.randn(classes))
 
 
 def _examples(spec: ModelSpec) -> Tensor:
@@ -139,18 +128,16 @@ def _inner(network: nn.Module) -> nn.Module:
     return inner
 
 
-def _last_norms(network: nn.Module) -> Iterator[tuple[nn.modules.batchnorm._BatchNorm, float]]:
-    """The norm at the end of each residual branch, by torchvision's names of blocks, and its new weight."""
+def _shrink_branches(network: nn.Module) -> None:
+    """Weigh the last norm of each residual branch by BLOCKS, which has torchvision's names of blocks."""
     for block in network.modules():
         kind = type(block).__name__
-        if kind not in BLOCKS or not getattr(block, "use_res_connect", True):
-            continue
-        norms = [
-            module
-            for name, module in block.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and "downsample" not in name
-        ]
-        yield from ((norm, MBCONV_WEIGHT if kind == "MBConv" else RESIDUAL_WEIGHT) for norm in norms[-1:])
+        if kind in BLOCKS and getattr(block, "use_res_connect", True):
+            named = block.named_modules()
+            norms = [one for name, one in named if isinstance(one, _BatchNorm) and "downsample" not in name]
+            # Those of detectors are frozen.
+            if norms:
+                nn.init.constant_(norms[-1].weight, BLOCKS[kind])
 
 
 def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
