@@ -95,7 +95,7 @@ def export_model(
                 ort_max_delta=agreement.max_delta,
                 ort_relative=agreement.relative,
                 top1_equal=agreement.top1,
-                notes=notes,
+                notes=tuple(notes),
             )
             return Exported(path=path, known=known, row=row)
         notes.append(f"{way}: differs by {agreement.max_delta:.1e} from torch")
