@@ -121,7 +121,7 @@ def run(plans: Sequence[Plan]) -> Report:
         report.pairs.setdefault(plan.task, []).append(pair)
         for kind, row in zip(("pixels", "answers"), pair, strict=True):
             shown = ", ".join(f"{one.name} {one.value:.4g}" for one in row.measures)
-            print(f"{'ok   ' if row.passed else 'FAILS'} {plan.model} {kind}: {shown}", flush=True)
+            print(f"{'FAILS' if row.missed else 'ok   '} {plan.model} {kind}: {shown}", flush=True)
         print(f"      {time.monotonic() - began:.0f} s", flush=True)
     if "action" in report.pairs:
         report.clips = [compare_frames(one) for one in present() if one.kind == "video"]

@@ -39,9 +39,7 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        if self.bar is None:
-            return True
-        return self.value <= self.bar if self.at_most else self.value >= self.bar
+        return self.bar is None or (self.value <= self.bar if self.at_most else self.value >= self.bar)
 
     @property
     def head(self) -> str:
@@ -66,11 +64,8 @@ class Row:
     measures: tuple[Measure, ...]
 
     @property
-    def passed(self) -> bool:
-        return not self.missed
-
-    @property
     def missed(self) -> list[str]:
+        """A line for each bar that was missed."""
         return [f"{one.head}: {one.value:.5g}" for one in self.measures if not one.passed]
 
 
@@ -80,7 +75,7 @@ def table(rows: Sequence[Row], first: str = "model") -> str:
     lines = []
     for row in rows:
         cells = [one.cell for one in row.measures]
-        verdict = "passes" if row.passed else "**fails**"
+        verdict = "**fails**" if row.missed else "passes"
         lines.append([f"`{row.model}`", str(row.media), str(row.frames), *cells, verdict])
     return reference.table(heads, lines)
 

@@ -6,7 +6,7 @@ Mean Field Theory of Batch Normalization, 2019), and their dense heads answer th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 from torchvision import models
 
 from pipelines.assembly import make_pipeline
@@ -143,7 +144,7 @@ def _shrink_branches(network: nn.Module) -> None:
 def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
     """Let the heads of a detector give scores and boxes that differ, as HEADS has them."""
     hooks = [
-        module.register_forward_hook(_spread_once(*wanted))
+        _spread_once(module, *wanted)
         for name, module in network.named_modules()
         for end, wanted in HEADS.items()
         if f".{end}" in f".{name}" and isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
@@ -153,15 +154,13 @@ def _spread_heads(network: nn.Module, pixels: Tensor) -> None:
         hook.remove()
 
 
-def _spread_once(spread: float, centre: float) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+def _spread_once(layer: nn.Module, spread: float, centre: float) -> RemovableHandle:
     """A hook that rescales a layer so that the first outputs `(N, K, …)` that it gives spread as wanted."""
-    done = False
 
-    def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        nonlocal done
-        if done or not output.numel():
+    def rescale(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.numel():
             return output
-        done = True
+        hook.remove()
         means = output.mean([axis for axis in range(output.ndim) if axis != 1], keepdim=True)
         scale = spread / (output - means).std().clamp_min(1e-9)
         layer.weight.mul_(scale)
@@ -170,4 +169,5 @@ def _spread_once(spread: float, centre: float) -> Callable[[Any, tuple[Tensor, .
         again: Tensor = layer.forward(*inputs)
         return again
 
+    hook = layer.register_forward_hook(rescale)
     return hook
