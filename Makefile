@@ -35,7 +35,6 @@ test-gpu: $(STAMP)
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m gpu
 
 reference: $(STAMP)
-	$(BIN)/python -m scripts.reference.openapi
 	$(BIN)/python -m scripts.reference.page
 	$(BIN)/python -m scripts.reference.codecs
 

@@ -115,9 +115,8 @@ def test_other_commands_are_run_elsewhere() -> None:
     )
 
 
-@pytest.mark.parametrize("module", ["openapi", "page"])
-def test_made_pages_are_what_the_code_says(module: str) -> None:
-    done = run([sys.executable, "-m", f"scripts.reference.{module}", "--check"], ROOT)
+def test_made_pages_are_what_the_code_says() -> None:
+    done = run([sys.executable, "-m", "scripts.reference.page", "--check"], ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,6 +1,6 @@
-"""Pages made from the code: `python -m scripts.reference.openapi`, `.page` and `.codecs`.
+"""Pages made from the code: `python -m scripts.reference.page` and `.codecs`.
 
-Each writes its file; with `--check` it exits with 1 if the file is not what would be written.
+Each writes its files; with `--check` it exits with 1 if a file is not what would be written.
 """
 
 import sys

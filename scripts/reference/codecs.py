@@ -6,12 +6,8 @@ NVDEC's column is what its route decides by the medium only; a GPU's own decoder
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 from collections.abc import Callable
-from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -24,18 +20,12 @@ from pipelines.media.video import Video
 from pipelines.protocol.errors import TrividError
 from pipelines.protocol.options import Options
 from scripts.reference import fill, table, write_or_check
+from tests.support.media import clip
 
 LAYOUTS = ("420", "422", "444")
 FRAMES, PATCH_PX = 5, 32
-# Quick encoders, of high quality: the picture should come back.
-QUICK = {
-    "libx264": {"preset": "ultrafast", "crf": "8"},
-    "libx265": {"preset": "ultrafast", "crf": "8", "x265-params": "log-level=none:pools=1"},
-    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "8", "b": "0"},
-    "libsvtav1": {"preset": "13", "crf": "10", "svtav1-params": "lp=1"},
-    "mpeg4": {"flags": "+qscale", "global_quality": "236"},
-    "mjpeg": {"flags": "+qscale", "global_quality": "236"},
-}
+# Of high quality: the picture should come back.
+QUALITY = {"mpeg4": {}, "mjpeg": {"flags": "+qscale", "global_quality": "236"}}
 # Means of patches after coding; a wrong matrix or range is off by 15 and more.
 NEAR_LEVELS = 6
 NO_ENCODER = "no encoder to make one"
@@ -59,18 +49,16 @@ def encoded(encoder: str, pixel_format: str) -> bytes | None:
     formats = av.codec.Codec(encoder, "w").video_formats or []
     if pixel_format not in [one.name for one in formats]:
         return None
-    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
-    pixels, sink = picture(), io.BytesIO()
-    with av.open(sink, "w", format="matroska") as target:
-        stream: Any = target.add_stream(encoder, rate=10, options=QUICK[encoder])
-        stream.height, stream.width = pixels.shape[:2]
-        stream.pix_fmt, stream.codec_context.time_base = pixel_format, Fraction(1, 10)
-        for number in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
-            frame.pts, frame.time_base = number, Fraction(1, 10)
-            target.mux(stream.encode(frame))
-        target.mux(stream.encode(None))
-    return sink.getvalue()
+    return clip(
+        codec=encoder,
+        container="matroska",
+        pix_fmt=pixel_format,
+        width=4 * PATCH_PX,
+        height=3 * PATCH_PX,
+        full_range=pixel_format.startswith("yuvj") or None,
+        pictures=[picture()] * FRAMES,
+        options=QUALITY.get(encoder, {"crf": "8"}),
+    )
 
 
 def on_cpu(media: bytes) -> str:

@@ -1,9 +1,7 @@
-"""Write docs/openapi.json, the HTTP side of the endpoints, from the columns and options that serve them."""
+"""The HTTP side of the endpoints for docs/openapi.json, from the columns and options that serve them."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,7 +10,6 @@ from pipelines.protocol.errors import BY_CODE
 from pipelines.protocol.kserve import DTYPES
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, Options
 from pipelines.serving.endpoint_table import ENDPOINT_TABLE, EndpointFacts
-from scripts.reference import write_or_check
 
 Schema = dict[str, Any]
 
@@ -68,7 +65,8 @@ def operation(name: str, facts: EndpointFacts) -> Schema:
     }
 
 
-def document() -> Schema:
+def description() -> Schema:
+    """The whole file."""
     paths: Schema = {}
     for name, facts in ENDPOINT_TABLE.items():
         verb = "generate_stream" if facts.stream else "infer"
@@ -79,7 +77,3 @@ def document() -> Schema:
     about = f"KServe v2 endpoints of a video and image inference server. Error codes: {codes}."
     info = {"title": "Trivid", "version": "0.1.0", "description": about}
     return {"openapi": "3.1.0", "info": info, "paths": paths}
-
-
-if __name__ == "__main__":
-    sys.exit(write_or_check("openapi.json", json.dumps(document(), indent=1, sort_keys=True) + "\n"))

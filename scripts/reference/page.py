@@ -1,4 +1,4 @@
-"""Write docs/reference.md: `template.md` with its tables made from the code that serves them."""
+"""Write docs/openapi.json, and docs/reference.md: `template.md` with tables made from the serving code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.settings.flags import parse_args
 from pipelines.tasks import TASKS
 from scripts import ROOT
 from scripts.reference import fill, table, write_or_check
-from scripts.reference.openapi import option_schema, triton_type
+from scripts.reference.openapi import description, option_schema, triton_type
 
 # Defaults that follow from the machine.
 OF_THE_MACHINE = ("--workers ", "--max-memory-mb ")
@@ -108,4 +108,5 @@ def document() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check("reference.md", document()))
+    api = json.dumps(description(), indent=1, sort_keys=True) + "\n"
+    sys.exit(write_or_check("openapi.json", api) | write_or_check("reference.md", document()))
