@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
 from scripts import ROOT
-from scripts.demo.judging import MEASURES, TruthArrays, read_truth
+from scripts.demo.judging import MEASURES, Measure, TruthArrays, read_truth
 from scripts.servers import start_server
 
 CLIPS = {task: ROOT / "assets" / ("demo_action.mp4" if task == "action" else "demo.mp4") for task in ANSWERS}
@@ -26,10 +26,11 @@ PICTURES = ["--dump-images", "--originals", "--overlay", "jpeg"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One way of sending a clip, and what came of it; `quality` is the task's measure."""
+    """One way of sending a clip, and what came of it; `quality` is by the task's measure."""
 
     task: str
     way: str
+    measure: Measure
     answer: Answer
     frames: int
     seconds: float
@@ -52,6 +53,7 @@ def send(task: str, way: str, url: str, truth: TruthArrays) -> Run:
     return Run(
         task=task,
         way=way,
+        measure=measure,
         answer=answer,
         frames=len(truth["action_id" if task == "action" else "class_id"]),
         seconds=times_s[-1],
@@ -62,17 +64,8 @@ def send(task: str, way: str, url: str, truth: TruthArrays) -> Run:
 
 def write_pictures(task: str, url: str) -> None:
     """Pictures, JSON lines and a film of a task's clip."""
-    base = [
-        sys.executable,
-        str(ROOT / "client.py"),
-        "--url",
-        url,
-        "--task",
-        task,
-        "--output",
-        str(OUT / task),
-    ]
-    base += ["--video-paths", str(CLIPS[task])]
+    where = ["--url", url, "--task", task, "--output", str(OUT / task), "--video-paths", str(CLIPS[task])]
+    base = [sys.executable, str(ROOT / "client.py"), *where]
     few = ["--clip-stride" if task == "action" else "--stride", "15"]
     subprocess.run([*base, *PICTURES, *few], check=True)
     subprocess.run([*base, "--overlay", "mp4"], check=True, stdout=subprocess.DEVNULL)
@@ -94,9 +87,8 @@ def ask_all() -> list[Run]:
 def print_table(runs: Sequence[Run]) -> None:
     print(f"\n{'':31}{'frames':>8}{'frames/s':>10}{'first answer':>14}")
     for run in runs:
-        rate, name = run.frames / run.seconds, MEASURES[ANSWERS[run.task]].name
-        head = f"{run.task:16}{run.way:15}{run.frames:8}{rate:10.1f}{run.first_s * 1000:11.0f} ms"
-        print(f"{head}   {name} {run.quality:.3f}")
+        head = f"{run.task:16}{run.way:15}{run.frames:8}{run.frames / run.seconds:10.1f}"
+        print(f"{head}{run.first_s * 1000:11.0f} ms   {run.measure.name} {run.quality:.3f}")
     answer = runs[0].answer
     print(f"decoder: {answer.decoder} ({answer.decoder_reason})")
 
@@ -107,10 +99,9 @@ def main() -> int:
     print(f"starting server.py --demo ({what}) ...", flush=True)
     runs = ask_all()
     print_table(runs)
-    bad = [run for run in runs if run.quality < MEASURES[ANSWERS[run.task]].least]
+    bad = [run for run in runs if run.quality < run.measure.least]
     for run in bad:
-        measure = MEASURES[ANSWERS[run.task]]
-        said = f"{measure.name} {run.quality:.3f} is below {measure.least}"
+        said = f"{run.measure.name} {run.quality:.3f} is below {run.measure.least}"
         print(f"error: {run.task} over {run.way}: {said}", file=sys.stderr)
     print(f"{'failed' if bad else 'ok'}: pictures, films and answers are in {OUT.relative_to(ROOT)}/")
     return 1 if bad else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
@@ -18,13 +19,13 @@ Pixels = npt.NDArray[np.uint8]
 Drawn: TypeAlias = tuple[Pixels, T]
 
 
-def encode(target: Path | IO[bytes], drawn: Iterable[Drawn[T]], crf: int = 26) -> list[T]:
-    """Write drawn frames as MP4: H.264 with B-frames, 4:2:0, BT.601 without saying so.
+def encode(drawn: Iterable[Drawn[T]], crf: int = 26) -> tuple[bytes, list[T]]:
+    """Drawn frames as MP4, and what is true of each: H.264 with B-frames, 4:2:0, BT.601 without saying so.
 
-    Returns what is true of each; a frame is drawn when its turn comes.
+    A frame is drawn when its turn comes.
     """
-    truths = []
-    with av.open(target, "w", format="mp4") as container:
+    clip, truths = io.BytesIO(), []
+    with av.open(clip, "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast", "bf": "2", "g": "60", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
@@ -32,7 +33,7 @@ def encode(target: Path | IO[bytes], drawn: Iterable[Drawn[T]], crf: int = 26) -
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             truths.append(truth)
         container.mux(stream.encode())
-    return truths
+    return clip.getvalue(), truths
 
 
 def decode(source: Path | IO[bytes]) -> Iterator[Pixels]:

@@ -149,23 +149,24 @@ def _window(pixels: Floats, place: npt.NDArray[Any]) -> Floats:
 
 def _truth(layers: Pixels, shapes: list[Shape]) -> Truth:
     """What is true of a frame whose pixels belong to `layers`: 0, or 1 + the index in `shapes`."""
-    rows = []
-    owners = np.zeros_like(layers)
-    classes = np.array([0, *(shape.class_id for shape in shapes)], np.uint8)
-    for layer, shape in enumerate(shapes, start=1):
-        y, x = np.nonzero(layers == layer)
-        if len(x):
-            least = max(LEAST_PX, LEAST_SHARE * AREA[shape.class_id] * shape.radius_px**2)
-            rows.append((x.min(), y.min(), x.max() + 1, y.max() + 1, shape.class_id, len(x) < least))
-            owners[y, x] = len(rows)
-    table = np.array(rows, np.float32).reshape(-1, 6)
+    masks = layers == np.arange(1, len(shapes) + 1)[:, None, None]
+    (left, right), (top, bottom) = (_span(masks.any(axis)) for axis in (1, 2))
+    counts = masks.sum(axis=(1, 2))
+    seen = counts > 0
+    classes = np.array([shape.class_id for shape in shapes], np.uint8)
+    least = [max(LEAST_PX, LEAST_SHARE * AREA[shape.class_id] * shape.radius_px**2) for shape in shapes]
     return Truth(
-        class_ids=classes[layers],
-        owners=owners,
-        boxes=table[:, :4],
-        box_class=table[:, 4].astype(np.uint8),
-        box_ignored=table[:, 5] > 0,
+        class_ids=np.append(np.uint8(0), classes)[layers],
+        owners=np.append(0, np.cumsum(seen) * seen).astype(np.uint8)[layers],
+        boxes=np.stack([left, top, right, bottom], axis=1)[seen].astype(np.float32),
+        box_class=classes[seen],
+        box_ignored=(counts < least)[seen],
     )
+
+
+def _span(shown: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Of each row its first true value, and one past its last."""
+    return shown.argmax(1), shown.shape[1] - shown[:, ::-1].argmax(1)
 
 
 def _bounce(position: float, length: float) -> float:

@@ -30,10 +30,9 @@ from pipelines.zoo.demo.networks import (
 from pipelines.zoo.demo.specs import demo_specs
 from scripts.demo.actions import MOVES_LEFT, MOVES_RIGHT, ActionScene, clip_action
 from scripts.demo.clips import decode
-from scripts.demo.evaluation import demo_pipeline, fresh_clip, quality
 from scripts.demo.judging import MEASURES, read_truth
 from scripts.demo.shapes import LEAST_PX, Scene
-from scripts.demo.train import draw
+from scripts.demo.train import demo_pipeline, draw, fresh_clip, quality
 from tests.conftest import ROOT
 
 ASSETS = ROOT / "assets"
