@@ -1,4 +1,4 @@
-"""Servers as processes, for bench, demo and tests: started, awaited, held still, ended. Knows no load.
+"""Servers as processes, for bench, demo and tests: started, awaited, held in turns, ended. Knows no load.
 
 Each is the first process of a session of its own; what it starts in turn is its family.
 """
@@ -68,6 +68,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         """A second signal ends ours at once, and it cleans up all the same."""
+        self.go_on()
         if self.process.poll() is None:
             self.process.terminate()
             time.sleep(SECOND_SIGNAL_S)
@@ -185,5 +186,41 @@ def guarded(server: Server, health: str = "") -> Iterator[Server]:
     finally:
         family = server.family()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.stop()
+            server.__exit__()
         for_each(family, psutil.Process.kill)
+
+
+def in_turns(
+    rivals: Mapping[str, Callable[[], T]],
+    rounds: int,
+    *,
+    servers: Mapping[str, Server] | None = None,
+    say: Callable[[str, T], None] = lambda name, found: None,
+) -> dict[str, list[T]]:
+    """Measure rivals one after the other, round after round: of each what was found, round by round.
+
+    Machines change their pace by a factor of two within minutes, so only what was measured within the same
+    seconds compares: every second round goes backwards (A B, B A), each round has a ratio of its own, and
+    their median counts.
+
+    Args:
+        servers: a rival's own one, which goes on for its turns only, so that it uses no time of others'.
+        say: is told of each turn.
+    """
+    servers = servers or {}
+    found: dict[str, list[T]] = {name: [] for name in rivals}
+    for server in servers.values():
+        server.hold()
+    try:
+        for number in range(rounds):
+            for name in list(rivals)[:: -1 if number % 2 else 1]:
+                if name in servers:
+                    servers[name].go_on()
+                found[name].append(rivals[name]())
+                if name in servers:
+                    servers[name].hold()
+                say(name, found[name][-1])
+    finally:
+        for server in servers.values():
+            server.go_on()
+    return found

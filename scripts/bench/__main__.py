@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import shlex
 import sys
@@ -46,10 +47,10 @@ from scripts.bench.runs import (
     send,
 )
 from scripts.bench.scenarios import SCENARIOS, Rig
-from scripts.bench.turns import in_turns
-from scripts.servers import Server, guarded, start_server
+from scripts.servers import Server, guarded, in_turns, start_server
 
 TAMED = "tamed"
+PLOTS = (".png", ".svg")
 WEIGHTS_HELP = (
     f"the model's state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
     "reduced precisions need (default: random ones; the same for all servers)"
@@ -84,19 +85,33 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw throughput and latency against clients (PNG, SVG)")
     arguments = parser.parse_args(argv[:split])
     arguments.flags = tuple(argv[split + 1 :])
+    arguments.model = arguments.model or USUAL[arguments.task][0]
+    if reason := refusal(arguments):
+        parser.error(reason)
+    return arguments
+
+
+def refusal(arguments: argparse.Namespace) -> str:
+    """What cannot be done of what a command line asks; empty if all can."""
+    plot = arguments.plot
     if arguments.model == DEMO and arguments.weights:
-        parser.error(f"--weights {arguments.weights}: the demo's models have their own")
+        return f"--weights {arguments.weights}: the demo's models have their own"
     if arguments.against and not (arguments.against / "server.py").is_file():
-        parser.error(f"--against {arguments.against}: no server.py there; name the folder of a checkout")
+        return f"--against {arguments.against}: no server.py there; name the folder of a checkout"
+    if plot and arguments.scenario:
+        return "--plot: scenarios have nothing to draw; leave out --plot or --scenario"
+    if plot and plot.suffix not in PLOTS:
+        return f"--plot {plot}: its name has to end in {' or '.join(PLOTS)}"
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        return "--plot: not installed: matplotlib (uv sync --group bench)"
     if arguments.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            parser.error("--device cuda: no CUDA device is usable here")
-    arguments.model = arguments.model or USUAL[arguments.task][0]
+            return "--device cuda: no CUDA device is usable here"
     if arguments.peers and (reason := starting.missing(arguments.task, arguments.model)):
-        parser.error(f"--peers: {reason}")
-    return arguments
+        return f"--peers: {reason}"
+    return ""
 
 
 def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
@@ -193,9 +208,10 @@ def main() -> None:
             run_against(record, arguments, folder)
         else:
             run_job(record, arguments, folder)
+    for file in filter(None, (arguments.json, arguments.plot)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(record.as_json())
+        arguments.json.write_bytes(record.as_json())
     if arguments.plot:
         report.plot(record, arguments.plot)
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,8 +60,8 @@ class Load:
     pause_s: float = 0.0
 
 
-def _ask_trivid(load: Load) -> Ask:
-    client = Client(load.url, timeout_s=PATIENCE_S)
+@contextmanager
+def _ask_trivid(load: Load) -> Iterator[Ask]:
     kind = ANSWERS[load.task]
 
     def ask(media: bytes) -> Iterator[int]:
@@ -71,14 +71,14 @@ def _ask_trivid(load: Load) -> Ask:
         with closing(client.ask_stream(kind, media, load.options)) as answers:
             yield from map(len, answers)
 
-    return ask
+    with Client(load.url, timeout_s=PATIENCE_S) as client:
+        yield ask
 
 
-def _ask_lightly(load: Load) -> Ask:
+@contextmanager
+def _ask_lightly(load: Load) -> Iterator[Ask]:
     """One HTTP connection that stays open."""
-    kind = ANSWERS[load.task]
-    address = parse_address(load.url)
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_S)
+    kind, address = ANSWERS[load.task], parse_address(load.url)
 
     def ask(media: bytes) -> Iterator[int]:
         call = Call(
@@ -96,12 +96,14 @@ def _ask_lightly(load: Load) -> Ask:
             raise from_json(error)
         yield int(columns["count"][0])
 
-    return ask
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_S)) as connection:
+        yield ask
 
 
-def _ask_peer(load: Load) -> Ask:
-    ask = asking.asker(load.url, PATIENCE_S)
-    return lambda media: iter([len(ask(media))])
+@contextmanager
+def _ask_peer(load: Load) -> Iterator[Ask]:
+    with asking.asker(load.url, PATIENCE_S) as ask:
+        yield lambda media: iter([len(ask(media))])
 
 
 # A connection of one client's own.
@@ -135,13 +137,13 @@ class Crowd:
 
     def _work(self) -> float:
         """One client; when it sent no more."""
-        ask = ASKERS[self.load.kind](self.load)
-        self._gate.wait()
-        own = 0
-        while self._turn(own):
-            self.replies.append(self._one(ask))
-            own += 1
-        return time.monotonic()
+        with ASKERS[self.load.kind](self.load) as ask:
+            self._gate.wait()
+            own = 0
+            while self._turn(own):
+                self.replies.append(self._one(ask))
+                own += 1
+            return time.monotonic()
 
     def _turn(self, own: int) -> bool:
         """Wait until this client may send its next request; false when it may not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
+import itertools
 import math
 import os
 import platform
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic_core import to_json
 
 from scripts import ROOT
 from scripts.bench.figures import Stage, ceiling
@@ -76,11 +77,10 @@ class Record:
                 found["latency allowed / p50, 1 client"] = allowed_ms / point.latency_ms["p50"]
         return found
 
-    def as_json(self) -> str:
-        top = self.ceiling if math.isfinite(self.ceiling) else None
-        return (
-            json.dumps({**dataclasses.asdict(self), "ceiling": top, "ratios": self.ratios}, indent=1) + "\n"
-        )
+    def as_json(self) -> bytes:
+        """What is not known, as a ceiling that was not measured, is null."""
+        found = {**dataclasses.asdict(self), "ceiling": self.ceiling, "ratios": self.ratios}
+        return to_json(found, indent=1, inf_nan_mode="null") + b"\n"
 
 
 def machine_facts() -> dict[str, Any]:
@@ -109,9 +109,15 @@ def _output(*command: str) -> str:
 
 
 def say(name: str, *cells: float | str, width: int = 22) -> None:
-    """A line of a table: its name, then numbers, or the columns' heads."""
-    texts = [one if isinstance(one, str) else f"{one:.{3 if 0 < abs(one) < 10 else 1}f}" for one in cells]
+    """A line of a table: its name, then numbers, or the columns' heads; NaN stays blank."""
+    texts = [_text(cell) for cell in cells]
     print(f"{name:{width}}" + "".join(f"{text:>10}" for text in texts), flush=True)
+
+
+def _text(cell: float | str) -> str:
+    if isinstance(cell, str):
+        return cell
+    return "" if math.isnan(cell) else f"{cell:.{3 if 0 < abs(cell) < 10 else 1}f}"
 
 
 def say_head(record: Record) -> None:
@@ -121,7 +127,7 @@ def say_head(record: Record) -> None:
     print(f"           {versions}, {machine['commit']}")
     if machine["load_before"] > 0.5:
         print(f"           busy before: load {machine['load_before']:.1f}; figures will be low")
-    print(f"job        {job.task}, {job.model} on {job.device}, {' '.join(job.flags)}")
+    print(f"job        {job.task}, {' '.join([f'{job.model} on {job.device}', *job.flags])}")
     print(f"medium     {record.medium}; {'streamed' if job.stream else 'one answer'}, {job.protocol}")
 
 
@@ -169,13 +175,15 @@ def plot(record: Record, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    series = [(OURS, "o-", sorted(record.points, key=lambda point: point.clients))]
-    series += [(name, "x", points) for rivals in record.turns.values() for name, points in rivals.items()]
-    for name, style, points in series:
+    series = {OURS: ("o-", sorted(record.points, key=lambda point: point.clients))} if record.points else {}
+    for name, points in itertools.chain.from_iterable(rivals.items() for rivals in record.turns.values()):
+        series.setdefault(f"{name}, in turns", ("x", []))[1].extend(points)
+    for name, (style, points) in series.items():
         clients = [point.clients for point in points]
         left.plot(clients, [point.frames_per_s for point in points], style, label=name)
         right.plot(clients, [point.latency_ms["p95"] / 1000 for point in points], style, label=name)
-    left.axhline(record.ceiling, linestyle="--", color="grey", label="ceiling")
+    if math.isfinite(record.ceiling):
+        left.axhline(record.ceiling, linestyle="--", color="grey", label="ceiling")
     left.set(xlabel="clients", ylabel="frames/s", xscale="log", ylim=(0, None))
     right.set(xlabel="clients", ylabel="p95 of a request, s", xscale="log", yscale="log")
     left.legend()

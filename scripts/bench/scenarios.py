@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from client import Client
 from pipelines.protocol.answers import ANSWERS, Answer
 from scripts.bench.figures import Report, compared, median, percentile
 from scripts.bench.jobs import Job
 from scripts.bench.load import Load
 from scripts.bench.media import make_medium
-from scripts.bench.meter import MIB, Meter, cpu_s, memory_bytes, shm_bytes
-from scripts.bench.runs import measure_point, send, sending
-from scripts.bench.turns import in_turns
-from scripts.servers import Server, guarded, start_server
+from scripts.bench.runs import MIB, Meter, cpu_s, measure_point, memory_bytes, send, sending, shm_bytes
+from scripts.servers import Server, guarded, in_turns, start_server
 
 Numbers = dict[str, float]
 OVERLOAD, WAITING = 3, 128
@@ -57,8 +57,7 @@ class Rig:
         return lambda: {"frames/s": measure_point(server, load, frames).frames_per_s}
 
     def served(self) -> AbstractContextManager[Server]:
-        flags = [*self.job.server_flags(), "--max-media-mb", "256"]
-        return guarded(start_server(self.folder, *flags))
+        return guarded(start_server(self.folder, *self.job.server_flags(), "--max-media-mb", "256"))
 
     def compare(self, two: Mapping[str, Callable[[], Numbers]], ratio: str, bar: str) -> Numbers:
         """Two things in turns: medians of their numbers, and the one's first number to the other's."""
@@ -138,9 +137,8 @@ def slow_reader(rig: Rig) -> Numbers:
         def growth() -> Numbers:
             with Meter(server) as meter:
                 time.sleep(rig.seconds)
-            sizes = [main for _, main, _ in meter.samples_mib]
-            third = max(1, len(sizes) // 3)
-            first, last = median(sizes[:third]), median(sizes[-third:])
+            thirds = np.array_split([main for _, main, _ in meter.samples_mib], 3)
+            first, _, last = (float(np.median(third)) for third in thirds)
             return {
                 "memory, first third, MiB": first,
                 "last third, MiB": last,
@@ -192,29 +190,27 @@ def steady(rig: Rig) -> Numbers:
 
         def cost(answers: Iterator[Answer], start: int) -> Callable[[], Numbers]:
             """Reads on, and gives cpu-ms and ms a frame."""
-            _read_to(answers, start)
-            ends = iter(range(start + PER_TURN, start + (rig.rounds + 1) * PER_TURN, PER_TURN))
+            shown = (int(number) for answer in answers for number in answer.frame_index)
+            ends = itertools.count(start, PER_TURN)
+
+            def read() -> None:
+                end = next(ends)
+                next(number for number in shown if number >= end)
 
             def read_on() -> Numbers:
                 # What was asked for ahead is done by then.
                 time.sleep(SETTLE_S)
                 began_s, used_s = time.monotonic(), cpu_s(server)
-                _read_to(answers, next(ends))
+                read()
                 used_s, took_s = cpu_s(server) - used_s, time.monotonic() - began_s
                 return {"cpu-ms a frame": 1000 * used_s / PER_TURN, "ms a frame": 1000 * took_s / PER_TURN}
 
+            read()
             return read_on
 
         # In this order: a stream that is not read for half a minute expires.
         two = {"after the 10 000th": cost(late, 10_000), "after the 100th": cost(early, 100)}
         return rig.compare(two, "late / early", " (0.95 to 1.05)")
-
-
-def _read_to(answers: Iterator[Answer], number: int) -> None:
-    """Read a stream up to a frame."""
-    for answer in answers:
-        if len(answer) and int(answer.frame_index[-1]) >= number:
-            return
 
 
 def many(rig: Rig) -> Numbers:

@@ -35,7 +35,7 @@ from pipelines.settings.flags import parse_args
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
 from scripts.bench.programs import run_program
-from scripts.bench.turns import in_turns
+from scripts.servers import in_turns
 
 # What the stages after decoding are given: a chunk's frames, model pixels, and the model's outputs.
 Chunk = tuple[FrameBatch, Tensor, Sequence[Output]]

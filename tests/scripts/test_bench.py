@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
@@ -29,13 +30,15 @@ from scripts.bench.figures import Reply, Report, Stage, ceiling, compared, frame
 from scripts.bench.jobs import DEMO, Job, save_random_weights
 from scripts.bench.media import HEIGHT_PX, WIDTH_PX, film_second
 from scripts.bench.peers import asking, starting
+from scripts.bench.report import say
 from scripts.bench.stages import Bench
-from scripts.bench.turns import in_turns
-from scripts.servers import guarded, start
+from scripts.servers import guarded, in_turns, start
 from tests.conftest import ROOT
 from tests.support.media import clip, image
 
 INF, NAN = math.inf, math.nan
+SMALL = "mobilenet_v3_small"
+QUICK_START = ("--", "--engine", "torch")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,11 @@ def test_a_stage_measured_twice_takes_the_mean_of_both_times() -> None:
     slow = Stage(frames_per_s=100.0, cpu_ms=20.0, alone_ms=10.0, callers=2)
     fast = Stage(frames_per_s=300.0, cpu_ms=8.0, alone_ms=4.0, callers=2)
     assert slow.mean(fast) == Stage(frames_per_s=150.0, cpu_ms=14.0, alone_ms=7.0, callers=2)
+
+
+def test_what_was_not_measured_is_blank(capsys: pytest.CaptureFixture[str]) -> None:
+    say("name", NAN, 0.25, 31.0, INF, width=6)
+    assert capsys.readouterr().out == f"name  {'':10}{0.25:10.3f}{31.0:10.1f}{'inf':>10}\n"
 
 
 def test_nothing_has_no_percentile() -> None:
@@ -110,14 +118,26 @@ def bench(*flags: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random ones of SMALL."""
+    return save_random_weights("classification", SMALL, tmp_path_factory.mktemp("weights"))
+
+
+def short_job(folder: Path, weights: Path) -> list[str]:
+    """Flags of a job that starts quickly: its record is in `folder`, and the server's own flags come last."""
+    medium = folder / "toy.mp4"
+    medium.write_bytes(clip(frames=20))
+    files = ["--medium", str(medium), "--json", str(folder / "record.json")]
+    return ["--model", SMALL, "--weights", str(weights), *files]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_whole_run(tmp_path: Path) -> None:
-    medium, record = tmp_path / "toy.mp4", tmp_path / "record.json"
-    medium.write_bytes(clip(frames=20))
-    flags = ["--model", "mobilenet_v3_small", "--clients", "1", "2", "--duration", "1"]
-    text = bench(*flags, "--stage-seconds", "0.05", "--medium", str(medium), "--json", str(record))
-    found = json.loads(record.read_text())
+def test_a_whole_run(tmp_path: Path, weights: Path) -> None:
+    turn = ["--clients", "1", "2", "--duration", "0.5", "--stage-seconds", "0.05"]
+    text = bench(*short_job(tmp_path, weights), *turn, *QUICK_START)
+    found = json.loads((tmp_path / "record.json").read_text())
     # A CPU prepares a video's frames as it decodes them.
     assert found["stages"].keys() == {"decode", "model", "postprocess", "together"}
     for stage in found["stages"].values():
@@ -143,14 +163,16 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_servers_in_turns(tmp_path: Path) -> None:
-    medium, record = tmp_path / "toy.mp4", tmp_path / "record.json"
-    medium.write_bytes(clip(frames=4))
-    flags = f"--model demo --medium {medium} --clients 1 --rounds 3 --turn-s 0.5 --json {record}"
-    text = bench(*flags.split(), "--against", str(ROOT), "--against-flags=--chunk-frames 2")
+def test_two_servers_in_turns(tmp_path: Path, weights: Path) -> None:
+    other = ["--against", str(ROOT), "--against-flags=--chunk-frames 2"]
+    turn = ["--clients", "1", "--rounds", "3", "--turn-s", "0.3"]
+    drawing = ["--plot", str(tmp_path / "new" / "plot.svg")] if importlib.util.find_spec("matplotlib") else []
+    text = bench(*short_job(tmp_path, weights), *other, *turn, *drawing, *QUICK_START)
     name = "ours to the other, 1 clients"
     assert name in text
-    found = json.loads(record.read_text())
+    assert "nan" not in text
+    assert not drawing or "<svg" in Path(drawing[1]).read_text()
+    found = json.loads((tmp_path / "record.json").read_text())
     turns = found["turns"]["1"]
     for point in itertools.chain(*turns.values()):
         assert point["clients"] == 1
@@ -220,6 +242,8 @@ def test_each_stage_does_all_frames(
 def test_wrong_usage_is_said(tmp_path: Path) -> None:
     assert "no medium 'nowhere.mp4'" in bench("--medium", "nowhere.mp4", code=1)
     assert "no server.py there" in bench("--against", str(tmp_path), code=2)
+    assert "scenarios have nothing to draw" in bench("--plot", "a.png", "--scenario", "many", code=2)
+    assert "end in .png or .svg" in bench("--plot", "a.txt", code=2)
     assert "peers serve torchvision's models" in starting.missing("classification", "demo")
     assert "no peer does action" in starting.missing("action", "r3d_18")
 
@@ -229,8 +253,8 @@ def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) ->
     shares = []
     (pixels,) = example_pixels([(256, 3, 96, 96)])
     for tamed in (False, True):
-        weights = save_random_weights("classification", "mobilenet_v3_small", tmp_path, tamed=tamed)
-        spec = resolve(ModelSettings(source="mobilenet_v3_small", weights=str(weights)), allow_code=False)
+        weights = save_random_weights("classification", SMALL, tmp_path, tamed=tamed)
+        spec = resolve(ModelSettings(source=SMALL, weights=str(weights)), allow_code=False)
         network = spec.build().eval()
         with torch.inference_mode():
             plain = LogitOutput({"logits": network(pixels)}, "logits")
@@ -243,17 +267,15 @@ def test_tamed_weights_agree_in_bf16_where_random_ones_do_not(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_peers_answer_as_we_do(tmp_path: Path) -> None:
-    name = "mobilenet_v3_small"
-    if reason := starting.missing("classification", name):
+def test_peers_answer_as_we_do(tmp_path: Path, weights: Path) -> None:
+    if reason := starting.missing("classification", SMALL):
         pytest.skip(reason)
     medium = tmp_path / "clip.mp4"
     # Random weights are sure of film, and of pictures as rich as film, but not of a test pattern.
     pictures = list(film_second())[::3]
     medium.write_bytes(clip(pictures=pictures, width=WIDTH_PX, height=HEIGHT_PX))
-    weights = save_random_weights("classification", name, tmp_path)
-    job = Job(task="classification", model=name, weights=str(weights), medium=str(medium), frames=8)
-    spec = resolve(ModelSettings(source=name, weights=str(weights)), allow_code=False)
+    job = Job(task="classification", model=SMALL, weights=str(weights), medium=str(medium), frames=8)
+    spec = resolve(ModelSettings(source=SMALL, weights=str(weights)), allow_code=False)
     pipeline = make_pipeline(spec, "cpu", limits=Limits())
     ours = []
     for answer in pipeline.run(job.media, Options()):
@@ -262,7 +284,10 @@ def test_peers_answer_as_we_do(tmp_path: Path) -> None:
     pipeline.batcher.close()
     with starting.peers(job, tmp_path) as others:
         assert others.keys() == {"seed_pytriton", "fastapi_app", "litserve_app"}
-        rows = {peer: asking.asker(load.url, 60)(job.media) for peer, (_, load) in others.items()}
+        rows = {}
+        for peer, (_, load) in others.items():
+            with asking.asker(load.url, 60) as ask:
+                rows[peer] = ask(job.media)
     theirs = {
         peer: [row["class_id"][0] for row in found] for peer, found in rows.items() if peer != "seed_pytriton"
     }

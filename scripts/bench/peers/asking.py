@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,18 @@ import numpy as np
 Ask = Callable[[bytes], list[Any]]
 
 
-def asker(url: str, timeout_s: float) -> Ask:
+def asker(url: str, timeout_s: float) -> AbstractContextManager[Ask]:
     """A connection of one client's own: to PyTriton's example by gRPC, to the others by HTTP.
 
-    What it returns raises `http.client.HTTPException` where a peer refuses.
+    What it gives raises `http.client.HTTPException` where a peer refuses.
     """
     return (_ask_pytriton if url.startswith("grpc://") else _ask_http)(url.partition("://")[2], timeout_s)
 
 
-def _ask_pytriton(address: str, timeout_s: float) -> Ask:
+@contextmanager
+def _ask_pytriton(address: str, timeout_s: float) -> Iterator[Ask]:
     from tritonclient import grpc
     from tritonclient.utils import InferenceServerException
-
-    client = grpc.InferenceServerClient(address)
 
     def ask(media: bytes) -> list[Any]:
         video = grpc.InferInput("video", [1, len(media)], "UINT8")
@@ -35,12 +35,12 @@ def _ask_pytriton(address: str, timeout_s: float) -> Ask:
             raise http.client.HTTPException(str(error)) from error
         return list(result.as_numpy("rows")[0])
 
-    return ask
+    with closing(grpc.InferenceServerClient(address)) as client:
+        yield ask
 
 
-def _ask_http(address: str, timeout_s: float) -> Ask:
-    connection = http.client.HTTPConnection(address, timeout=timeout_s)
-
+@contextmanager
+def _ask_http(address: str, timeout_s: float) -> Iterator[Ask]:
     def ask(media: bytes) -> list[Any]:
         connection.request("POST", "/predict", *_multipart(media))
         response = connection.getresponse()
@@ -50,7 +50,8 @@ def _ask_http(address: str, timeout_s: float) -> Ask:
         rows: list[Any] = json.loads(text)["rows"]
         return rows
 
-    return ask
+    with closing(http.client.HTTPConnection(address, timeout=timeout_s)) as connection:
+        yield ask
 
 
 def _multipart(media: bytes) -> tuple[bytes, dict[str, str]]:

@@ -1,5 +1,4 @@
-"""The job on FastAPI, as one writes it in an afternoon: a route that takes a file, a thread a request,
-chunks.
+"""The job on FastAPI, as one writes it in an afternoon: a route takes a file, each request a thread.
 
 Threads of torch, PyAV and the thread pool are left at their defaults.
 """
@@ -23,15 +22,11 @@ def make_app(network: Network) -> FastAPI:
 
     @app.post("/predict")
     def predict(file: Annotated[bytes, File()]) -> dict[str, Any]:
-        rows: list[Any] = []
-        for frames in decode(file, CHUNK):
-            rows += network.rows(network.prepare(frames), frames.shape[1:3])
-        return {"rows": rows}
+        return network.answer(decode(file, CHUNK))
 
     return app
 
 
 if __name__ == "__main__":
     asked = arguments()
-    app = make_app(Network(asked.task, asked.model, asked.weights, asked.device))
-    uvicorn.run(app, host="127.0.0.1", port=asked.ports[0], log_level="warning")
+    uvicorn.run(make_app(Network(asked)), host="127.0.0.1", port=asked.ports[0], log_level="warning")

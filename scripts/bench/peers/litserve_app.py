@@ -1,5 +1,4 @@
-"""The job on LitServe, by its own idioms: decode_request, predict, encode_response, and a worker for each
-core.
+"""The job on LitServe, by its own idioms: decode_request, predict, and a worker for each core.
 
 Each worker has one thread of torch and takes one request at a time: LitServe's batching, of whole videos
 here, was slower, for one worker then decodes for all. Annotations are not strings, since LitServe reads them.
@@ -26,20 +25,14 @@ class Predictor(litserve.LitAPI):
     def setup(self, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(1)
-        self.network = Network(self.asked.task, self.asked.model, self.asked.weights, device)
+        self.network = Network(self.asked)
 
     def decode_request(self, request: Request) -> Iterator[Any]:
         """Frames, chunk by chunk, decoded as `predict` takes them."""
         return decode(request["file"].file.read(), CHUNK)
 
-    def predict(self, x: Iterator[Any]) -> list[Any]:
-        rows: list[Any] = []
-        for frames in x:
-            rows += self.network.rows(self.network.prepare(frames), frames.shape[1:3])
-        return rows
-
-    def encode_response(self, output: list[Any]) -> dict[str, Any]:
-        return {"rows": output}
+    def predict(self, x: Iterator[Any]) -> dict[str, list[Any]]:
+        return self.network.answer(x)
 
 
 if __name__ == "__main__":

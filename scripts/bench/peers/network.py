@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
@@ -25,18 +26,23 @@ CHUNK = 8
 class Network:
     """The model with its state dict; frames in, rows out."""
 
-    def __init__(self, task: str, model: str, weights: str, device: str) -> None:
-        bare = {"weights_backbone": None} if task in ("detection", "segmentation") else {}
-        self.task, self.device = task, device
-        self.module = models.get_model(model, weights=None, **bare).eval()
-        self.module.load_state_dict(load_file(weights))
-        self.module.to(device)
-        self.transforms = models.get_model_weights(model).DEFAULT.transforms()
+    def __init__(self, asked: argparse.Namespace) -> None:
+        bare = {"weights_backbone": None} if asked.task in ("detection", "segmentation") else {}
+        self.task, self.device = asked.task, asked.device
+        self.module = models.get_model(asked.model, weights=None, **bare).eval()
+        self.module.load_state_dict(load_file(asked.weights))
+        self.module.to(asked.device)
+        self.transforms = models.get_model_weights(asked.model).DEFAULT.transforms()
 
     def prepare(self, pixels_nhwc: Any) -> Tensor:
         """Frames uint8 `(N, H, W, 3)` → the model's pixels, by torchvision's own transforms."""
         prepared: Tensor = self.transforms(torch.from_numpy(pixels_nhwc).to(self.device).permute(0, 3, 1, 2))
         return prepared
+
+    def answer(self, chunks: Iterable[Any]) -> dict[str, list[Any]]:
+        """What is answered of a medium's frames, chunk after chunk."""
+        rows = (self.rows(self.prepare(frames), frames.shape[1:3]) for frames in chunks)
+        return {"rows": list(itertools.chain.from_iterable(rows))}
 
     @torch.inference_mode()
     def rows(self, pixels_nchw: Tensor, frame_hw: tuple[int, int]) -> list[Any]:
@@ -64,13 +70,8 @@ def decode(media: bytes, size: int) -> Iterator[Any]:
     """Frames uint8 `(n, H, W, 3)`, up to `size` at once, of a video or a picture."""
     with av.open(io.BytesIO(media), "r") as source:
         source.streams.video[0].thread_type = "AUTO"
-        held = []
-        for frame in source.decode(video=0):
-            held.append(frame.to_ndarray(format="rgb24"))
-            if len(held) == size:
-                yield np.stack(held)
-                held = []
-        if held:
+        shown = (frame.to_ndarray(format="rgb24") for frame in source.decode(video=0))
+        while held := list(itertools.islice(shown, size)):
             yield np.stack(held)
 
 

@@ -20,6 +20,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 from scripts.bench.peers.network import Network, arguments, decode
+from scripts.servers import PORTS
 
 MAX_BATCH, THREADS, QUEUE_DELAY_US = 32, 4, 5000
 WHOLE = 1 << 30
@@ -47,15 +48,9 @@ class Example:
 
     def __init__(self, network: Network) -> None:
         self.network, self.gpu = network, network.device == "cuda"
-        wanted = network.transforms
-        self.graph: Any = preprocessing(
-            wanted.resize_size[0],
-            wanted.crop_size[0],
-            wanted.mean,
-            wanted.std,
-            gpu=self.gpu,
-            device_id=0 if self.gpu else None,
-        )
+        wanted, place = network.transforms, 0 if self.gpu else None
+        sizes = wanted.resize_size[0], wanted.crop_size[0]
+        self.graph: Any = preprocessing(*sizes, wanted.mean, wanted.std, gpu=self.gpu, device_id=place)
         self.graph.build()
 
     def __call__(self, video: Any) -> dict[str, Any]:
@@ -71,10 +66,10 @@ class Example:
 if __name__ == "__main__":
     asked = arguments()
     os.environ["LD_LIBRARY_PATH"] = str(sysconfig.get_config_var("LIBDIR"))
-    example = Example(Network(asked.task, asked.model, asked.weights, asked.device))
+    example = Example(Network(asked))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), asked.ports, strict=True))
+    ports = dict(zip(PORTS, asked.ports, strict=True))
     triton = Triton(config=TritonConfig(http_address="127.0.0.1", grpc_address="127.0.0.1", **ports))
     triton.bind(
         model_name="peer",

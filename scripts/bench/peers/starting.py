@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -36,22 +37,16 @@ def missing(task: str, model: str) -> str:
 @contextmanager
 def peers(job: Job, folder: Path) -> Iterator[dict[str, Rival]]:
     """All peers that do the job's task, ready: each has answered once."""
-    flags = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
+    given = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
     started = {}
     with ExitStack() as stack:
         for name in (name for name, (tasks, _) in PEERS.items() if job.task in tasks):
             ports = free_ports(len(PORTS))
-            command = [
-                sys.executable,
-                "-m",
-                f"scripts.bench.peers.{name}",
-                *flags,
-                "--ports",
-                *map(str, ports),
-            ]
+            flags = [*given, "--ports", *map(str, ports)]
+            command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags]
             server = start(command, folder / f"{name}.log", ports)
             stack.enter_context(guarded(server, "" if name == SEED else "/health"))
             url = server.grpc_url if name == SEED else server.http_url
-            started[name] = (server, Load(kind="peer", url=url, medium=job.medium))
-            send(Load(kind="peer", url=url, medium=job.medium, requests=1))
+            started[name] = server, Load(kind="peer", url=url, medium=job.medium)
+            send(dataclasses.replace(started[name][1], requests=1))
         yield started
