@@ -67,7 +67,10 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """A second signal ends ours at once, and it cleans up all the same."""
+        self.end()
+
+    def end(self) -> None:
+        """Stop it by two signals: the second ends ours at once, and it cleans up all the same."""
         self.go_on()
         if self.process.poll() is None:
             self.process.terminate()
@@ -186,7 +189,7 @@ def guarded(server: Server, health: str = "") -> Iterator[Server]:
     finally:
         family = server.family()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.__exit__()
+            server.end()
         for_each(family, psutil.Process.kill)
 
 
