@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from client import Client
 from pipelines.protocol.answers import ANSWERS, answer_columns
 from pipelines.protocol.errors import TrividError, from_json
@@ -25,7 +28,6 @@ from pipelines.sdk.http_transport import binary_request, raise_for_status, read_
 from pipelines.sdk.transport import Call, parse_address
 from scripts.bench.figures import Reply, Report
 from scripts.bench.peers import asking
-from scripts.bench.programs import run_program
 
 # Sends a medium, and gives each answer's count of rows, when it came.
 Ask = Callable[[bytes], Iterator[int]]
@@ -176,4 +178,5 @@ class Crowd:
 
 
 if __name__ == "__main__":
-    run_program(Load, lambda load: Crowd(load).run())
+    asked = TypeAdapter(Load).validate_json(sys.argv[1])
+    sys.stdout.buffer.write(TypeAdapter(Report).dump_json(Crowd(asked).run()))

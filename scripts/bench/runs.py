@@ -6,25 +6,28 @@ What it used is processor time, memory and blocks in /dev/shm, as Linux tells th
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+from pydantic import TypeAdapter
 
 from client import Client
 from pipelines.protocol.answers import ANSWERS
 from pipelines.protocol.errors import InvalidOptions
+from scripts import ROOT
 from scripts.bench.figures import Report, Stage, median, percentiles
 from scripts.bench.jobs import Job
 from scripts.bench.load import Load
-from scripts.bench.programs import program
 from scripts.servers import Server, for_each
 
 BOUNDARY_CALLS = 100
@@ -128,9 +131,23 @@ class Meter:
             done = self._stop.wait(SAMPLE_S)
 
 
-def sending(load: Load) -> AbstractContextManager[Callable[[], Report]]:
-    """Clients at work."""
-    return program("load", load, Report)
+@contextlib.contextmanager
+def sending(load: Load) -> Iterator[Callable[[], Report]]:
+    """Clients at work, as a function that waits for what they saw; after the `with` block they have ended."""
+    text = TypeAdapter(Load).dump_json(load).decode()
+    command = [sys.executable, "-m", "scripts.bench.load", text]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+
+        def answer() -> Report:
+            found, _ = process.communicate()
+            if process.returncode:
+                raise SystemExit("error: scripts.bench.load broke off, its message stands above")
+            return TypeAdapter(Report).validate_json(found)
+
+        try:
+            yield answer
+        finally:
+            process.kill()
 
 
 def send(load: Load) -> Report:
@@ -140,9 +157,31 @@ def send(load: Load) -> Report:
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
-    """Each stage alone (`scripts.bench.stages`)."""
-    with program("stages", job, dict[str, Stage], str(seconds)) as answer:
-        return answer()
+    """Each stage alone (`scripts.bench.stages`), by a child of a process that has the libraries loaded.
+
+    Raises:
+        SystemExit: the child ended without an answer.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["scripts.bench.stages", "torchvision"])
+    ours, theirs = forks.Pipe(duplex=False)
+    process = forks.Process(target=_send_stages, args=(theirs, job, seconds))
+    process.start()
+    theirs.close()
+    try:
+        found: dict[str, Stage] = ours.recv()
+    except EOFError:
+        raise SystemExit("error: measuring the stages broke off, its message stands above") from None
+    finally:
+        process.join()
+    return found
+
+
+def _send_stages(pipe: Connection, job: Job, seconds: float) -> None:
+    from scripts.bench.stages import measure_job
+
+    pipe.send(measure_job(job, seconds))
+    os._exit(0)  # DALI and ONNX Runtime take their time to end
 
 
 def measure_point(

@@ -1,8 +1,8 @@
 """Each stage alone, with the whole machine to itself: how many frames a second, and what a frame costs.
 
-Stages are what the server's own pipeline is made of, as its settings make them, in a process of their own:
-`python -m scripts.bench.stages JOB SECONDS` takes a `Job` as JSON and prints what it measured. Rates are
-of the medium's frames, so that stages compare where a model looks at some frames only, or at clips.
+Stages are what the server's own pipeline is made of, as its settings make them, in a process of their own
+(`runs.measure_stages`). Rates are of the medium's frames, so that stages compare where a model looks at some
+frames only, or at clips.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from pipelines.protocol.options import parse_options
 from pipelines.settings.flags import parse_args
 from scripts.bench.figures import Stage, median
 from scripts.bench.jobs import Job
-from scripts.bench.programs import run_program
 from scripts.servers import in_turns
 
 # What the stages after decoding are given: a chunk's frames, model pixels, and the model's outputs.
@@ -220,12 +219,9 @@ def measure(bench: Bench, seconds: float) -> dict[str, Stage]:
     return measured
 
 
-def main(job: Job) -> dict[str, Stage]:
+def measure_job(job: Job, seconds: float) -> dict[str, Stage]:
+    """All stages of a server for this job."""
     logging.disable(logging.WARNING)  # noise of weights is what is measured here
     memory.tune_malloc()
     pipeline = make_engine_room(parse_args(job.server_flags(), "")).pipelines[job.task]
-    return measure(Bench(pipeline, job), float(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    run_program(Job, main)
+    return measure(Bench(pipeline, job), seconds)
