@@ -29,23 +29,14 @@ from pathlib import Path
 from typing import get_args
 
 from scripts import ROOT
-from scripts.bench import report
+from scripts.bench import report, runs
 from scripts.bench.figures import compared
 from scripts.bench.jobs import DEMO, USUAL, Job, Protocol, save_random_weights
 from scripts.bench.load import Load
 from scripts.bench.media import KINDS, make_medium
 from scripts.bench.peers import starting
 from scripts.bench.report import Record
-from scripts.bench.runs import (
-    OURS,
-    Point,
-    Rival,
-    counters,
-    measure_boundary,
-    measure_point,
-    measure_stages,
-    send,
-)
+from scripts.bench.runs import OURS, Point, Rival
 from scripts.bench.scenarios import SCENARIOS, Rig
 from scripts.servers import Server, guarded, in_turns, start_server
 
@@ -133,18 +124,20 @@ def run_job(record: Record, arguments: argparse.Namespace, folder: Path) -> None
     The machine's pace may have changed meanwhile: ratios are to the mean of both.
     """
     job = record.job
-    record.stages = measure_stages(job, arguments.stage_seconds)
+    record.stages = runs.measure_stages(job, arguments.stage_seconds)
     report.say_stages(record, "before")
     with guarded(start_server(folder, *job.server_flags())) as server:
         report.say_points_head()
         for clients in arguments.clients:
             load = job.load(server, clients, arguments.duration)
-            record.points.append(measure_point(server, load, job.frames, lambda: counters(server, job.task)))
+            record.points.append(
+                runs.measure_point(server, load, job.frames, lambda: runs.counters(server, job.task))
+            )
             report.say_point(record.points[-1], record.ceiling)
-        record.boundary = measure_boundary(server, job)
+        record.boundary = runs.measure_boundary(server, job)
         report.say_numbers("boundary", record.boundary)
         server.hold()
-        again = measure_stages(job, arguments.stage_seconds)
+        again = runs.measure_stages(job, arguments.stage_seconds)
         server.go_on()
         record.stages = {name: stage.mean(again[name]) for name, stage in record.stages.items()}
         report.say_stages(record, "mean of before and after")
@@ -164,7 +157,7 @@ def run_against(record: Record, arguments: argparse.Namespace, folder: Path) -> 
         for name, place, more in ((OURS, ROOT, []), ("the other", checkout, flags)):
             server = start_server(folder, *job.server_flags(), *more, name=name, checkout=place)
             rivals[name] = (stack.enter_context(guarded(server)), job.load(server))
-            send(dataclasses.replace(job.load(server), requests=1))
+            runs.send(dataclasses.replace(job.load(server), requests=1))
         for clients in arguments.clients:
             compete(record, rivals, clients, arguments.turn_s, arguments.rounds or 8)
 
@@ -174,7 +167,7 @@ def compete(record: Record, rivals: Mapping[str, Rival], clients: int, seconds: 
 
     def measure(server: Server, load: Load) -> Callable[[], Point]:
         load = dataclasses.replace(load, clients=clients, seconds=seconds)
-        return lambda: measure_point(server, load, record.job.frames)
+        return lambda: runs.measure_point(server, load, record.job.frames)
 
     report.say_points_head()
     points = record.turns[clients] = in_turns(
