@@ -117,9 +117,8 @@ def _specs(settings: Settings) -> dict[TaskName, ModelSpec]:
     for choice in settings.models:
         spec = resolve(choice, allow_code=settings.allow_code)
         if spec.task in specs:
-            raise ModelUnavailable(
-                f"{spec.name} and {specs[spec.task].name} are both for {spec.task}", hint="one model per task"
-            )
+            both = f"{specs[spec.task].name} and {spec.name} are both for {spec.task}"
+            raise ModelUnavailable(f"{choice.place or '--model'}: {both}", hint="one model per task")
         specs[spec.task] = spec
     return specs
 

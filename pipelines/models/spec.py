@@ -63,7 +63,9 @@ class Preprocessing:
         if not all(-1 <= value <= 2 for value in self.mean):
             raise ValueError(f"mean {self.mean} is not in 0 to 1 (for levels up to 255, divide by 255)")
         if not all(0 < value <= 10 for value in self.std):
-            raise ValueError(f"std {self.std} is not in 0 to 1 (for levels up to 255, divide by 255)")
+            raise ValueError(
+                f"std {self.std} is not above 0 and up to 1 (for levels up to 255, divide by 255)"
+            )
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value {self.pad_value} is not in 0 to 255")
         if self.fit == "letterbox" and not isinstance(self.resize_px, tuple):

@@ -20,7 +20,7 @@ EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it
   device = "cpu"
   http_port = 8000
 
-  [[model]]                             one table per model; flags override it
+  [[model]]                             one table per model; flags override it, a --model all of them
   source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256,
                                         precision, engine as their flags; max_batch, score_threshold,
                                         clip_length, clip_fps
@@ -55,6 +55,8 @@ def read_settings_file(path: Path) -> tuple[dict[str, Any], tuple[ModelSettings,
         raise WrongInput(f"the settings file {path}is not TOML: {error}") from error
     if isinstance(whole.get("model"), dict):
         raise WrongInput(f"{path}: model is one table, not a list of them", hint="write [[model]]")
-    found = read(_File, whole, str(path))
-    models = tuple(model.settings(path.parent) for model in found.model)
+    found = read(_File, whole, str(path), missing='e.g. source = "resnet50"')
+    models = tuple(
+        model.settings(path.parent, f"{path}: model[{at}]") for at, model in enumerate(found.model)
+    )
     return found.server.model_dump(exclude_unset=True), models

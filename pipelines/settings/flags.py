@@ -31,8 +31,8 @@ def parse_args(argv: Sequence[str], manual: str) -> Settings:
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    file, server, models = given.pop("settings", ""), dict[str, Any](), tuple[ModelSettings, ...]()
-    if file:
+    file, server, models = given.pop("settings", None), dict[str, Any](), tuple[ModelSettings, ...]()
+    if file is not None:
         server, models = read_settings_file(Path(file))
     values = server | {name: value for name, value in given.items() if name in Settings.model_fields}
     return read(Settings, {**values, "models": _models(given, server, models)}, "")
@@ -44,9 +44,10 @@ def _models(
     """The models of the command line, else of the file, else the default; with what flags say of them."""
     flags = [name for name in MODEL_FLAGS if name in given]
     if given.get("demo") or server.get("demo"):
-        # Models of the file stand back: the command line wins.
-        if "model" in given or (of_file and "demo" in server):
+        if "model" in given:
             raise WrongInput("--demo brings its own models: leave out --model or --demo")
+        if of_file:
+            raise WrongInput(f"{of_file[0].place}: demo brings its own models: leave out [[model]] or demo")
         if flags:
             raise WrongInput(f"--demo brings its own weights: leave out {_flag(flags[0])} or --demo")
         return ()
@@ -54,8 +55,8 @@ def _models(
     seen: dict[str, str] = {}
     for model in models:
         if model.task and seen.setdefault(model.task, model.source) != model.source:
-            both = f"{seen[model.task]} and {model.source}"
-            raise WrongInput(f"two models of task {model.task}: {both}; a server serves one model per task")
+            both = f"{seen[model.task]} and {model.source}; a server serves one model per task"
+            raise WrongInput(f"{model.place or '--model'}: two models of task {model.task}: {both}")
     for name in flags:
         models = _with_flag(models, name, given[name])
     return models

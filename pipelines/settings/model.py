@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from pipelines.models import spec
 from pipelines.settings.reading import STRICT, allowed, between, not_allowed, said
@@ -23,7 +23,9 @@ def _listed(count: int, text: str, *, spread: bool = True) -> BeforeValidator:
 
     def listed(value: Any) -> Any:
         values = (value,) if type(value) in (int, float) else value
-        if not isinstance(values, list | tuple) or len(values) not in (1, count):
+        # A tuple was read before, perhaps from one number.
+        lengths = (1, count) if isinstance(values, tuple) else (count,)
+        if not isinstance(values, list | tuple) or len(values) not in lengths:
             raise not_allowed(text)
         return tuple(values) * (count if spread and len(values) == 1 else 1)
 
@@ -38,7 +40,9 @@ SideOrSides = Annotated[
     allowed("0 alone: no resize", lambda px: 0 not in px or px == (0,)),
     _listed(2, SIDES, spread=False),
 ]
-Three = Annotated[tuple[float, float, float], _listed(3, THREE)]
+OF_LEVELS = "for levels up to 255, divide by 255"
+Mean = Annotated[float, allowed(f"a number from 0 to 1; {OF_LEVELS}", lambda one: -1 <= one <= 2)]
+Std = Annotated[float, allowed(f"a number above 0 and up to 1; {OF_LEVELS}", lambda one: 0 < one <= 10)]
 
 
 class PixelSettings(BaseModel):
@@ -54,8 +58,8 @@ class PixelSettings(BaseModel):
     resize_px: SideOrSides | None = None
     fit: spec.Fit | None = None
     crop_px: Sides | None = None
-    mean: Three | None = None
-    std: Three | None = None
+    mean: Annotated[tuple[Mean, Mean, Mean], _listed(3, THREE)] | None = None
+    std: Annotated[tuple[Std, Std, Std], _listed(3, THREE)] | None = None
     interpolation: spec.Interpolation | None = None
     antialias: bool | None = None
     channels: spec.Channels | None = None
@@ -63,6 +67,14 @@ class PixelSettings(BaseModel):
     max_px: Side | None = None
     tile_px: Sides | None = None
     tile_overlap_px: Annotated[int, between(0, spec.MAX_SIDE_PX)] | None = None
+
+    @field_validator("tile_overlap_px")
+    @classmethod
+    def _less_than_a_tile(cls, overlap_px: int | None, known: ValidationInfo) -> int | None:
+        tile_px = known.data.get("tile_px")
+        if overlap_px is not None and not (tile_px and overlap_px < min(tile_px)):
+            raise not_allowed(f"less than tile_px, which is {list(tile_px) if tile_px else 'not given'}")
+        return overlap_px
 
 
 class SourceSettings(BaseModel):
@@ -103,13 +115,19 @@ class SourceSettings(BaseModel):
 
 
 class ModelSettings(SourceSettings, PixelSettings):
-    """One model to serve: the source, and what is said differently from what the source says of itself."""
+    """One model to serve: the source, and what is said differently from what the source says of itself.
+
+    Attributes:
+        place: the settings file and the table that name it, for messages; empty: the command line.
+    """
+
+    place: str = ""
 
 
 class ModelTable(SourceSettings):
     """A `[[model]]` table of a settings file: its pixels are in a table of their own."""
 
-    source: Annotated[str, allowed("a non-empty text", bool)]
+    source: Annotated[str, allowed('a name or a file, such as "resnet50" or "models/plates.onnx"', bool)]
     preprocessing: PixelSettings = PixelSettings()
 
     @model_validator(mode="before")
@@ -119,11 +137,11 @@ class ModelTable(SourceSettings):
             raise ValueError(f"{min(outside)} belongs in [model.preprocessing]")
         return table
 
-    def settings(self, folder: Path) -> ModelSettings:
+    def settings(self, folder: Path, place: str) -> ModelSettings:
         """The same without tables; paths of files are relative to `folder`."""
         values = self.model_dump(exclude={"preprocessing"}, exclude_unset=True)
         for name in ("labels", "model_proc", "source", "weights"):
             text: str = values.get(name, "")
             if text and (name in ("labels", "model_proc") or text.lower().endswith(FILE_SUFFIXES)):
                 values[name] = str(folder / Path(text).expanduser())
-        return ModelSettings(**values, **self.preprocessing.model_dump(exclude_unset=True))
+        return ModelSettings(place=place, **values, **self.preprocessing.model_dump(exclude_unset=True))

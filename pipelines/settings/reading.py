@@ -50,7 +50,14 @@ class WrongInput(ModelUnavailable):
 
 
 def read(
-    kind: type[M], given: object, origin: str, *, root: str = "", hint: str = "", folder: Path | None = None
+    kind: type[M],
+    given: object,
+    origin: str,
+    *,
+    root: str = "",
+    hint: str = "",
+    missing: str = "",
+    folder: Path | None = None,
 ) -> M:
     """`given` as a `kind`.
 
@@ -59,6 +66,7 @@ def read(
         origin: the file that messages name; empty: the command line.
         root: what messages call the whole; paths of fields begin with it.
         hint: a way out, told beside what is allowed.
+        missing: an example of the field that may be missing.
         folder: of `origin`; the context of validators.
 
     Raises:
@@ -80,7 +88,7 @@ def read(
             if close := difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5):
                 allowed = f"did you mean {close[0]}? {allowed}"
         case "missing":
-            wrong = "is missing"
+            wrong, allowed = "is missing", missing
         case "json_invalid" | "string_unicode":
             wrong = f"is not JSON: {first.get('ctx', {}).get('error', 'not UTF-8')}"
         case "value_error":

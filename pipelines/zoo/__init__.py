@@ -34,7 +34,12 @@ def resolve(choice: ModelSettings, *, allow_code: bool) -> ModelSpec:
     """
     from pipelines.zoo.draft import finish
 
-    return finish(_draft(choice, allow_code), choice)
+    try:
+        return finish(_draft(choice, allow_code), choice)
+    except ModelUnavailable as error:
+        if not choice.place:
+            raise
+        raise ModelUnavailable(f"{choice.place}: {error.message}", hint=error.hint) from error
 
 
 def _draft(choice: ModelSettings, allow_code: bool) -> Draft:

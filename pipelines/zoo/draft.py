@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,8 +17,11 @@ from pipelines.settings.reading import WrongInput, read_text
 from pipelines.zoo.model_proc import ModelProc, read_model_proc
 from pipelines.zoo.texts import MOST_NAMES, wrong_name
 
+# What is taken where a file says nothing, and of that a choice said nothing either.
+ASSUMED = {"mean": "mean 0", "std": "std 1 (values of 0..1)", "channels": "RGB", "fit": "stretched"}
 # What a choice may say of `Preprocessing`.
 PIXELS = PixelSettings.model_fields.keys() & {one.name for one in fields(Preprocessing)}
+log = logging.getLogger("trivid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +94,12 @@ def finish(draft: Draft, choice: ModelSettings) -> ModelSpec:
 def _task(draft: Draft, choice: ModelSettings) -> TaskName:
     if choice.task and draft.task and choice.task != draft.task:
         wrong = f"{draft.name} is a {draft.task} model, not {choice.task}"
-        raise ModelUnavailable(wrong, hint=f"--model {draft.task}={choice.source}")
+        hint = f'task = "{draft.task}"' if choice.place else f"--model {draft.task}={choice.source}"
+        raise ModelUnavailable(wrong, hint=hint)
     task = choice.task or draft.task
     if task is None:
-        hint = f"name it: --model classification={choice.source}"
+        said = 'task = "classification"' if choice.place else f"--model classification={choice.source}"
+        hint = f"name it, e.g. {said}"
         raise ModelUnavailable(f"{choice.source} does not state its task", hint=hint)
     return task
 
@@ -164,6 +170,14 @@ def _plain(draft: Draft, choice: ModelSettings) -> Preprocessing:
             hint="give resize_px, crop_px, mean and std in a settings file (resize_px = 0: as they are), "
             "or a --model-proc file",
         )
+    assumed = [text for name, text in ASSUMED.items() if getattr(choice, name) is None]
+    if choice.mean is None or choice.std is None:
+        log.warning(
+            "%s does not say what it wants of its pixels; assumed: %s. If it was trained with others, its "
+            "answers are wrong: set mean, std, channels and fit in [model.preprocessing] of a settings file",
+            draft.name,
+            ", ".join(assumed),
+        )
     return Preprocessing(resize_px=draft.input_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -188,7 +202,5 @@ def _clip(draft: Draft, choice: ModelSettings, task: TaskName) -> Clip | None:
 
 def _tiling(choice: ModelSettings) -> Tiling | None:
     if choice.tile_px is None:
-        if choice.tile_overlap_px is not None:
-            raise ValueError(f"tile_overlap_px={choice.tile_overlap_px} needs tile_px")
         return None
     return Tiling(tile_px=choice.tile_px, overlap_px=choice.tile_overlap_px or 0)

@@ -132,6 +132,7 @@ def test_a_flag_for_a_task_finds_the_only_model_whose_task_is_not_said() -> None
             "--max-media-mb is 4000 (allowed: 1 to 2047; the most that a Triton message holds)",
         ),
         ("--settings /no/such.toml", "cannot read the settings file /no/such.toml"),
+        ("--settings=", "cannot read the settings file .: it is not a file"),
     ],
 )
 def test_a_wrong_command_line_is_named(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
@@ -158,12 +159,14 @@ def test_a_settings_file_says_all_that_flags_do(tmp_path: Path) -> None:
             std=(0.5, 0.5, 0.5),
             antialias=False,
             channels="BGR",
+            place=f"{file}: model[0]",
         ),
         ModelSettings(
             source=str(tmp_path / "models/detector.onnx"),
             task="detection",
             tile_px=(640, 640),
             tile_overlap_px=64,
+            place=f"{file}: model[1]",
         ),
     )
 
@@ -172,7 +175,6 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "trivid.toml"
     file.write_text(WHOLE)
     assert parse("--settings", str(file), "--model", "r3d_18").models == (ModelSettings(source="r3d_18"),)
-    assert parse("--settings", str(file), "--demo").models == ()
     first, second = parse("--settings", str(file), "--weights", "classification=random").models
     assert (first.weights, second.weights) == ("random", "")
 
@@ -191,7 +193,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ('[server]\ndevice = "tpu"', "server.device is \"tpu\" (allowed: 'auto', 'cpu' or 'cuda')"),
         ("server = 1", "server is 1 (allowed: a table of fields)"),
         ("[model]\nsource = 'x'", "model is one table, not a list of them (write [[model]])"),
-        ("[[model]]\ntask = 'action'", "model[0].source is missing"),
+        ("[[model]]\ntask = 'action'", 'model[0].source is missing (e.g. source = "resnet50")'),
         ("[[model]]\nsource = 'x'\ntask = 'pose'", "model[0].task is \"pose\" (allowed: 'classification',"),
         (
             "[[model]]\nsource = 'x'\nlabel = 'y'",
@@ -209,7 +211,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
             "[[model]]\nsource = 'x'\nmax_batch = 1.5",
             "model[0].max_batch is 1.5 (allowed: a whole number from 0 to 1024)",
         ),
-        ("[[model]]\nsource = 1", "model[0].source is 1 (allowed: a non-empty text)"),
+        ("[[model]]\nsource = 1", "model[0].source is 1 (allowed: a name or a file, such as"),
         (
             "[[model]]\nsource = 'x'\npreprocessing = 1",
             "model[0].preprocessing is 1 (allowed: a table of fields)",
@@ -219,8 +221,24 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
             'model[0].preprocessing.resize_px is "big" (allowed: one number, or height and width)',
         ),
         (
-            "[[model]]\nsource = 'x'\n[model.preprocessing]\nmean = [true]",
-            "model[0].preprocessing.mean[0] is true (allowed: a number)",
+            "[[model]]\nsource = 'x'\n[model.preprocessing]\nmean = [true, 0, 0]",
+            "model[0].preprocessing.mean[0] is true (allowed: a number from 0 to 1",
+        ),
+        (
+            "[[model]]\nsource = 'x'\n[model.preprocessing]\nstd = 0",
+            "model[0].preprocessing.std[0] is 0 (allowed: a number above 0",
+        ),
+        (
+            "[[model]]\nsource = 'x'\n[model.preprocessing]\nresize_px = [640]",
+            "model[0].preprocessing.resize_px is [640] (allowed: one number, or height and width)",
+        ),
+        (
+            "[[model]]\nsource = 'x'\ntask = 'action'\n[[model]]\nsource = 'y'\ntask = 'action'",
+            "model[1]: two models of task action: x and y",
+        ),
+        (
+            "[server]\ndemo = true\n[[model]]\nsource = 'x'",
+            "model[0]: demo brings its own models: leave out [[model]] or demo",
         ),
         (
             "[[model]]\nsource = 'x'\n[[model]]\nsource = 'y'\n[model.preprocessing]\nmean = [0.5, 1]",
@@ -230,7 +248,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
             "[[model]]\nsource = 'x'\n[model.preprocessing]\ngamma = 2",
             "model[0].preprocessing.gamma is unknown",
         ),
-        ("[[model]]\nsource = ''", 'model[0].source is "" (allowed: a non-empty text)'),
+        ("[[model]]\nsource = ''", 'model[0].source is "" (allowed: a name or a file, such as "resnet50" or'),
         ("[server]\nmax_queue = 0x" + "f" * 5000, "server.max_queue is more than can be shown"),
         ("[server]\nhost = 1979-05-27", 'server.host is "1979-05-27" (allowed: a text)'),
         ('[server]\n"a\\u001b[2J" = 1', r"server.'a\x1b[2J' is unknown"),
@@ -245,6 +263,14 @@ def test_a_wrong_settings_file_is_named(
     file = tmp_path / "trivid.toml"
     file.write_text(text)
     assert message in error_of(capsys, "--settings", str(file))
+
+
+def test_demo_models_do_not_silently_replace_those_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "trivid.toml"
+    file.write_text(WHOLE)
+    assert "demo brings its own models: leave out" in error_of(capsys, "--settings", str(file), "--demo")
 
 
 def test_help_tells_of_every_flag_and_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,8 @@
-"""Where models come from: torchvision's names, weights, labels and preprocessing, and what options change."""
+"""Where models come from: torchvision's names, what their weights say, and state dicts of one's own."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,28 +11,12 @@ from torch import nn
 
 from model_inference import Model
 from pipelines.models.outputs import LogitOutput
-from pipelines.models.spec import Clip, ModelSpec, Preprocessing, Tiling
+from pipelines.models.spec import Clip, Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.settings.model import ModelSettings
-from pipelines.settings.reading import read
-from pipelines.zoo import resolve
 from pipelines.zoo.demo.specs import demo_specs
 from pipelines.zoo.vision.models import list_models, names
 from tests.conftest import free_ports
-
-
-def spec_of(source: str, allow_code: bool = False, **options: Any) -> ModelSpec:
-    choice = read(ModelSettings, {"source": source, **options}, "settings")
-    return resolve(choice, allow_code=allow_code)
-
-
-def error_of(source: str, **options: Any) -> str:
-    with pytest.raises(ModelUnavailable) as caught:
-        spec_of(source, **options)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert caught.value.hint
-    return text
+from tests.support.sources import error_of, spec_of
 
 
 def network_of(name: str, classes: int) -> nn.Module:
@@ -167,86 +149,6 @@ def test_models_with_random_weights_answer(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "message"),
-    [
-        ("resnet5", {}, "closest: resnet50"),
-        ("resnext99", {}, "--list-models lists all"),
-        ("models.video.resnet50", {}, "torchvision has no model 'models.video.resnet50'"),
-        ("README.md", {}, "a file ends in .pt2, .pt, .onnx, .safetensors or .pth"),
-        ("resnet50", {"task": "detection"}, "resnet50 is a classification model, not detection"),
-        ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
-        ("vgg16", {"weights": "IMAGENET1K_FEATURES"}, "vgg16 has no weights 'IMAGENET1K_FEATURES'"),
-        ("resnet50", {"weights": "/no/such.pth"}, "no weights file /no/such.pth"),
-        ("resnet50", {"weights": "random", "sha256": "00"}, "random weights are not a file"),
-        ("resnet50", {"arch": "resnet18"}, "arch=resnet18 goes with a file of weights"),
-        ("resnet50", {"clip_length": 8}, "resnet50 takes no clips: its task is classification"),
-        ("mvit_v2_s", {"clip_length": 8}, "mvit_v2_s takes clips of 16 frames only, not 8"),
-        ("", {}, "a model needs a source"),
-        ("resnet50", {"labels": "/no/such.txt"}, "cannot read the labels file /no/such.txt"),
-        (
-            "resnet50",
-            {"mean": (0.5, 0.5)},
-            "mean is [0.5, 0.5] (allowed: one number, or one for each of three channels)",
-        ),
-        ("resnet50", {"std": (0.0,)}, "std (0.0, 0.0, 0.0) is not"),
-        ("resnet50", {"std": (0.5, 0.5, -1.0)}, "std (0.5, 0.5, -1.0) is not"),
-        ("resnet50", {"std": (math.nan,)}, "std[0] is NaN (allowed: a number)"),
-        ("resnet50", {"mean": (math.inf,)}, "mean[0] is Infinity (allowed: a number)"),
-        ("resnet50", {"pad_value": 300}, "pad_value is 300 (allowed: a whole number from 0 to 255)"),
-        (
-            "resnet50",
-            {"resize_px": (10**30, 5)},
-            "resize_px[0] is 1000000000000000000000000000000 (allowed: a whole number from 0 to 8192)",
-        ),
-        (
-            "resnet50",
-            {"resize_px": (10**9,)},
-            "resize_px[0] is 1000000000 (allowed: a whole number from 0 to 8192)",
-        ),
-        (
-            "resnet50",
-            {"crop_px": (8193,)},
-            "crop_px[0] is 8193 (allowed: a whole number from 1 to 8192)",
-        ),
-        (
-            "resnet50",
-            {"tile_px": (10**30,)},
-            "tile_px[0] is 1000000000000000000000000000000 (allowed: a whole",
-        ),
-        (
-            "resnet50",
-            {"max_batch": 10**9},
-            "max_batch is 1000000000 (allowed: a whole number from 0 to 1024)",
-        ),
-        ("resnet50", {"max_batch": -1}, "max_batch is -1 (allowed: a whole number from 0 to 1024)"),
-        ("resnet50", {"score_threshold": math.nan}, "score_threshold is NaN (allowed: 0 to 1"),
-        ("resnet50", {"score_threshold": 1.5}, "score_threshold is 1.5 (allowed: 0 to 1"),
-        (
-            "r3d_18",
-            {"clip_length": 10**9},
-            "clip_length is 1000000000 (allowed: a whole number from 0 to 1024)",
-        ),
-        ("r3d_18", {"clip_length": -4}, "clip_length is -4 (allowed: a whole number from 0 to 1024)"),
-        ("r3d_18", {"clip_fps": math.inf}, "clip_fps is Infinity (allowed: a number from 0 to 1000)"),
-        ("r3d_18", {"clip_fps": math.nan}, "clip_fps is NaN (allowed: a number from 0 to 1000)"),
-        (
-            "resnet50",
-            {"resize_px": (1, 2, 3)},
-            "resize_px is [1, 2, 3] (allowed: one number, or height and width)",
-        ),
-        ("resnet50", {"score_threshold": -0.5}, "score_threshold is -0.5 (allowed: 0 to 1"),
-        ("resnet50", {"resize_px": (0, 64)}, "resize_px is [0, 64] (allowed: 0 alone: no resize)"),
-        ("resnet50", {"max_px": 0}, "max_px is 0 (allowed: a whole number from 1 to 8192)"),
-        ("resnet50", {"fit": "letterbox"}, "letterbox needs resize_px=(height, width)"),
-        ("resnet50", {"tile_overlap_px": 3}, "tile_overlap_px=3 needs tile_px"),
-        ("/no/such.pt2", {}, "no model file /no/such.pt2"),
-    ],
-)
-def test_what_cannot_be_is_named(source: str, options: dict[str, Any], message: str) -> None:
-    assert message in error_of(source, **options)
-
-
 def test_offline_without_weights_the_error_names_the_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,99 +172,6 @@ def test_weights_in_the_cache_are_checked_before_they_are_read(
     cached.write_bytes(b"others")
     with pytest.raises(ModelUnavailable, match="expected sha256 00, found 01db91d0"):
         spec_of("squeezenet1_1", sha256="00").build()
-
-
-def test_options_go_before_what_the_weights_say() -> None:
-    spec = spec_of(
-        "squeezenet1_1",
-        weights="random",
-        precision="bf16",
-        engine="compile",
-        max_batch=3,
-        score_threshold=0.25,
-        resize_px=(64, 48),
-        mean=(0.5,),
-        std=(0.1, 0.2, 0.3),
-        interpolation="nearest",
-        channels="BGR",
-        fit="letterbox",
-        pad_value=114,
-        tile_px=(640,),
-        tile_overlap_px=32,
-    )
-    assert spec.preprocessing == Preprocessing(
-        resize_px=(64, 48),
-        mean=(0.5,) * 3,
-        std=(0.1, 0.2, 0.3),
-        interpolation="nearest",
-        channels="BGR",
-        fit="letterbox",
-        pad_value=114,
-    )
-    assert (spec.precision, spec.engine, spec.max_batch, spec.score_threshold) == ("bf16", "compile", 3, 0.25)
-    assert spec.tiling == Tiling(tile_px=(640, 640), overlap_px=32)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"resize_px": (300,)}, Preprocessing(resize_px=300, crop_px=(224, 224))),
-        ({"resize_px": (300, 400)}, Preprocessing(resize_px=(300, 400))),
-        ({"resize_px": (0,)}, Preprocessing(resize_px=None, crop_px=(224, 224))),
-        ({"crop_px": (200,)}, Preprocessing(resize_px=256, crop_px=(200, 200))),
-        ({"resize_px": (300,), "max_px": 400}, Preprocessing(resize_px=300, max_px=400, crop_px=(224, 224))),
-    ],
-)
-def test_sizes_of_options(options: dict[str, Any], expected: Preprocessing) -> None:
-    assert spec_of("squeezenet1_1", weights="random", **options).preprocessing == expected
-
-
-def test_clips_of_options() -> None:
-    assert spec_of("r3d_18", weights="random", clip_length=8).clip == Clip(length=8, fps=15)
-    assert spec_of("mvit_v2_s", weights="random", clip_fps=5.0).clip == Clip(length=16, fps=5, fixed=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("cat\ndog\n\n\n", ("cat", "dog")),
-        ("\ufeffcat\r\nKäfer\r\n", ("cat", "Käfer")),
-        ("one", ("one",)),
-    ],
-)
-def test_labels_are_lines(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
-    file = tmp_path / "labels.txt"
-    file.write_bytes(text.encode())
-    assert spec_of("squeezenet1_1", weights="random", labels=str(file)).labels == expected
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "is empty"),
-        (b"a\n\nb", "has no label in line 2"),
-        (b"\xff\xfe", "is not UTF-8 text"),
-        (b"a\nb\x1b[31m\n", "has in line 2 a label that is not printable"),
-        (b"a\0b", "in line 1 a label that is not printable"),
-        (b"a\x0bb\nc", "in line 1 a label that is not printable"),
-        (b"a\n" + b"x" * 1001, "in line 2 a label that is longer than 1000 characters"),
-        (b"a\n" * 100_001, "has 100001 labels, more than 100000"),
-    ],
-)
-def test_wrong_labels_are_named(tmp_path: Path, data: bytes, message: str) -> None:
-    file = tmp_path / "labels.txt"
-    file.write_bytes(data)
-    with pytest.raises(ModelUnavailable, match=message):
-        spec_of("squeezenet1_1", weights="random", labels=str(file))
-
-
-def test_labels_must_be_as_many_as_outputs(tmp_path: Path) -> None:
-    file = tmp_path / "labels.txt"
-    file.write_text("a\nb")
-    with pytest.raises(ModelUnavailable, match="has 1000 outputs and 2 labels"):
-        Model(spec_of("squeezenet1_1", weights="random", labels=str(file)), "cpu")
-    message = error_of("ssdlite320_mobilenet_v3_large", weights="random", labels=str(file))
-    assert "91 classes, the background included, and 2 labels" in message
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
