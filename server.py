@@ -39,7 +39,6 @@ WATCH_PERIOD_S = 1.0
 # Asked to stop, the server is gone after STOP_S; requests in flight have DRAIN_S to end.
 STOP_S = 30
 DRAIN_S = STOP_S - 4
-FOLDER_PREFIX = "trivid-"
 log = logging.getLogger("trivid")
 
 
@@ -60,7 +59,7 @@ class Door(Protocol):
         """Accept no more, and finish what is in flight."""
 
     def clear(self) -> None:
-        """Remove what it leaves outside the server's folder; its processes are gone."""
+        """Remove what it leaves outside the server's folder; its processes are to be killed, or gone."""
 
 
 def check_machine(settings: Settings) -> list[preflight.Finding]:
@@ -68,7 +67,10 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
     ports = ((settings.http_port, "http"), (settings.grpc_port, "grpc"), (settings.metrics_port, "metrics"))
     findings = [preflight.check_python(), preflight.check_glibc(), preflight.check_libpython()]
     if not settings.dry_run:
-        findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
+        findings.append(preflight.check_host(settings.host))
+        # Of another machine's address, all ports would be wrong.
+        if not findings[-1].problem:
+            findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
     findings.append(preflight.check_shm(settings.max_media_bytes))
     findings.append(preflight.check_nvdec(settings.device))
     return findings
@@ -76,20 +78,23 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
 
 def own_folder() -> Path:
     """The process's temp folder, since Triton, its stubs and PyTriton leave files there when killed."""
-    watchdog.remove_orphans(Path(tempfile.gettempdir()), FOLDER_PREFIX)
-    folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
+    watchdog.remove_orphans(Path(tempfile.gettempdir()), preflight.FOLDER_PREFIX)
+    folder = tempfile.mkdtemp(prefix=f"{preflight.FOLDER_PREFIX}{os.getpid()}-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
     return Path(folder)
 
 
-def stop_on_signals(kill: Callable[[], None]) -> threading.Event:
-    """What the first SIGTERM or SIGINT sets; a second one kills and ends the process at once."""
-    stop, asked_s = threading.Event(), 0.0
+def stop_on_signals(kill: Callable[[], None]) -> tuple[threading.Event, threading.Event]:
+    """What is to be set once all is ready, and what the first SIGTERM or SIGINT sets from then on.
+
+    One before, while there is nothing to finish, or a second one, kills and ends the process at once.
+    """
+    ready, stop, asked_s = threading.Event(), threading.Event(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
         nonlocal asked_s
-        if stop.is_set() and time.monotonic() - asked_s > ONE_SIGNAL_S:
+        if not ready.is_set() or (stop.is_set() and time.monotonic() - asked_s > ONE_SIGNAL_S):
             kill()
             os._exit(128 + number)
         if not stop.is_set():
@@ -98,7 +103,7 @@ def stop_on_signals(kill: Callable[[], None]) -> threading.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    return stop
+    return ready, stop
 
 
 def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str:
@@ -110,7 +115,8 @@ def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str
         if idleness.begins():
             give_back(room.device)
         for look in (room.fault, *(door.watch for door in doors)):
-            if fault := look():
+            # A signal to the whole group ends Triton too, which is no fault then.
+            if (fault := look()) and not stop.is_set():
                 return fault
     return ""
 
@@ -122,18 +128,21 @@ def serve(settings: Settings, room: EngineRoom) -> int:
 
     def kill() -> None:
         """End what is left of the children at once, and remove what they left behind."""
-        watchdog.kill_all(watchdog.children(os.getpid()))
-        for door in doors:
-            door.clear()
+        # Twice: processes tell what is theirs while they live, and make more until they are dead.
+        for _ in range(2):
+            for door in doors:
+                door.clear()
+            watchdog.kill_all(watchdog.children(os.getpid()))
         shutil.rmtree(folder, ignore_errors=True)
 
-    stop = stop_on_signals(kill)
+    ready, stop = stop_on_signals(kill)
     try:
         from pipelines.serving.door import TritonDoor
 
         doors.append(TritonDoor(room, settings, folder, drain_s=DRAIN_S))
         for door in doors:
             door.start()
+        ready.set()
         log.info("ready: %s", " ".join(door.address for door in doors))
         if fault := watch(room, doors, stop):
             log.error("%s: the server cannot continue and stops; start it again", fault)
@@ -143,7 +152,8 @@ def serve(settings: Settings, room: EngineRoom) -> int:
         watchdog.end_after(STOP_S - 1, kill)
         for door in doors:
             door.stop()
-        return 0
+        kill()
+        os._exit(0)  # DALI, torch and the engines take seconds for their own end, which nobody needs
     finally:
         kill()
 
@@ -170,9 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = [finding.problem for finding in findings if finding.problem]
     if settings.check:
         for finding in findings:
-            verdict = "wrong" if finding.problem else "ok"
-            print(f"{verdict:6}{finding.name}: {finding.problem or finding.detail}")
+            verdict = "wrong" if finding.problem else "note" if finding.warning else "ok"
+            print(f"{verdict:6}{finding.name}: {finding.problem or finding.warning or finding.detail}")
         return EXIT_SETTINGS if problems else 0
+    for warning in (finding.warning for finding in findings if finding.warning):
+        log.warning("%s", warning)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:

@@ -1,4 +1,4 @@
-"""What must be true of the machine before the server starts, checked within two seconds. stdlib only.
+"""What must be true of the machine before the server starts, checked within two seconds. stdlib and psutil.
 
 PyTriton's server needs its interpreter's libpython, which its stubs load. It needs free ports: it would wait
 a minute for a taken one. And it needs room in /dev/shm: a stub that runs out of it dies.
@@ -6,9 +6,13 @@ a minute for a taken one. And it needs room in /dev/shm: a stub that runs out of
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import ipaddress
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -17,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 SHM = Path("/dev/shm")
 MIN_GLIBC = (2, 35)
 # Triton keeps a region for each stub. It grows with the largest requests and answers and never shrinks. There
@@ -24,14 +30,21 @@ MIN_GLIBC = (2, 35)
 SHM_COPIES = 4
 MIN_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 512 << 20
+# Of a server's folder, which its Triton names on its command line; the number is the server's process.
+FOLDER_PREFIX = "trivid-"
+LONGEST_COMMAND = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check's outcome; `problem` says what is wrong and what to do, and is empty if all is well."""
+    """One check's outcome; `problem` says what is wrong and what to do, and is empty if all is well.
+
+    A `warning` stops nothing.
+    """
 
     name: str
     detail: str = ""
+    warning: str = ""
     problem: str = ""
 
 
@@ -81,21 +94,61 @@ def check_libpython(dirs: Sequence[Path] | None = None) -> Finding:
     )
 
 
+def check_host(host: str) -> Finding:
+    """Whether `host` is an address of this machine, and who can reach it."""
+    name = f"host {host}"
+    try:
+        address = _listen(host, 0)
+    except (OSError, UnicodeError) as error:
+        wrong = f"{host!r} is not an address of this machine that can be listened on ({error})"
+        way_out = "choose one with --host: 127.0.0.1, or 0.0.0.0 for all of its IPv4 addresses"
+        return Finding(name=name, problem=f"{wrong}: {way_out}")
+    if ipaddress.ip_address(address).is_loopback:
+        return Finding(name=name, detail="reached from this machine only")
+    anyone = f"anyone who reaches this machine at {host} may use the server, without a password"
+    return Finding(name=name, warning=f"{anyone}: keep the address private, with a proxy before it")
+
+
 def check_port(host: str, port: int, purpose: str) -> Finding:
-    """Whether `host:port` can be listened on now."""
+    """Whether `host:port` can be listened on now, and if not, who does; `host` is this machine's."""
     name = f"{purpose} port {port}"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except (OSError, OverflowError) as error:
-            flag = f"--{purpose}-port"
-            return Finding(
-                name=name, problem=f"cannot listen on {host}:{port} ({error}): choose another with {flag}"
-            )
+    try:
+        _listen(host, port)
+    except OSError as error:
+        holder = _holder(port) if error.errno == errno.EADDRINUSE else ""
+        way_out = f"{holder}choose another with --{purpose}-port"
+        return Finding(name=name, problem=f"cannot listen on {host}:{port} ({error.strerror}): {way_out}")
     return Finding(name=name, detail="free")
+
+
+def _listen(host: str, port: int) -> str:
+    """Listen for a moment; the numeric address. Raises OSError or UnicodeError where that cannot be."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(1)
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _holder(port: int) -> str:
+    """Which process listens on a port, and what to do about it; empty where the system does not tell."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
+                process = psutil.Process(one.pid)
+                words = " ".join([process.name(), *process.cmdline()[1:]])
+                holder = f"process {one.pid} ({words[:LONGEST_COMMAND].rstrip()}) has it"
+                server = re.search(rf"/{FOLDER_PREFIX}([0-9]{{1,9}})-", words)
+                if server is None:
+                    return f"{holder}: stop it, or "
+                if psutil.pid_exists(int(server[1])):
+                    return f"{holder}, of the Trivid server with process {server[1]}: stop that, or "
+                return (
+                    f"{holder}, left by a Trivid server that was killed: wait half a minute for its end, "
+                    f"`kill -9 {one.pid}`, or "
+                )
+    return ""
 
 
 def shm_needed_bytes(max_media_bytes: int) -> int:

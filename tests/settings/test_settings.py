@@ -222,7 +222,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ),
         (
             "[[model]]\nsource = 'x'\n[model.preprocessing]\nmean = [true, 0, 0]",
-            "model[0].preprocessing.mean[0] is true (allowed: a number from 0 to 1",
+            "model[0].preprocessing.mean[0] is true (allowed: a number from -1 to 2",
         ),
         (
             "[[model]]\nsource = 'x'\n[model.preprocessing]\nstd = 0",

@@ -21,6 +21,7 @@ from tests.support.sources import error_of, spec_of
     [
         ("resnet5", {}, "closest: resnet50"),
         ("resnext99", {}, "--list-models lists all"),
+        ("README.md", {}, "a file ends in .pt2, .pt, .onnx, .safetensors or .pth"),
         ("models.video.resnet50", {}, "torchvision has no model 'models.video.resnet50'"),
         ("resnet50", {"task": "detection"}, "resnet50 is a classification model, not detection"),
         ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
@@ -37,11 +38,11 @@ from tests.support.sources import error_of, spec_of
             {"mean": (0.5, 0.5)},
             "mean is [0.5, 0.5] (allowed: one number, or one for each of three channels)",
         ),
-        ("resnet50", {"std": 0}, "std[0] is 0 (allowed: a number above 0 and up to 1; for levels up to 255,"),
-        ("resnet50", {"std": (0.5, 0.5, -1.0)}, "std[2] is -1.0 (allowed: a number above 0 and up to 1"),
+        ("resnet50", {"std": 0}, "std[0] is 0 (allowed: a number above 0 and up to 10; for levels up to 255,"),
+        ("resnet50", {"std": (0.5, 0.5, -1.0)}, "std[2] is -1.0 (allowed: a number above 0 and up to 10"),
         ("resnet50", {"std": (math.nan,)}, "std[0] is NaN (allowed: a number above 0"),
-        ("resnet50", {"mean": (math.inf,)}, "mean[0] is Infinity (allowed: a number from 0 to 1"),
-        ("resnet50", {"mean": 127.5}, "mean[0] is 127.5 (allowed: a number from 0 to 1; for levels"),
+        ("resnet50", {"mean": (math.inf,)}, "mean[0] is Infinity (allowed: a number from -1 to 2"),
+        ("resnet50", {"mean": 127.5}, "mean[0] is 127.5 (allowed: a number from -1 to 2; for levels"),
         ("resnet50", {"pad_value": 300}, "pad_value is 300 (allowed: a whole number from 0 to 255)"),
         (
             "resnet50",
