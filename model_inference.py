@@ -40,7 +40,7 @@ class Model:
 
     Raises:
         ModelUnavailable: weights are missing, unreadable or of another network; the network does not take the
-            pixels that the spec speaks of, or does not give what its task needs; labels and outputs disagree.
+            pixels that the spec describes, or does not give what its task needs; labels and outputs disagree.
     """
 
     def __init__(self, spec: ModelSpec, device: str, threads: int = 0) -> None:
@@ -66,7 +66,7 @@ class Model:
             return self.read(self.compute(pixels), pixels)
 
     def compute(self, pixels: Tensor) -> Any:
-        """What the layers give for a batch, filled up to a size that is kept static: `read` takes it."""
+        """What the layers give for a batch, which is padded to a fixed size; `read` takes it."""
         size = bucket_of(len(pixels), self.runner.buckets)
         with torch.inference_mode():
             return self.runner(padded(pixels.to(self.device), size))
@@ -88,12 +88,12 @@ class Model:
 
     @property
     def lanes(self) -> int:
-        """By how many threads at once it is called with gain; each of several computes with one thread."""
-        # A last step of its own is the network's code, whoever computes the layers.
+        """How many threads gain by calling it at once; each of several computes with one thread."""
+        # A last step of its own is the network's code, whatever engine computes the layers.
         return self.runner.lanes if self.spec.thread_safe or self._finish is as_given else 1
 
     def warm_up(self) -> None:
-        """Run every static batch size, and in any case the largest, so that no request pays for it."""
+        """Run every fixed batch size, and always the largest, so that no request pays for the first run."""
         for count in self.runner.buckets or (self.spec.max_batch,):
             self._try(count)
         if self.lanes > 1:
@@ -103,7 +103,7 @@ class Model:
             torch.set_num_threads(threads)
 
     def _try(self, count: int) -> Output:
-        """The outputs of random pictures; whatever fails with them makes the model unavailable."""
+        """The outputs for random pictures; any failure makes the model unavailable."""
         shape = self.spec.example_shape(count)
         try:
             return self(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
@@ -120,7 +120,7 @@ class Model:
 
 
 def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:
-    """The spec's labels, as many as the model has outputs; numbers where there are none."""
+    """The spec's labels, as many as the model has outputs; numbers if it has none."""
     if isinstance(output, BoxOutput):
         return spec.labels
     count = output.logits.shape[1]

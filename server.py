@@ -7,7 +7,8 @@
     python server.py --check           look at the machine, change nothing
     python server.py --dry-run --demo  a picture and a video through every stage, no port opened
 
-Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died.
+Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 the serving process died,
+130 interrupted during the start or a second time, 143 terminated likewise.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from pipelines.assembly import EngineRoom
 
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
-# `timeout` and others send a signal to a process and to its group: within this time they are one.
+# `timeout` and others signal both a process and its group: two signals within this time count as one.
 ONE_SIGNAL_S = 0.1
 WATCH_PERIOD_S = 1.0
-# Asked to stop, the server is gone after STOP_S; requests in flight have DRAIN_S to end.
+# When asked to stop, the server ends within STOP_S; requests in flight have DRAIN_S.
 STOP_S = 30
 DRAIN_S = STOP_S - 4
 log = logging.getLogger("trivid")
@@ -47,13 +48,13 @@ class Door(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it listens, as the log tells it."""
+        """Where it listens, as the log shows it."""
 
     def start(self) -> None:
         """Open, and return once requests are answered. Raises ModelUnavailable."""
 
     def watch(self) -> str:
-        """Once a second: do what is due; what is wrong so that the server cannot go on, or nothing."""
+        """Called once a second: do what is due; returns why the server cannot go on, or an empty text."""
 
     def stop(self) -> None:
         """Accept no more, and finish what is in flight."""
@@ -107,7 +108,7 @@ def stop_on_signals(kill: Callable[[], None]) -> tuple[threading.Event, threadin
 
 
 def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str:
-    """Block until asked to stop (answers "") or until something is dead (answers what)."""
+    """Block until asked to stop (returns "") or until something is dead (returns what)."""
     from pipelines.assembly import give_back
 
     idleness = memory.Idleness(room.admission)
@@ -122,7 +123,7 @@ def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str
 
 
 def serve(settings: Settings, room: EngineRoom) -> int:
-    """Open the doors, tell where, wait for a signal or a death, stop within STOP_S."""
+    """Open the doors, log where, wait for a signal or a death, stop within STOP_S."""
     folder = own_folder()
     doors: list[Door] = []
 
@@ -165,7 +166,7 @@ def print_models() -> int:
     try:
         print("\n".join(list_models()), flush=True)
     except BrokenPipeError:
-        # Whoever reads the first lines only, as `head` does, closes the pipe; what is left goes nowhere.
+        # A reader of only the first lines, such as `head`, closes the pipe; the rest is dropped.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         return EXIT_SETTINGS
     memory.tune_malloc()
-    # Read when torch is loaded: threads that spin between two batches take the cores from decoding.
+    # torch reads this when it is loaded: threads that spin between batches would take cores from decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from pipelines.assembly import check_example, make_engine_room

@@ -1,4 +1,4 @@
-"""Settings → engine room: loads the models, puts batcher, stages and task together. Knows no transport."""
+"""Settings → engine room: loads the models, joins batcher, stages and task. Knows no transport."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger("trivid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRoom:
-    """What all doors of a server share, so that frames of all of them meet in one batch and one budget.
+    """What all doors of a server share, so that their frames meet in the same batches and share one budget.
 
     Attributes:
         pipelines: the served models by task, the default one first; the only table of them.
@@ -48,14 +48,14 @@ class EngineRoom:
     pipelines: dict[TaskName, Pipeline] = field(default_factory=dict)
 
     def fault(self) -> str:
-        """What is wrong so that the server cannot go on, or nothing."""
+        """Why the server cannot go on; empty if it can."""
         for pipeline in self.pipelines.values():
             if not pipeline.batcher.alive:
                 return f"the batcher of {pipeline.spec.name} died"
         return ""
 
     def status(self) -> dict[str, object]:
-        """What the server says of itself: version, device, limits, models and counters; for JSON."""
+        """What the server says about itself: version, device, limits, models and counters; for JSON."""
         return {
             "version": VERSION,
             "device": self.device,
@@ -81,7 +81,7 @@ def _describe(pipeline: Pipeline) -> dict[str, object]:
 
 
 def make_engine_room(settings: Settings) -> EngineRoom:
-    """Load the models, and make a pipeline of each. Raises ModelUnavailable where a model cannot be had."""
+    """Load the models, and make a pipeline of each. Raises ModelUnavailable if one cannot be loaded."""
     telemetry = Telemetry()
     room = EngineRoom(
         device=_usable_device(settings.device),
@@ -164,7 +164,7 @@ def make_pipeline(
 
 
 def give_back(device: str) -> None:
-    """Give all freed memory back to the system, on a GPU to its other processes. Takes up to a second."""
+    """Give freed memory back to the system, and the GPU's to other processes. Takes up to a second."""
     trim_malloc()
     if device == "cpu":
         return
@@ -172,7 +172,7 @@ def give_back(device: str) -> None:
         torch.cuda.empty_cache()
         release_unused()
     except RuntimeError as error:
-        # A GPU that fails is told of by the requests that need it.
+        # If the GPU fails, the requests that need it report it.
         log.warning("the GPU's memory was not given back: %s", error)
 
 
@@ -185,7 +185,7 @@ def example_clip() -> bytes:
 
 
 def check_example(pipeline: Pipeline) -> None:
-    """A picture and a video, small ones, through every stage, as a proof before anything listens."""
+    """Run a small picture and a small video through every stage, as a proof before anything listens."""
     picture = png(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96))
     for medium in (picture, example_clip()):
         for _ in pipeline.run(medium, Options(overlay="jpeg")):

@@ -39,7 +39,7 @@ from pipelines.tasks.job import Job
 from pipelines.telemetry.counters import Telemetry
 
 CHUNKS_IN_FLIGHT = 2
-# What FFmpeg holds of H.264 at most, by its own threads a few more.
+# The most frames that FFmpeg holds for H.264, and a few more for its threads.
 DECODER_FRAMES = 20
 EXAMPLE_HW = (64, 96)
 WHOLE_EXAMPLE = Geometry.whole(EXAMPLE_HW)
@@ -54,7 +54,7 @@ class Stages:
 
 
 class StagePool:
-    """Lends `Stages` for the length of one step, so that a film never keeps them from an image."""
+    """Lends `Stages` for one step at a time, so that a long video never blocks an image."""
 
     def __init__(self, make: Callable[[], Stages], size: int) -> None:
         self.size = size
@@ -64,7 +64,7 @@ class StagePool:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Stages]:
-        """Free stages, waiting for them while all are lent."""
+        """Free stages; waits while all are lent."""
         stages = self._free.get()
         try:
             yield stages
@@ -74,7 +74,7 @@ class StagePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """What is in flight: frames, None after the last of them, and the model's outputs, if it was asked."""
+    """One step in flight: its frames (None: the rest after the last frame), and the outputs, if any."""
 
     frames: FrameBatch | None
     outputs: Future[list[Any]] | None
@@ -82,7 +82,7 @@ class _Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Terms:
-    """By when a request is to be answered, by `time.monotonic`, and whether it is about one frame only."""
+    """A request's deadline, by `time.monotonic`, and whether it is about only one frame."""
 
     deadline_s: float
     urgent: bool
@@ -122,7 +122,7 @@ class Pipeline:
         """Answers of one medium, chunk by chunk; the last is marked `final`.
 
         Raises:
-            TrividError: after the answers of all good frames, where a medium breaks off.
+            TrividError: after the answers for all good frames, if a medium breaks off.
         """
         return (answer for _, answer in self.run_with_frames(encoded, options, limits))
 
@@ -152,9 +152,9 @@ class Pipeline:
     def _answers(
         self, medium: Medium, job: Job, terms: _Terms
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
-        """The main loop. A fault of the medium is raised after all that came before it is answered.
+        """The main loop. A fault of the medium is raised after everything before it is answered.
 
-        What is still in flight when nobody wants it any more is taken off the batcher's queue.
+        If the caller leaves, work that is still in flight is taken off the batcher's queue.
         """
         chunks, in_flight = medium.chunks(), deque[_Step]()
         try:
@@ -164,7 +164,7 @@ class Pipeline:
                 if len(in_flight) == CHUNKS_IN_FLIGHT:
                     yield self._finish(job, in_flight.popleft(), final=False)
             fault = chunk
-            # A medium of which the options select no frame has an answer too.
+            # Even if the options select no frame, there is an answer.
             if fault is None and ((rest := job.rest()) is not None or not in_flight):
                 in_flight.append(_Step(frames=None, outputs=self._submit(job, rest, terms)))
             while in_flight:
@@ -214,7 +214,7 @@ class Pipeline:
         )
 
     def _cost_bytes(self, encoded: bytes, info: MediaInfo, options: Options) -> int:
-        """About what work on a medium takes: its bytes, the decoder's frames and those in flight."""
+        """An estimate of the memory for a medium: its bytes, the decoder's frames and those in flight."""
         frame_px = info.width_px * info.height_px
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
@@ -259,7 +259,7 @@ class Pipeline:
             return views[0] if len(views) == 1 else torch.cat(views)
 
     def prepare_by_dali(self, frames: FrameBatch) -> Tensor:
-        """The same by the DALI graph, which a CPU is slower at."""
+        """The same with the DALI graph, which is slower on a CPU."""
         with self.stages.lend() as stages, self.telemetry.span("preprocess"):
             return torch.cat([stages.preprocess(pixels) for pixels in self._regions(frames)])
 
@@ -272,7 +272,7 @@ class Pipeline:
 
 @contextlib.contextmanager
 def _blame_clip_length(options: Options) -> Iterator[None]:
-    """A model that fails on clips of a length that the request has chosen fails by the request's fault."""
+    """If a model fails on a clip length that the request chose, the fault is the request's."""
     try:
         yield
     except InternalError as error:

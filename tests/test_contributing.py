@@ -32,7 +32,7 @@ def change(folder: Path, diff: str) -> None:
         if run(["git", "apply", "--check", "--reverse"], folder, of_a_file).returncode == 0:
             continue
         done = run(["git", "apply"], folder, of_a_file)
-        assert done.returncode == 0, f"renew this change in CONTRIBUTING.md:\n{of_a_file}\n{done.stderr}"
+        assert done.returncode == 0, f"update this change in CONTRIBUTING.md:\n{of_a_file}\n{done.stderr}"
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ background (0) left out. `counts` run down the columns, from the left: so many p
 class, so many that are, and so on; pycocotools takes an entry as it is (`frPyObjects`).
 
 One object's mask is shorter: `{"size": [h, w], "counts": "…"}`, COCO's compressed form, in which pycocotools
-has its own masks (`decode`). The runs are as above; of the fourth and later ones, what they differ by from
-the last but one is written, in digits of 32, the lowest first, each a letter from "0" on, 32 letters further
-on where more digits follow; a last digit of 16 and more makes the number a negative one.
+has its own masks (`decode`). The runs are as above. From the fourth on, each is written as its difference
+from the run two before it. A number is written in base 32, lowest digit first. A digit is a character counted
+from "0", shifted by 32 if more digits follow. A last digit of 16 or more makes the number negative.
 """
 
 from __future__ import annotations

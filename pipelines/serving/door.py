@@ -25,9 +25,9 @@ from pipelines.settings.server import Settings
 
 CANARY_PERIOD_S = 15.0
 ANSWER_S = 60.0
-# A queue that is full is no fault, unless nobody has had an answer for so long.
+# A full queue is not a fault, unless nobody has had an answer for this long.
 REFUSED_S = 60.0
-# What to ask where a server listens on all addresses.
+# Where to ask if a server listens on all addresses.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 log = logging.getLogger("trivid")
@@ -63,7 +63,7 @@ class TritonDoor:
         return f"http://{of.host}:{of.http_port} grpc://{of.host}:{of.grpc_port}"
 
     def start(self) -> None:
-        """Start Triton, and wait until every endpoint is ready. Raises ModelUnavailable where one is not."""
+        """Start Triton, and wait until every endpoint is ready. Raises ModelUnavailable if one is not."""
         self._triton = make_triton(
             self._endpoints,
             self._room.pipelines,
@@ -98,7 +98,7 @@ class TritonDoor:
                 log.warning("the first request to %s failed: %s", endpoint.name, error.message)
 
     def watch(self) -> str:
-        """Close sessions that nobody pulls; whether a process of Triton's died, or no answer comes."""
+        """Close sessions that nobody pulls; says if one of Triton's processes died, or no answer comes."""
         self._sessions.expire()
         for process in watchdog.lost(self._children):
             return f"process {process.pid} ({self._children[process]}) died"

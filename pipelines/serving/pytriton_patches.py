@@ -1,10 +1,9 @@
-"""Mends of the files that PyTriton 0.7 gives to Triton's stubs, made on their text before they are loaded.
+"""Corrects the files that PyTriton 0.7 gives to Triton's stubs, in their text, before they are loaded.
 
-Some faults strike where no code of ours runs, so they cannot be caught: one client's option that is not UTF-8
-fails the requests of all others in its batch; the second stub of an endpoint may connect to the first in the
-moment before that one listens, or find it slower than a second, which fails the start; an answer that cannot
-be read leaves its stub waiting for ever. And tensors go within messages (`messages`), not through PyTriton's
-store. Imports no PyTriton.
+Some faults occur where none of Trivid's code runs, so they cannot be caught. One client's option that is not
+UTF-8 fails all requests in its batch. The second stub of an endpoint may connect before the first listens, or
+find it slower than a second; then the start fails. An answer that cannot be read leaves its stub waiting for
+ever. And tensors travel within messages (`messages`), not through PyTriton's store. Imports no PyTriton.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pipelines.serving import pytriton_messages as messages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mend:
-    """One expression of a file and what stands for it, by a name that is added at the file's end."""
+    """One expression of a file and its replacement, which calls code that is added at the file's end."""
 
     file: str
     expression: str

@@ -1,10 +1,11 @@
-"""Streams that are pulled: a request takes some answers, and with a token the next one goes on from there.
+"""Streams that are pulled: a request takes some answers, and the next one, with a token, continues there.
 
-PyTriton neither holds a stream back nor says that its client has left. So only what was asked for is made.
-Owns tokens, credits, the numbers of answers, and expiry. Knows rows; no media, models or transport.
+PyTriton does not slow a stream down, and does not report that its client has left. So only answers that were
+asked for are computed. Owns tokens, credits, the numbers of answers, and expiry. Knows rows, but no media,
+models or transport.
 
-A paused stream costs no thread. It costs its encoded medium, its decoder, the frames of two chunks (those of
-the last answer, and of the next), and the answers of its last pull: at most PULL_BYTES and one answer.
+A paused stream takes no thread. It holds its encoded medium, its decoder, the frames of two chunks (of the
+last answer and of the next), and the answers of its last pull: at most PULL_BYTES and one answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pipelines.protocol.options import Options
 from pipelines.telemetry.counters import Telemetry
 
 SESSION_S = 30.0
-# A pull pauses after the answer that passes it, whatever credits are left: Triton may have to hold all.
+# A pull pauses after the answer that exceeds this, whatever credits are left: Triton may hold all of it.
 PULL_BYTES = 32 << 20
 # What all ended streams together keep, for clients whose connection broke before the last answers came.
 ENDED_BYTES = 64 << 20
@@ -36,8 +37,7 @@ class _Stream:
 
     Attributes:
         owner: the endpoint that it belongs to.
-        puller: the request that takes its answers now; a newer one that takes over leaves the older with
-            nothing.
+        puller: the request that takes its answers now; if a newer one takes over, the older gets no more.
         step: held by whoever runs `rows`, since a generator cannot be run, or closed, by two threads at once.
         said: the answers of the last pull, the last of them number `seq` - 1.
         given: number of the next answer to give.
@@ -171,7 +171,7 @@ class Sessions:
                     f"{self._expire_s:g} s",
                     hint="send the medium again, with start_s to continue",
                 )
-            # Whoever says what came last has lost a connection, which the server does not get to know.
+            # A client that sends `last_seq` has lost its connection; the server is not told of that.
             if stream.puller is not None and options.last_seq < 0 and not options.cancel:
                 raise InvalidOptions(
                     "another request is pulling this session",
@@ -190,7 +190,7 @@ class Sessions:
             token = stream.token if stops and not final else ""
             if stops:
                 stream.told = stream.told or not final
-                # Before the answer leaves: the next pull may be here as soon as it is there.
+                # Before the answer leaves, since the next pull may come as soon as it has arrived.
                 self._pause(stream, mine)
             yield {**row, "session": text_column(token)}
             if stops:
@@ -214,7 +214,7 @@ class Sessions:
             return stream.said[stream.given - 1 - stream.seq]
 
     def _finish(self, stream: _Stream) -> None:
-        """Free the decoder; keep what it said if a client may ask again, and give up the oldest of such."""
+        """Free the decoder; keep the last answers if a client may ask again, and drop the oldest ones."""
         stream.rows.close()
         stream.kept_bytes = sum(map(_nbytes, stream.said))
         self._telemetry.count("streams", "finished")

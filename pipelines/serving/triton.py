@@ -32,7 +32,7 @@ log = logging.getLogger("trivid")
 UNARY_INSTANCES = 2
 # Of one call.
 MOST_REQUESTS = 32
-# By default glibc's bounds grow with what is freed: Triton and its stubs would keep a large upload's memory.
+# glibc's default thresholds grow with what is freed: Triton and its stubs would keep a large upload's memory.
 CHILDREN_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 
 # Triton reads JSON on its thread's stack, about twice its length, and base64 makes a medium a third longer:
@@ -89,9 +89,9 @@ def clean_at_once(models: Iterable[Any], clean: Callable[[], None]) -> None:
 
 
 def _allow_stack(size_bytes: int) -> None:
-    """Let threads of child processes have so much stack, which is no memory until it is used.
+    """Let threads of child processes have this much stack, which takes no memory until it is used.
 
-    Where the system promises no more memory than it has, that would be too much.
+    On a system that does not overcommit memory, that would be too much.
     """
     if OVERCOMMIT.exists() and OVERCOMMIT.read_text().strip() == "2":
         return
@@ -102,7 +102,7 @@ def _allow_stack(size_bytes: int) -> None:
 
 
 def start(triton: Triton) -> None:
-    """Start Triton; log what goes wrong, which need not mean anything: ask which endpoints are ready."""
+    """Start Triton; log its errors, which may be harmless. Ask afterwards which endpoints are ready."""
     try:
         triton.run()
     except FAULTS as error:

@@ -190,7 +190,7 @@ class Action:
         *,
         final: bool,
     ) -> tuple[list[bytes], bytes]:
-        """Of each clip its last frame; of a film all frames, under what the last clip that ended says."""
+        """The last frame of each clip; for a video all frames, captioned by the last clip that has ended."""
         if not self._writer.wanted:
             return [], b""
         shown = [] if frames is None else list(postprocessor.on_host(frames.pixels_nhwc))

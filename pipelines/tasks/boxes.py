@@ -14,9 +14,9 @@ from torch import Tensor
 from pipelines.frames.geometry import View
 from pipelines.protocol.answers import Floats, Ints
 
-# What is read of an output; a network may give more.
+# The parts of an output that are read; a network may give more.
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")
-# Boxes of two tiles that share this much, and the class, are of one object.
+# Boxes of one class, from two tiles, that overlap by this much are of one object.
 SAME_OBJECT_IOU = 0.5
 # The best of a frame that are answered. Torchvision's detectors give 100 to 300; a network may give any
 # number, and masks and captions take time for each.
@@ -70,7 +70,7 @@ class Found:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Found]) -> Found:
-        """The objects of several looks at one frame, one after the other."""
+        """The objects from several views of one frame, one after the other."""
         columns = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(cls)}
         joined: dict[str, Any] = {
             name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()
@@ -117,7 +117,7 @@ def _host(tensor: Tensor) -> Floats:
 def to_source(found: Found, view: View) -> Found:
     """What was found in a view, in pixels of the frame. Boxes are clipped to what the view shows of it.
 
-    An object of which nothing lies in the view, but in the bars around it, is left out.
+    An object that lies entirely in the bars around the view is left out.
     """
     shift = np.array([view.left_px, view.top_px], np.float32)
     spots = view.geometry.to_source_xy(found.keypoint_dp3[..., :2]) + shift
@@ -134,8 +134,8 @@ def to_source(found: Found, view: View) -> Found:
 def join_views(parts: Sequence[Found]) -> Found:
     """What was found in several views of one frame, in its pixels, best first, each object once.
 
-    Of boxes of one class that overlap by more than SAME_OBJECT_IOU the best stays, and of those MAX_OBJECTS
-    at most. With one view, all do.
+    If boxes of one class overlap by more than SAME_OBJECT_IOU, only the best is kept. At most MAX_OBJECTS are
+    kept. With one view, all are.
     """
     if len(parts) == 1:
         return parts[0]

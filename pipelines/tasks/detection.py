@@ -1,7 +1,7 @@
 """Detection: boxes, and of some models masks and keypoints, in source pixels; pictures of them.
 
-What counts is scored above `score_threshold`, else above what the model's spec says, else above 0.5. Large
-frames that the model looks at in tiles give each object once.
+Boxes count if scored above `score_threshold`, by default the model spec's threshold, else 0.5. If a model
+sees a large frame in tiles, each object is given once.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Detection(FrameJob):
         *,
         final: bool,
     ) -> tuple[list[bytes], bytes]:
-        """Pictures and the film's next part."""
+        """Pictures, and the next part of the overlay video."""
         if frames is None or not self._writer.wanted:
             return [], b""
         pixels = self._painter(frames, found, covered, postprocessor)

@@ -67,7 +67,7 @@ class Job(Protocol):
 
 
 class FrameJob:
-    """The half of a job that all tasks share that look at each frame by itself."""
+    """The part of a job that is common to all tasks that look at single frames."""
 
     def inputs(self, pixels_nchw: Tensor, frames: FrameBatch) -> Tensor | None:
         return pixels_nchw
@@ -86,9 +86,9 @@ class Task:
         job: makes the job for one medium. Raises InvalidOptions.
         model_inputs, model_outputs: columns of the endpoint that has only the model; outputs as far as they
             are the same for all models of the task.
-        tiles: whether large frames may be looked at in pieces.
+        tiles: whether large frames may be cut into tiles.
         select: the options by which frames are selected, where the model has a say in it.
-        repeat_frames: frames stand more than once where a higher rate is asked for than the medium's.
+        repeat_frames: whether frames are repeated if a higher rate is asked for than the medium's.
     """
 
     answer: type[Answer]

@@ -1,7 +1,8 @@
 """Segmentation: logits (N, K, h, w) → class maps, pixel counts, masks and pictures of the source's size.
 
-Without a class the winner of all K classes counts, and of several named ones, where one of them wins. With
-one class (`class_name`, `class_id`), the pixels count where its probability is above `score_threshold`.
+If no class is named, the winner of all K classes counts. If several are named, pixels count where one of them
+wins. If one is named (`class_name`, `class_id`), pixels count where its probability is above
+`score_threshold`.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ class Segmentation(FrameJob):
 def winners(logits_nkhw: Tensor) -> tuple[Tensor, Tensor]:
     """The class of the highest score, uint8 `(n, h, w)`, of equal ones the first; and that score.
 
-    `max` over planes looks for places element by element; what is done instead takes half its time on a CPU.
-    With the channels last `max` is the faster one.
+    On planes, `max` searches indices element by element; the way used here takes half the time on a CPU. With
+    channels last, `max` is faster.
     """
     if not logits_nkhw.is_contiguous():
         best_nhw, places = logits_nkhw.max(dim=1)
@@ -216,7 +217,7 @@ def join_views(
 
 
 def _paste(canvas: Tensor, tile: Tensor, view: View, views: Sequence[View], scales: Sequence[float]) -> None:
-    """Lay a tile on the canvas from the middle of what it shares with the tiles above and left of it."""
+    """Paste a tile on the canvas, from the middle of its overlap with the tiles above and to the left."""
     region, cut = [], []
     for axis, scale in enumerate(scales):
         start_px = (view.top_px, view.left_px)[axis]

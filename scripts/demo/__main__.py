@@ -103,7 +103,7 @@ def main() -> int:
     for run in bad:
         said = f"{run.measure.name} {run.quality:.3f} is below {run.measure.least}"
         print(f"error: {run.task} over {run.way}: {said}", file=sys.stderr)
-    print(f"{'failed' if bad else 'ok'}: pictures, films and answers are in {OUT.relative_to(ROOT)}/")
+    print(f"{'failed' if bad else 'ok'}: pictures, videos and answers are in {OUT.relative_to(ROOT)}/")
     return 1 if bad else 0
 
 
