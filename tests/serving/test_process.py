@@ -42,27 +42,28 @@ FLAGS = ("--device", "cpu", "--endpoints", "media", *MODEL)
 FRAMES, CLIENTS = 120, 12
 
 
-def leftovers() -> set[str]:
-    """What this project's servers may leave: files of Triton's in /dev/shm and folders in the temp folder.
-
-    What a living process uses is of another server: they come and go as they like.
-    """
-    temporary = Path(tempfile.gettempdir())
-    places = (Path("/dev/shm").iterdir(), temporary.glob("trivid-[0-9]*"), temporary.glob("folder*"))
+def belongings(server: Server) -> set[Path]:
+    """What the processes of this server use in /dev/shm and of Triton's folders in the temp folder."""
     used: set[str] = set()
-    for process in psutil.process_iter():
+    for process in server.family():
         with contextlib.suppress(psutil.Error):
             used |= {*process.cmdline(), *(part.path for part in process.memory_maps())}
-    found = {str(path) for place in places for path in place}
-    return {path for path in found if not any(one.startswith(path) for one in used)}
+    places = (Path("/dev/shm").iterdir(), Path(tempfile.gettempdir()).glob("folder*"))
+    return {path for place in places for path in place if any(one.startswith(str(path)) for one in used)}
+
+
+def left_behind(server: Server, had: set[Path]) -> list[Path]:
+    """What is still there of what an ended server had, and what bears its process's number."""
+    pid = server.process.pid
+    named = (Path("/dev/shm").glob(f"pytrtion{pid}-*"), Path(tempfile.gettempdir()).glob(f"trivid-{pid}-*"))
+    return [path for place in (had, *named) for path in place if path.exists()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A server, what lay about before it, and what clients were told while it started."""
+    """A server, and what clients were told while it started."""
 
     server: Server
-    before: set[str]
     codes: set[str]
 
 
@@ -83,14 +84,13 @@ def codes_until_ready(server: Server) -> set[str]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """A server with next to no environment, whose requests may wait for a moment only."""
-    before = leftovers()
     env = {name: os.environ[name] for name in ("HOME", "PATH", "SSL_CERT_FILE") if name in os.environ}
     folder = tmp_path_factory.mktemp("impatient")
     server = start_server(folder, *FLAGS, "--max-wait-ms=50", "--workers=1", env=env)
     try:
         codes = codes_until_ready(server)
         server.wait_ready()
-        yield Started(server=server, before=before, codes=codes)
+        yield Started(server=server, codes=codes)
     finally:
         server.stop()
 
@@ -133,7 +133,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(impatient: Starte
     asking = threading.Thread(target=ask)
     asking.start()
     time.sleep(0.5)
-    family = watchdog.children(server.process.pid)
+    family, had = watchdog.children(server.process.pid), belongings(server)
     assert not answers, "the request must still be in flight"
     (triton,) = [process for process, name in family.items() if "tritonserver" in name]
     # So that it gives back the memory of large uploads.
@@ -143,7 +143,8 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(impatient: Starte
     assert code == 0, server.output()
     assert [len(answer) for answer in answers] == [290]
     assert watchdog.lost(family) == list(family)
-    assert leftovers() <= impatient.before
+    assert had
+    assert not left_behind(server, had)
     assert "Traceback" not in server.output()
 
 
@@ -253,19 +254,18 @@ def film(seconds: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that is asked first, and loses a stub in the end."""
-    before = leftovers()
     with start_server(tmp_path_factory.mktemp("mortal"), *FLAGS, "--max-media-mb=200") as server:
-        yield Started(server=server, before=before, codes=set())
+        yield server
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_memory_does_not_grow_with_the_length_of_a_film(mortal: Started) -> None:
+def test_memory_does_not_grow_with_the_length_of_a_film(mortal: Server) -> None:
     """Ten minutes against ten seconds, streamed. Some 10 MB of upload lie in memory too."""
-    pid = mortal.server.process.pid
-    with Client(mortal.server.grpc_url, timeout_s=120) as client:
+    pid = mortal.process.pid
+    with Client(mortal.grpc_url, timeout_s=120) as client:
         frames = [len(part) for part in client.classify_stream(film(10))]
         short = peak_bytes(pid)
         assert sum(frames) == 10 * FILM_RATE
@@ -275,22 +275,22 @@ def test_memory_does_not_grow_with_the_length_of_a_film(mortal: Started) -> None
     assert long <= 1.15 * short, f"{short >> 20} MiB for ten seconds, {long >> 20} MiB for ten minutes"
 
 
-def test_a_killed_stub_ends_the_server_with_a_message(mortal: Started) -> None:
-    server = mortal.server
-    family = watchdog.children(server.process.pid)
+def test_a_killed_stub_ends_the_server_with_a_message(mortal: Server) -> None:
+    server = mortal
+    family, had = watchdog.children(server.process.pid), belongings(server)
     stubs = [process for process, name in family.items() if "triton_py" in name]
     stubs[0].kill()
     code = server.process.wait(timeout=10)
     assert code == 4, server.output()
     assert "died" in server.output()
     assert watchdog.lost(family) == list(family)
-    assert leftovers() <= mortal.before
+    assert had
+    assert not left_behind(server, had)
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
-    before = leftovers()
     with start_server(tmp_path, *FLAGS) as server:
-        family = watchdog.children(server.process.pid)
+        family, had = watchdog.children(server.process.pid), belongings(server)
         os.killpg(server.process.pid, signal.SIGINT)
         time.sleep(0.3)
         if server.process.poll() is None:
@@ -298,5 +298,6 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
         code = server.process.wait(timeout=20)
     assert code in (0, 130), server.output()
     assert watchdog.lost(family) == list(family)
-    assert leftovers() <= before
+    assert had
+    assert not left_behind(server, had)
     assert "Traceback" not in server.output()
