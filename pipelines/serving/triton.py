@@ -69,8 +69,8 @@ def make_triton(
         ),
         workspace=folder,
     )
-    # Endpoints are described in full, so Triton need not first start a stub of each to ask for missing parts. The
-    # newer `disable-auto-complete-config` takes no value, and PyTriton writes one.
+    # Endpoints are described in full, so Triton need not first start a stub of each to ask for missing parts.
+    # The newer `disable-auto-complete-config` takes no value, and PyTriton writes one.
     triton._triton_server_config["strict-model-config"] = True
     for endpoint in endpoints:
         _bind(triton, endpoint, settings, busy=endpoint.name in tasks)
