@@ -13,6 +13,7 @@ Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -177,6 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     if settings.list_models:
         return print_models()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # PyTriton prints Triton's lines: in a file they would stand late, and some not at all.
+        sys.stdout.reconfigure(line_buffering=True)
     findings = check_machine(settings)
     problems = [finding.problem for finding in findings if finding.problem]
     if settings.check:

@@ -138,6 +138,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(impatient: Starte
     (triton,) = [process for process, name in family.items() if "tritonserver" in name]
     # So that it gives back the memory of large uploads.
     assert "MALLOC_TRIM_THRESHOLD_" in triton.environ()
+    assert "successfully loaded 'status'" in server.output(), "Triton's lines come as they are written"
     code = server.stop()
     asking.join(timeout=30)
     assert code == 0, server.output()
@@ -189,10 +190,10 @@ def test_a_server_that_is_gone_is_model_unavailable_over_both_protocols(tmp_path
 
 def test_sigterm_while_a_server_starts_ends_it_at_once(tmp_path: Path) -> None:
     server = start_server(tmp_path, *FLAGS)
-    while "model_lifecycle" not in server.output() and server.process.poll() is None:
-        time.sleep(0.1)
+    while "tritonserver" not in watchdog.children(server.process.pid).values():
+        server.check_alive()
+        time.sleep(0.05)
     family = watchdog.children(server.process.pid)
-    assert family, server.output()
     assert server.stop() == 128 + signal.SIGTERM, server.output()
     assert "ready: " not in server.output()
     assert watchdog.lost(family) == list(family)
