@@ -20,7 +20,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pipelines.protocol.errors import ModelUnavailable
 
@@ -77,7 +77,18 @@ def read(
             return kind.model_validate_json(given, context=folder)
         return kind.model_validate(given, context=folder)
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        path, wrong, allowed = _explained(kind, error.errors(include_url=False), root, missing)
+    place = (path or "the whole") if origin else f"--{path.replace('_', '-')}" if path else "the command line"
+    raise WrongInput(
+        f"{origin}{': ' * bool(origin)}{place} {wrong}",
+        hint="; ".join(part for part in (allowed, hint) if part),
+    )
+
+
+def _explained(
+    kind: type[BaseModel], found: Sequence[ErrorDetails], root: str, missing: str
+) -> tuple[str, str, str]:
+    """The path of the field that is wrong first, what is wrong with it, and what is allowed."""
     # Unknown names explain others that are missing; of a choice of forms the one that came furthest counts.
     first = max(found, key=lambda one: (one["type"] in UNKNOWN, len(one["loc"])))
     path, known = _place(kind, first["loc"], root)
@@ -98,11 +109,7 @@ def read(
             same = [one for one in found if _place(kind, one["loc"], root)[0] == path]
             texts = [ALLOWED.get(one["type"], one["msg"]).format_map(one.get("ctx", {})) for one in same]
             allowed = f"allowed: {' or '.join(texts).removeprefix('Input should be ')}"
-    place = (path or "the whole") if origin else f"--{path.replace('_', '-')}" if path else "the command line"
-    raise WrongInput(
-        f"{origin}{': ' * bool(origin)}{place} {wrong}",
-        hint="; ".join(part for part in (allowed, hint) if part),
-    )
+    return path, wrong, allowed
 
 
 def _shown(value: object) -> str:
