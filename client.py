@@ -70,6 +70,7 @@ exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage
 3 server not reachable or not ready, 130 interrupted
 """
 
+LONGEST_S = 1e6
 SHORT_FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
 OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("task", *TRANSFER_OPTIONS))
 SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder")
@@ -131,9 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if (seconds := float(text)) > 0:
+        if 0 < (seconds := float(text)) <= LONGEST_S:
             return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, up to {LONGEST_S:g}")
 
 
 def _metavar(name: str) -> str:
@@ -185,21 +186,17 @@ class Invocation:
         if not hasattr(kind, "mask"):
             del pictures["mask"]
         self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
-        self._folder = self._make_folder()
+        self._folder = self._find_folder()
         self._stems: dict[str, int] = {}
 
-    def _make_folder(self) -> Path | None:
-        """The folder for files, if there will be any. Raises InvalidOptions where it cannot be made."""
+    def _find_folder(self) -> Path | None:
+        """The folder for files, if there will be any. Raises InvalidOptions where a file is in its place."""
         asked = {self._options.get("overlay", "none"), self._options.get("mask", "none")}
         files = self._arguments.originals or asked - {"none", "rle"}
         folder: Path | None = self._arguments.output or (Path("out") if files else None)
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidOptions(
-                f"--output needs a folder, and {folder} is none: {error.strerror}", hint="name another"
-            ) from None
+        for place in (folder, *folder.parents) if folder else ():
+            if place.exists() and not place.is_dir():
+                raise InvalidOptions(f"no folder for files: {place} is a file", hint="name another: --output")
         return folder
 
     def send_all(self, media: Sequence[MediaFile]) -> int:

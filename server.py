@@ -13,14 +13,15 @@ Exit codes: 0 stopped when asked to, 2 wrong settings or machine, 3 no model, 4 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import queue
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ WATCH_PERIOD_S = 1.0
 # When asked to stop, the server ends within STOP_S; requests in flight have DRAIN_S.
 STOP_S = 30
 DRAIN_S = STOP_S - 4
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Unlike an Event's `set`, its `put` may be called by a signal in the midst of its `get`.
+Stop = queue.SimpleQueue[int]
 log = logging.getLogger("trivid")
 
 
@@ -87,40 +91,50 @@ def own_folder() -> Path:
     return Path(folder)
 
 
-def stop_on_signals(kill: Callable[[], None]) -> tuple[threading.Event, threading.Event]:
-    """What is to be set once all is ready, and what the first SIGTERM or SIGINT sets from then on.
+def end_on_signals(kill: Callable[[], None]) -> None:
+    """From now on SIGTERM and SIGINT kill, and end the process at once: there is nothing to finish."""
 
-    One before, while there is nothing to finish, or a second one, kills and ends the process at once.
-    """
-    ready, stop, asked_s = threading.Event(), threading.Event(), 0.0
+    def on_signal(number: int, _frame: object) -> None:
+        kill()
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, on_signal)
+
+
+def stop_on_signals(kill: Callable[[], None]) -> Stop:
+    """What the first SIGTERM or SIGINT fills from now on; a second one kills and ends the process at once."""
+    stop, asked_s = Stop(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
         nonlocal asked_s
-        if not ready.is_set() or (stop.is_set() and time.monotonic() - asked_s > ONE_SIGNAL_S):
+        if asked_s and time.monotonic() - asked_s > ONE_SIGNAL_S:
             kill()
             os._exit(128 + number)
-        if not stop.is_set():
+        if not asked_s:
             asked_s = time.monotonic()
-        stop.set()
+            stop.put(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, on_signal)
-    return ready, stop
+    return stop
 
 
-def watch(room: EngineRoom, doors: Sequence[Door], stop: threading.Event) -> str:
+def watch(room: EngineRoom, doors: Sequence[Door], stop: Stop) -> str:
     """Block until asked to stop (returns "") or until something is dead (returns what)."""
     from pipelines.assembly import give_back
 
     idleness = memory.Idleness(room.admission)
-    while not stop.wait(WATCH_PERIOD_S):
+    while True:
+        with contextlib.suppress(queue.Empty):
+            stop.get(timeout=WATCH_PERIOD_S)
+            return ""
         if idleness.begins():
             give_back(room.device)
         for look in (room.fault, *(door.watch for door in doors)):
             # A signal to the whole group ends Triton too, which is no fault then.
-            if (fault := look()) and not stop.is_set():
+            if (fault := look()) and stop.empty():
                 return fault
-    return ""
 
 
 def serve(settings: Settings, room: EngineRoom) -> int:
@@ -130,21 +144,21 @@ def serve(settings: Settings, room: EngineRoom) -> int:
 
     def kill() -> None:
         """End what is left of the children at once, and remove what they left behind."""
-        # Twice: processes tell what is theirs while they live, and make more until they are dead.
-        for _ in range(2):
-            for door in doors:
-                door.clear()
-            watchdog.kill_all(watchdog.children(os.getpid()))
+        # While they live they make more processes, and tell what is theirs.
+        held = watchdog.hold_all(os.getpid())
+        for door in doors:
+            door.clear()
+        watchdog.kill_all(held)
         shutil.rmtree(folder, ignore_errors=True)
 
-    ready, stop = stop_on_signals(kill)
+    end_on_signals(kill)
     try:
         from pipelines.serving.door import TritonDoor
 
         doors.append(TritonDoor(room, settings, folder, drain_s=DRAIN_S))
         for door in doors:
             door.start()
-        ready.set()
+        stop = stop_on_signals(kill)
         log.info("ready: %s", " ".join(door.address for door in doors))
         if fault := watch(room, doors, stop):
             log.error("%s: the server cannot continue and stops; start it again", fault)
@@ -194,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         return EXIT_SETTINGS
+    end_on_signals(lambda: None)
     memory.tune_malloc()
     # torch reads this when it is loaded: threads that spin between batches would take cores from decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

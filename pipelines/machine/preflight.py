@@ -33,6 +33,7 @@ MAX_ANSWER_BYTES = 512 << 20
 # Of a server's folder, which its Triton names on its command line; the number is the server's process.
 FOLDER_PREFIX = "trivid-"
 LONGEST_COMMAND = 60
+ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ def check_port(host: str, port: int, purpose: str) -> Finding:
     try:
         _listen(host, port)
     except OSError as error:
-        holder = _holder(port) if error.errno == errno.EADDRINUSE else ""
+        holder = _holder(host, port) if error.errno == errno.EADDRINUSE else ""
         way_out = f"{holder}choose another with --{purpose}-port"
         return Finding(name=name, problem=f"cannot listen on {host}:{port} ({error.strerror}): {way_out}")
     return Finding(name=name, detail="free")
@@ -131,24 +132,31 @@ def _listen(host: str, port: int) -> str:
         return address
 
 
-def _holder(port: int) -> str:
-    """Which process listens on a port, and what to do about it; empty where the system does not tell."""
-    with contextlib.suppress(psutil.Error):
-        for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
-                process = psutil.Process(one.pid)
-                words = " ".join([process.name(), *process.cmdline()[1:]])
-                holder = f"process {one.pid} ({words[:LONGEST_COMMAND].rstrip()}) has it"
-                server = re.search(rf"/{FOLDER_PREFIX}([0-9]{{1,9}})-", words)
-                if server is None:
-                    return f"{holder}: stop it, or "
-                if psutil.pid_exists(int(server[1])):
-                    return f"{holder}, of the Trivid server with process {server[1]}: stop that, or "
-                return (
-                    f"{holder}, left by a Trivid server that was killed: wait half a minute for its end, "
-                    f"`kill -9 {one.pid}`, or "
-                )
+def _holder(host: str, port: int) -> str:
+    """Which process listens on a port, and what to do about it; empty if the system does not tell."""
+    addresses = {*ANY_ADDRESS, socket.getaddrinfo(host, port)[0][4][0]}
+    with contextlib.suppress(psutil.Error, OSError):
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        there = [
+            one.pid
+            for one in listening
+            if one.laddr and one.laddr.port == port and (host in ANY_ADDRESS or one.laddr.ip in addresses)
+        ]
+        if len(there) == 1 and there[0]:
+            return _told(psutil.Process(there[0]))
     return ""
+
+
+def _told(holder: psutil.Process) -> str:
+    words = " ".join([holder.name(), *holder.cmdline()[1:]])
+    told = f"process {holder.pid} ({words[:LONGEST_COMMAND].rstrip()}) has it"
+    server = re.search(rf"/{FOLDER_PREFIX}([0-9]{{1,9}})-", words)
+    if server is None:
+        return f"{told}: stop it, or "
+    if psutil.pid_exists(int(server[1])):
+        return f"{told}, of the Trivid server with process {server[1]}: stop that, or "
+    ended = f"wait half a minute for its end, `kill -9 {holder.pid}`, or "
+    return f"{told}, left by a Trivid server that was killed: {ended}"
 
 
 def shm_needed_bytes(max_media_bytes: int) -> int:

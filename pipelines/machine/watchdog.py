@@ -45,6 +45,17 @@ def _is_alive(process: psutil.Process) -> bool:
         return isinstance(error, psutil.AccessDenied)
 
 
+def hold_all(pid: int) -> list[psutil.Process]:
+    """Suspend all descendants of a process, and those that they make meanwhile."""
+    held: list[psutil.Process] = []
+    while new := [child for child in children(pid) if child not in held]:
+        for child in new:
+            with contextlib.suppress(psutil.Error):
+                child.suspend()
+        held += new
+    return held
+
+
 def kill_all(processes: Iterable[psutil.Process]) -> None:
     """Send SIGKILL; processes that are already gone are ignored."""
     for process in processes:

@@ -82,7 +82,7 @@ def _check(encoded: bytes, limits: Limits) -> None:
     if BASE64_TEXT.match(encoded):
         raise InvalidMedia(
             f"the medium looks like base64 text: it starts {encoded[:8]!r}",
-            hint="set the option base64 to true, or send the file's bytes",
+            hint="set the option base64 to true, without 'data:…,' and line breaks, or send the file's bytes",
         )
     if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS:
         raise UnsupportedMedia("HEIF images are not supported", hint="convert it to JPEG, PNG or AVIF")

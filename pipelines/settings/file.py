@@ -52,7 +52,7 @@ def read_settings_file(path: Path) -> tuple[dict[str, Any], tuple[ModelSettings,
     try:
         whole = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WrongInput(f"the settings file {path}is not TOML: {error}") from error
+        raise WrongInput(f"the settings file {path} is not TOML: {error}") from error
     if isinstance(whole.get("model"), dict):
         raise WrongInput(f"{path}: model is one table, not a list of them", hint="write [[model]]")
     found = read(_File, whole, str(path), missing='e.g. source = "resnet50"')

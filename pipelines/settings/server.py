@@ -16,6 +16,7 @@ LONGEST_WAIT_MS = 3_600_000
 Port = Annotated[int, between(1, 65535)]
 Count = Annotated[int, between(1, (1 << 31) - 1)]
 IN_MESSAGE = f"1 to {MAX_MESSAGE_MB}; the most that a Triton message holds"
+Host = Annotated[str, allowed("an address or a name, as text", bool)]
 MediumMb = Annotated[int, allowed(IN_MESSAGE, lambda mb: 1 <= mb <= MAX_MESSAGE_MB)]
 
 
@@ -30,7 +31,7 @@ class ServerSettings(BaseModel):
         "let models be code (functions, torch.hub, .pt2, TorchScript) with all rights of the server",
     )
     device: Literal["auto", "cpu", "cuda"] = said("auto", "where models run; auto: a GPU if there is one")
-    host: str = said("127.0.0.1", "address to listen on; keep it private, behind a proxy")
+    host: Host = said("127.0.0.1", "address to listen on; keep it private, behind a proxy")
     http_port: Port = said(8000, "HTTP port")
     grpc_port: Port = said(8001, "gRPC port")
     metrics_port: Port = said(8002, "port of Triton's metrics")

@@ -170,13 +170,15 @@ def _plain(draft: Draft, choice: ModelSettings) -> Preprocessing:
             hint="give resize_px, crop_px, mean and std in a settings file (resize_px = 0: as they are), "
             "or a --model-proc file",
         )
-    assumed = [text for name, text in ASSUMED.items() if getattr(choice, name) is None]
+    of_a_size = len(choice.resize_px) == len("hw") if choice.resize_px else draft.input_px is not None
+    names = [name for name in ASSUMED if getattr(choice, name) is None and (of_a_size or name != "fit")]
     if choice.mean is None or choice.std is None:
         log.warning(
             "%s does not say what it wants of its pixels; assumed: %s. If it was trained with others, its "
-            "answers are wrong: set mean, std, channels and fit in [model.preprocessing] of a settings file",
+            "answers are wrong: set %s in [model.preprocessing] of a settings file",
             draft.name,
-            ", ".join(assumed),
+            ", ".join(ASSUMED[name] for name in names),
+            ", ".join(names),
         )
     return Preprocessing(resize_px=draft.input_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -54,7 +54,9 @@ def test_what_a_killed_server_left_is_told_from_a_server_that_runs(alive: bool) 
         owner.communicate(timeout=10)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
-        problem = preflight.check_port("127.0.0.1", int(holder.stdout.readline()), "http").problem
+        port = int(holder.stdout.readline())
+        with socket.create_server(("127.0.0.2", port)):
+            problem = preflight.check_port("127.0.0.1", port, "http").problem
         holder.communicate(timeout=10)
     if alive:
         owner.communicate(timeout=10)

@@ -250,11 +250,15 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ),
         ("[[model]]\nsource = ''", 'model[0].source is "" (allowed: a name or a file, such as "resnet50" or'),
         ("[server]\nmax_queue = 0x" + "f" * 5000, "server.max_queue is more than can be shown"),
-        ("[server]\nhost = 1979-05-27", 'server.host is "1979-05-27" (allowed: a text)'),
+        (
+            "[server]\nhost = 1979-05-27",
+            'server.host is "1979-05-27" (allowed: an address or a name, as text)',
+        ),
+        ("[server]\nhost = ''", 'server.host is "" (allowed: an address'),
         ('[server]\n"a\\u001b[2J" = 1', r"server.'a\x1b[2J' is unknown"),
         ("x = " + "[" * 100 + "]" * 100, "x is unknown"),
-        ("x = " + "[" * 100_000, "is not TOML"),
-        ("[server", "is not TOML"),
+        ("x = " + "[" * 100_000, "toml is not TOML"),
+        ("[server", "toml is not TOML"),
     ],
 )
 def test_a_wrong_settings_file_is_named(

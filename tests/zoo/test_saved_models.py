@@ -113,6 +113,7 @@ def error_of(source: object, allow_code: bool = False, **options: Any) -> str:
     ("options", "assumed"),
     [
         ({}, "mean 0, std 1 (values of 0..1), RGB, stretched"),
+        ({"resize_px": (40,)}, "mean 0, std 1 (values of 0..1), RGB"),
         ({"std": 0.5, "channels": "BGR"}, "mean 0, stretched"),
         ({"mean": 0.5, "std": 0.5}, ""),
     ],
@@ -122,7 +123,7 @@ def test_what_is_assumed_of_a_file_that_says_nothing_is_a_warning(
 ) -> None:
     FORMS["toy.pt2"](tmp_path / "toy.pt2", None)
     spec = spec_of(tmp_path / "toy.pt2", allow_code=True, task="classification", **options)
-    assert spec.preprocessing.resize_px == (SIDE_PX, SIDE_PX)
+    assert spec.preprocessing.resize_px == (40 if "resize_px" in options else (SIDE_PX, SIDE_PX))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [f"assumed: {assumed}. " in text and "[model.preprocessing]" in text for text in told] == (
         [True] if assumed else []
