@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import struct
 from collections.abc import Iterator
@@ -23,9 +22,11 @@ CONTAINERS = (
 )
 
 
-@functools.cache
 def _quieten() -> None:
-    """Keep FFmpeg off Python's logging: its decoder threads would wait for the GIL while we wait for them."""
+    """Keep FFmpeg off Python's logging: its decoder threads would wait for the GIL while we wait for them.
+
+    At every opening, since others set it as they like: an import of torchvision does.
+    """
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
 

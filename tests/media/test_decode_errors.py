@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -187,6 +188,20 @@ def test_limits(data: bytes, options: Options, limits: Limits, frames: int, text
     assert isinstance(error, TooLarge)
     assert text in str(error)
     assert error.hint
+
+
+def test_decoder_threads_never_wait_for_the_interpreter() -> None:
+    """An import of torchvision has FFmpeg log to Python again; closing a decoder waits for its threads."""
+    data = mutated(clip(frames=30), seed=1)
+    read_until_error(data)
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture(False) as told:
+            read_until_error(data)
+    finally:
+        av.logging.set_level(level)
+    assert told == []
 
 
 def test_a_header_that_lies_of_its_size() -> None:
