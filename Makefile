@@ -37,6 +37,7 @@ test-gpu: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m scripts.reference.page
 	$(BIN)/python -m scripts.reference.codecs
+	$(BIN)/python -m scripts.reference.networks
 
 parity: $(STAMP)
 	$(BIN)/python -m scripts.parity --write
