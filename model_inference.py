@@ -7,34 +7,33 @@ batch, which showed what it gives.
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipelines.models.outputs import (
-    BoxOutput,
-    Output,
-    are_probabilities,
-    check_rows,
-    output_facts,
-    read_output,
-)
+from pipelines.models.first_look import learn
+from pipelines.models.forms import Form, mismatch
+from pipelines.models.outputs import Output, check_rows, named_tensors, output_facts, read_output
+from pipelines.models.probing import Shown, Tensors, probes
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, Tiling
-from pipelines.models.torch_runtime import Runner, TorchRunner, as_given, bucket_of, halves, padded
+from pipelines.models.torch_runtime import Runner, TorchRunner, as_given, bucket_of, filled, halves, padded
 from pipelines.protocol.errors import ModelUnavailable
 
 __all__ = ["Clip", "Model", "ModelSpec", "Preprocessing", "Tiling"]
-# Class maps are bytes.
-MAX_SEGMENTS = 256
+T = TypeVar("T")
+log = logging.getLogger("trivid")
 
 
 class Model:
     """A loaded `ModelSpec` on one device (`"cpu"`, `"cuda"`); calling it runs one batch.
 
     Attributes:
-        spec: with the labels filled in, and the engine that runs.
+        spec: with what its first passes have shown, such as labels and activation, and the engine that runs.
         runner: what computes the layers.
         outputs: what the model gives, found by a pass of a random batch.
 
@@ -51,14 +50,16 @@ class Model:
         for parameter in network.parameters():
             if parameter.ndim == 4:  # convolutions over pixels are faster with the channels last
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        layers, self._finish = halves(network, spec.task)
+        layers, self._finish = halves(network, spec)
         self.spec = spec
         lanes = torch.get_num_threads() if spec.thread_safe and self.device.type == "cpu" else 1
         self.run_by(TorchRunner(layers, self.device, lanes=lanes))
-        first = self._try(min(2, spec.max_batch))
-        self.outputs = output_facts(first)
-        probabilities = spec.probabilities or are_probabilities(first)
-        self.spec = replace(self.spec, labels=_labels(spec, first), probabilities=probabilities)
+        self._form = Form()
+        first = _mild_noise(spec.example_shape(min(2, spec.max_batch)))
+        given = self._guarded(self.compute, first)
+        if spec.task != "detection":
+            self._learn(given, first.shape)
+        self.outputs = output_facts(self._guarded(lambda pixels: self.read(given, pixels), first))
 
     def __call__(self, pixels: Tensor) -> Output:
         """Model pixels float32 `(N, 3, h, w)` or clips `(N, 3, T, h, w)` → outputs on the same device."""
@@ -73,11 +74,13 @@ class Model:
 
     def read(self, given: Any, pixels: Tensor) -> Output:
         """The outputs for `pixels` in what `compute` gave for them."""
+        count, size = len(pixels), bucket_of(len(pixels), self.runner.buckets)
         with torch.inference_mode():
             height_px, width_px = pixels.shape[-2:]
             found = self._finish(given, (height_px, width_px))
-            outputs = read_output(found, self.spec.task, self.spec.name, (height_px, width_px))
-        count, size = len(pixels), bucket_of(len(pixels), self.runner.buckets)
+            if self.spec.head is not None:
+                found = filled(self.spec.head, found, size)
+            outputs = read_output(found, self.spec.task, self.spec.name, (height_px, width_px), self._form)
         check_rows(outputs, size, self.spec.name)
         return outputs.part(0, count) if size > count else outputs
 
@@ -90,7 +93,8 @@ class Model:
     def lanes(self) -> int:
         """How many threads gain by calling it at once; each of several computes with one thread."""
         # A last step of its own is the network's code, whatever engine computes the layers.
-        return self.runner.lanes if self.spec.thread_safe or self._finish is as_given else 1
+        own = self._finish is not as_given and self.spec.head is None
+        return 1 if own and not self.spec.thread_safe else self.runner.lanes
 
     def warm_up(self) -> None:
         """Run every fixed batch size, and always the largest, so that no request pays for the first run."""
@@ -102,33 +106,43 @@ class Model:
             self._try(1)
             torch.set_num_threads(threads)
 
+    def _learn(self, given: Any, shape: tuple[int, ...]) -> None:
+        """Fill in the spec, and find out how outputs are read, from what a first pass gave and from more."""
+        facts = self.spec.preprocessing
+
+        @functools.cache
+        def more() -> list[Tensors]:
+            passes = [self._guarded(self.compute, pixels) for pixels in probes(shape, facts)]
+            return [dict(named_tensors(one)) for one in passes]
+
+        first = dict(named_tensors(given))
+        if not first:
+            raise mismatch(self.spec.name, f"a {type(given).__name__}", self.spec.task)
+        height_px, width_px = shape[-2:]
+        known = len(self.spec.assumed)
+        self.spec, self._form = learn(self.spec, Shown(first, more, (height_px, width_px)))
+        for text in self.spec.assumed[known:]:
+            log.warning("%s: assumed: %s", self.spec.name, text)
+
     def _try(self, count: int) -> Output:
-        """The outputs for random pictures; any failure makes the model unavailable."""
-        shape = self.spec.example_shape(count)
+        """The outputs for random pictures."""
+        return self._guarded(self, _mild_noise(self.spec.example_shape(count)))
+
+    def _guarded(self, call: Callable[[Tensor], T], pixels: Tensor) -> T:
+        """A pass; any failure makes the model unavailable."""
         try:
-            return self(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+            return call(pixels)
         except ModelUnavailable:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
             raise ModelUnavailable(
-                f"{self.spec.name} does not take pixels {shape} as task {self.spec.task} gives them: "
-                f"{reason}",
+                f"{self.spec.name} does not take pixels {tuple(pixels.shape)} as task {self.spec.task} "
+                f"gives them: {reason}",
                 hint="check the task and the input size: one number as resize_px sets the shorter side, "
                 "[height, width] the size; max_batch=1 for a model exported with a fixed batch size",
             ) from error
 
 
-def _labels(spec: ModelSpec, output: Output) -> tuple[str, ...]:
-    """The spec's labels, as many as the model has outputs; numbers if it has none."""
-    if isinstance(output, BoxOutput):
-        return spec.labels
-    count = output.logits.shape[1]
-    if not count or (spec.task == "segmentation" and count > MAX_SEGMENTS):
-        raise ModelUnavailable(f"{spec.name} has {count} classes", hint=f"1 to {MAX_SEGMENTS} are served")
-    if spec.labels and len(spec.labels) != count:
-        raise ModelUnavailable(
-            f"{spec.name} has {count} outputs and {len(spec.labels)} labels",
-            hint="give a file with one label per line",
-        )
-    return spec.labels or tuple(map(str, range(count)))
+def _mild_noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from model_inference import Model
-from pipelines.batching.work import Slice, Work, read
+from pipelines.batching.work import NEVER_S, Slice, Work, read
 from pipelines.machine.threads import use_threads
 from pipelines.models.outputs import Output
 from pipelines.protocol.errors import InternalError, ModelUnavailable
@@ -36,7 +36,6 @@ URGENT_BATCH_S, JUST_NOW_S = 0.01, 10.0
 # The weight of the last batch in the estimated rate.
 NEWEST = 0.2
 MOST_SHAPES = 100
-NEVER_S = float("inf")
 
 
 class Batcher:

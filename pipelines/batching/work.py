@@ -1,4 +1,4 @@
-"""What waits for a model, and what batches are made of: chunks of frames, and their parts. Knows no model."""
+"""What waits for a model, on what terms, and what batches are made of: chunks of frames. Knows no model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,31 @@ from torch import Tensor
 
 from pipelines.models.outputs import Output
 from pipelines.protocol.errors import DeadlineExceeded
+from pipelines.protocol.options import Options
 
 T = TypeVar("T")
+NEVER_S = float("inf")
 TOO_LATE = "request less, or allow more time"
+
+
+@dataclass(slots=True, kw_only=True)
+class Terms:
+    """A request's deadline, by `time.monotonic`, and whether it is about only one frame."""
+
+    deadline_s: float
+    urgent: bool
+
+    @classmethod
+    def of(cls, options: Options) -> Terms:
+        return cls(
+            deadline_s=time.monotonic() + options.deadline_ms / 1000 if options.deadline_ms else NEVER_S,
+            urgent=options.max_frames == 1,
+        )
+
+    def check(self) -> None:
+        """Raise DeadlineExceeded if it is too late to decode more."""
+        if time.monotonic() > self.deadline_s:
+            raise DeadlineExceeded("deadline_ms passed before the next frames were decoded", hint=TOO_LATE)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from pipelines.models.spec import Preprocessing
+from pipelines.models.spec import Preprocessing, Rounding
 from pipelines.protocol.errors import TooLarge
 
 # A float numpy array or torch tensor of points or boxes; the result has the type of the argument.
@@ -78,6 +78,11 @@ class View:
     left_px: int
     geometry: Geometry
 
+    @classmethod
+    def whole(cls, frame_hw: tuple[int, int]) -> View:
+        """The frame as it is."""
+        return cls(top_px=0, left_px=0, geometry=Geometry.whole(frame_hw))
+
     @property
     def part_yxhw(self) -> tuple[int, int, int, int]:
         """Top, left, height and width in the frame's pixels."""
@@ -127,6 +132,8 @@ def _tile_starts(side_px: int, tile_px: int, overlap_px: int) -> list[int]:
 MAX_MODEL_PIXELS = 4 << 20
 # How far the widest kernel (bicubic) reaches, in pixels of the source, or of the result when downscaling.
 KERNEL_RADIUS = 2
+# The sides of frames for YOLOS are multiples of its patches.
+YOLOS_PATCH_PX = 16
 
 
 def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geometry:
@@ -135,7 +142,9 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
     Sizes are those of torchvision's `Resize` (the longer side is truncated to an integer) and `CenterCrop`
     (Python's `round`, half to even; a side that is too short is padded, the odd pixel last). With `max_px`
     they are those of its detectors' `GeneralizedRCNNTransform`. A letterbox rounds its sides and centres
-    them, the odd pixel last. With padding, the region's top or left is negative.
+    them, the odd pixel last; one at the top left truncates them. With padding, the region's top or left is
+    negative. Those of transformers are its `get_size_with_aspect_ratio` with `max_px`, and its `center_crop`
+    (truncated).
 
     Raises:
         TooLarge: a frame so long and narrow, or kept at its own size, has too many pixels for the model.
@@ -149,8 +158,9 @@ def geometry(preprocessing: Preprocessing, height_px: int, width_px: int) -> Geo
             f"over the limit of {MAX_MODEL_PIXELS} pixels",
             hint="cut long, narrow frames into pieces",
         )
+    centred = preprocessing.fit != "letterbox_top_left"
     top, left = (
-        _centred(canvas, crop) - (canvas - resized) // 2
+        _centred(canvas, crop, preprocessing.rounding) - (canvas - resized) // 2 * centred
         for canvas, crop, resized in zip(canvas_hw, (crop_h, crop_w), resized_hw, strict=True)
     )
     return Geometry(
@@ -202,7 +212,10 @@ def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> 
         if preprocessing.fit == "stretch":
             return wanted
         scale = min(wanted[0] / height_px, wanted[1] / width_px)
-        return max(1, round(height_px * scale)), max(1, round(width_px * scale))
+        whole = round if preprocessing.fit == "letterbox" else int
+        return max(1, whole(height_px * scale)), max(1, whole(width_px * scale))
+    if preprocessing.max_px is not None and preprocessing.rounding != "torchvision":
+        return _detr_hw(wanted, preprocessing.max_px, height_px, width_px, preprocessing.rounding)
     if preprocessing.max_px is not None:
         scale = min(wanted / shorter, preprocessing.max_px / longer)
         # torchvision fails if a side of an extreme frame shrinks to nothing.
@@ -212,22 +225,44 @@ def _resized_hw(preprocessing: Preprocessing, height_px: int, width_px: int) -> 
     return wanted, int(wanted * width_px / height_px)
 
 
+def _detr_hw(
+    shorter_px: int, longer_px: int, height_px: int, width_px: int, rounding: Rounding
+) -> tuple[int, int]:
+    """Size with a shorter side and a longest one, as transformers' processors of detectors have it.
+
+    The longer side follows from the shorter one as it was before it was rounded.
+    """
+    short, long = sorted((height_px, width_px))
+    ideal: float = shorter_px
+    if long / short * shorter_px > longer_px:
+        ideal = longer_px * short / long
+    found_short, found_long = round(ideal), int(ideal * long / short)
+    patch_px = YOLOS_PATCH_PX if rounding == "yolos" else 1
+    # A shorter side that fits stays as it is; that of YOLOS in portraits does not.
+    if short == found_short and (patch_px == 1 or width_px >= height_px):
+        found_short, found_long = short, long
+    found_short, found_long = (max(patch_px, side - side % patch_px) for side in (found_short, found_long))
+    return (found_long, found_short) if width_px < height_px else (found_short, found_long)
+
+
 def _canvas_hw(preprocessing: Preprocessing, resized_hw: tuple[int, int]) -> tuple[int, int]:
     """What the centre crop is taken from: the resized frame, or the letterbox around it."""
     wanted = preprocessing.resize_px
-    return wanted if preprocessing.fit == "letterbox" and isinstance(wanted, tuple) else resized_hw
+    return wanted if preprocessing.fit != "stretch" and isinstance(wanted, tuple) else resized_hw
 
 
-def _centred(side_px: int, crop_px: int) -> int:
-    """Where a centre crop begins on a side, as in torchvision; negative if it pads."""
-    return round((side_px - crop_px) / 2.0) if crop_px <= side_px else -((crop_px - side_px) // 2)
+def _centred(side_px: int, crop_px: int, rounding: Rounding) -> int:
+    """Where a centre crop begins on a side; negative if it pads."""
+    if crop_px > side_px:
+        return -((crop_px - side_px) // 2)
+    return round((side_px - crop_px) / 2.0) if rounding == "torchvision" else (side_px - crop_px) // 2
 
 
 def pads(preprocessing: Preprocessing) -> bool:
     """Whether the model's region may reach beyond the resized frame."""
     resized, cropped = preprocessing.resize_px, preprocessing.crop_px
-    if preprocessing.fit == "letterbox" or cropped is None:
-        return preprocessing.fit == "letterbox"
+    if preprocessing.fit != "stretch" or cropped is None:
+        return preprocessing.fit != "stretch"
     if preprocessing.max_px is not None or resized is None:
         return True
     sides = (resized, resized) if isinstance(resized, int) else resized

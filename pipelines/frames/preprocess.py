@@ -6,7 +6,8 @@ halves the work. Pixels are within one level of 255 of torchvision's. Knows no d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,7 @@ def _padded(pixels: Any, region: Region, preprocessing: Preprocessing) -> Any:
         normalized_anchor=False,
         normalized_shape=False,
         out_of_bounds_policy="pad",
-        fill_values=float(preprocessing.pad_value if preprocessing.fit == "letterbox" else 0),
+        fill_values=float(preprocessing.pad_value if preprocessing.fit != "stretch" else 0),
     )
 
 
@@ -154,16 +155,27 @@ class Preprocessor:
             InternalError: DALI failed.
         """
         count, height_px, width_px = _check_frames(pixels_nhwc)
-        shape = geometry(self._preprocessing, height_px, width_px)
-        region = Region.of(shape, self._preprocessing)
-        pixels_each = max(height_px * width_px, shape.model_hw[0] * shape.model_hw[1])
+        shapes = [geometry(self._preprocessing, height_px, width_px)] * count
+        return self._in_runs(shapes, lambda run: as_samples(pixels_nhwc[run], self._device))
+
+    def pictures(self, pictures: Sequence[PixelArray]) -> Tensor:
+        """The same of N pictures `(H, W, 3)` of any sizes, if what the model sees of them has one size."""
+        shapes = [geometry(self._preprocessing, one.shape[0], one.shape[1]) for one in pictures]
+        return self._in_runs(
+            shapes, lambda run: [as_samples(one[None], self._device)[0] for one in pictures[run]]
+        )
+
+    def _in_runs(self, shapes: Sequence[Geometry], samples: Callable[[slice], list[Any]]) -> Tensor:
+        """Pictures of these shapes, some at a time, as the graph takes them."""
+        regions = {shape: Region.of(shape, self._preprocessing) for shape in set(shapes)}
+        pixels_each = max(math.prod(side) for shape in regions for side in (shape.source_hw, shape.model_hw))
         parts = []
-        for run in runs(count, pixels_each, self._max_frames):
-            frames = as_samples(pixels_nhwc[run], self._device)
+        for run in runs(len(shapes), pixels_each, self._max_frames):
             numbers = {
-                name: [np.array(getattr(region, name), np.float32)] * len(frames) for name in self._numbers
+                name: [np.array(getattr(regions[shape], name), np.float32) for shape in shapes[run]]
+                for name in self._numbers
             }
-            parts.extend(self._graph(frames=frames, **numbers))
+            parts.extend(self._graph(frames=samples(run), **numbers))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _define(self, device: str) -> Sequence[Any]:

@@ -1,8 +1,10 @@
 """Frames → the model's pixels on the CPU, with torchvision's own resizing kernels. Knows no decoder.
 
-The pixels are those of torchvision's transforms v2 (without antialiasing: v1) to the bit. A few pixels in a
-thousand differ from Pillow's, by one level. The kernels take a third to an eighth of the time of DALI's CPU
-operators (docs/performance.md). On a GPU the DALI graph of `preprocess` does the same work.
+The pixels are those of torchvision's transforms v2 to the bit, or of v1 for its presets without antialiasing.
+A few pixels in a thousand differ from Pillow's, by one level. Letterboxes without antialiasing are v2's too:
+they are resized as integers, as by OpenCV, which is faster, and differ from floats by one level at most. The
+kernels take a third to an eighth of the time of DALI's CPU operators (docs/performance.md). On a GPU the DALI
+graph of `preprocess` does the same work.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Resizer:
         self._floats: Tensor | None = None
         # Presets without antialiasing (for clips) take only tensors, which torchvision resizes as floats.
         smooth = preprocessing.interpolation != "nearest"
-        self._by_floats = not preprocessing.round_pixels or (smooth and not preprocessing.antialias)
+        as_tensors = smooth and not preprocessing.antialias and preprocessing.fit == "stretch"
+        self._by_floats = not preprocessing.round_pixels or as_tensors
         whole = geometry(preprocessing, height_px, width_px)
         # With floats, or nearest neighbours, the last bit depends on where a part begins.
         exact = smooth and not self._by_floats
@@ -76,16 +79,18 @@ class Resizer:
     def _region(self, resized_nchw: Tensor) -> Tensor:
         """The model's region: what is cut out, with padding around it, in the model's order of colours."""
         top, left, height, width = self._shape.crop_yxhw
-        (full_height, full_width), preprocessing = self._shape.resized_hw, self._preprocessing
+        preprocessing = self._preprocessing
         cut = resized_nchw[..., max(0, top) : top + height, max(0, left) : left + width]
-        if preprocessing.channels == "BGR":
-            cut = cut.flip(1)
-        around = [max(0, -left), max(0, left + width - full_width)]
-        around += [max(0, -top), max(0, top + height - full_height)]
-        if not any(around):
-            return cut.contiguous()
-        level = preprocessing.pad_value if preprocessing.fit == "letterbox" else 0
-        return functional.pad(cut, around, value=level)
+        backwards = preprocessing.channels == "BGR"
+        if cut.shape[2:] == (height, width):
+            return cut.flip(1) if backwards else cut.contiguous()
+        level = preprocessing.pad_value if preprocessing.fit != "stretch" else 0
+        # A colour at a time: copies of whole planes are several times as fast as of pixels.
+        whole = cut.new_full((1, 3, height, width), level)
+        inner = whole[..., max(0, -top) :, max(0, -left) :][..., : cut.shape[2], : cut.shape[3]]
+        for colour in range(3):
+            inner[:, colour] = cut[:, 2 - colour if backwards else colour]
+        return whole
 
 
 def normalize(levels: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
@@ -93,7 +98,9 @@ def normalize(levels: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
     mean, std = (
         255 * torch.tensor(each).view(1, 3, 1, 1) for each in (preprocessing.mean, preprocessing.std)
     )
-    return torch.stack(list(levels)).to(torch.float32).sub_(mean).mul_(1 / std)
+    pixels = torch.stack(list(levels)).to(torch.float32)
+    # Levels as they are need no passes over all pixels.
+    return pixels if not mean.any() and (std == 1).all() else pixels.sub_(mean).mul_(1 / std)
 
 
 def prepare_on_cpu(pixels_nhwc: PixelArray, preprocessing: Preprocessing) -> Tensor:

@@ -14,6 +14,9 @@ from pipelines.models.outputs import BoxOutput, LogitOutput, Output, named_tenso
 
 SAME_IOU = 0.9
 SURE_SCORE = 0.5
+SAME_COSINE = 0.99
+# How far the numbers of a network of one column may differ, as a share of their spread.
+SAME_NUMBER = 0.05
 # A winner that leads by less than this share of its row's spread is a tie, which rounding may decide.
 TIE = 0.01
 LEAST_SPREAD = 1e-3
@@ -61,7 +64,8 @@ def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
     same = total = 0
     for before, after in zip(plain, other, strict=True):
         if isinstance(before, LogitOutput) and isinstance(after, LogitOutput):
-            hits = _same_winners(before.logits, after.logits)
+            same_rows = _same_vectors if before.vectors else _same_winners
+            hits = same_rows(before.logits, after.logits)
         else:
             assert isinstance(before, BoxOutput)
             assert isinstance(after, BoxOutput)
@@ -70,10 +74,18 @@ def agreeing(plain: Sequence[Output], other: Sequence[Output]) -> float:
     return same / total if total else 1.0
 
 
+def _same_vectors(before: Tensor, after: Tensor) -> Tensor:
+    """For each row, whether it has nearly the same direction."""
+    return functional.cosine_similarity(before, after, dim=1) > SAME_COSINE
+
+
 def _same_winners(before: Tensor, after: Tensor) -> Tensor:
-    """For each row that is not a tie, whether the winner is the same."""
+    """For each row that is not a tie, whether the winner is the same; of one column, nearly the number."""
+    if not before.is_floating_point():
+        return before == after
     if before.shape[1] < 2:
-        return torch.empty(0, dtype=torch.bool)
+        spread = (before.amax() - before.amin()).clamp_min(LEAST_SPREAD)
+        return (before - after).abs() < SAME_NUMBER * spread
     best = before.topk(2, dim=1).values
     spread = before.amax(dim=1) - before.amin(dim=1)
     clear = best[:, 0] - best[:, 1] > TIE * spread

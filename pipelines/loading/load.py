@@ -24,8 +24,8 @@ from pipelines.models.export import FAILURES, ExportedRunner, exported
 from pipelines.models.onnx_runtime import OnnxGraph, has_cuda, one_line
 from pipelines.models.openvino_runtime import OpenvinoGraph
 from pipelines.models.outputs import Output
-from pipelines.models.spec import ModelSpec
-from pipelines.models.torch_runtime import GraphRunner, Runner, TorchRunner, bucket_sizes
+from pipelines.models.spec import Engine, ModelSpec
+from pipelines.models.torch_runtime import Foreign, GraphRunner, Runner, TorchRunner, bucket_sizes
 from pipelines.protocol.errors import ModelUnavailable
 
 log = logging.getLogger("trivid")
@@ -43,8 +43,9 @@ Makers = Mapping[str, Callable[[], Runner]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
-    """Pixels, and what torch gave for them in fp32: from the layers, and as outputs."""
+    """Pixels, and what the first engine, torch in fp32, gave for them: from the layers, and as outputs."""
 
+    engine: str
     pixels: Sequence[Tensor]
     given: Sequence[Any]
     outputs: Sequence[Output]
@@ -66,16 +67,15 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     model = Model(spec, device, threads)
     spec = _with_lengths(model, spec)
     torch_runner = model.runner
-    # A file that ONNX Runtime runs only looks like a torch network.
-    if not isinstance(torch_runner, TorchRunner) or torch_runner.engine == "onnxruntime":
-        if spec.engine in ("compile", "openvino"):
-            raise ModelUnavailable(
-                f"{spec.name} runs only with ONNX Runtime", hint=f"leave out --engine {spec.engine}"
-            )
+    if not isinstance(torch_runner, TorchRunner):
         return model
     plain = torch_runner
     shapes = _few_shapes(spec) if spec.precision == "fp32" else _all_shapes(spec)
     known = functools.cache(lambda: _known(model, plain, shapes))
+    # A file that another engine runs only looks like a torch network.
+    if isinstance(plain.layers, Foreign):
+        _load_foreign(model, spec, plain, plain.layers, known)
+        return model
     if spec.precision != "fp32":
         torch_runner = TorchRunner(plain.layers, model.device, precision=spec.precision, lanes=plain.lanes)
     makers = _makers(model, spec, torch_runner)
@@ -84,6 +84,27 @@ def load_model(spec: ModelSpec, device: str, threads: int = 0) -> Model:
     else:
         _choose(model, spec, torch_runner, makers, known)
     return model
+
+
+def _load_foreign(model: Model, spec: ModelSpec, plain: TorchRunner, layers: Foreign, known: Ask) -> None:
+    """Run a file's graph with the engine asked for, or with the fastest that agrees with its first."""
+    if spec.engine not in ("auto", *layers.engines):
+        only = " or ".join(layers.engines)
+        raise ModelUnavailable(f"{spec.name} runs only with {only}", hint=f"leave out --engine {spec.engine}")
+    if spec.precision != "fp32":
+        raise ModelUnavailable(
+            f"{spec.name} computes in the precision of its file, not in {spec.precision}",
+            hint="leave out --precision",
+        )
+
+    def maker(engine: Engine) -> Callable[[], Runner]:
+        return lambda: TorchRunner(layers.by(engine), model.device)
+
+    others: dict[str, Callable[[], Runner]] = {engine: maker(engine) for engine in layers.engines[1:]}
+    if spec.engine in others:
+        _demand(model, spec, {spec.engine: others[spec.engine]}, known)
+    elif spec.engine == "auto" and model.device.type == "cpu":
+        _choose(model, spec, plain, others, known)
 
 
 def _with_lengths(model: Model, spec: ModelSpec) -> ModelSpec:
@@ -180,9 +201,9 @@ def _demand(model: Model, spec: ModelSpec, makers: Makers, known: Ask) -> None:
 
 def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Makers, known: Ask) -> None:
     """Run with the fastest engine that agrees."""
-    rivals: dict[str, Runner] = {"torch": torch_runner} if spec.precision == "fp32" else {}
+    rivals: dict[str, Runner] = {torch_runner.engine: torch_runner} if spec.precision == "fp32" else {}
     faults: list[Exception] = []
-    for name, make in {"torch": lambda: torch_runner, **makers}.items():
+    for name, make in {torch_runner.engine: lambda: torch_runner, **makers}.items():
         if name in rivals:  # all others are compared with it
             continue
         try:
@@ -205,6 +226,7 @@ def _choose(model: Model, spec: ModelSpec, torch_runner: TorchRunner, makers: Ma
 def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
     """Let the model run with `runner`. Raises ModelUnavailable if it then answers differently."""
     plain = known()
+    first = plain.engine
     model.run_by(runner)
     given = [model.compute(pixels) for pixels in plain.pixels]
     outputs = [model.read(one, pixels) for one, pixels in zip(given, plain.pixels, strict=True)]
@@ -212,7 +234,7 @@ def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
     by = f"{spec.name} in {spec.precision} with {runner.engine}"
     if agreement < LEAST_AGREEMENT:
         raise ModelUnavailable(
-            f"{by} agrees with torch in fp32 in only {100 * agreement:.2f} %, less than "
+            f"{by} agrees with {first} in only {100 * agreement:.2f} %, less than "
             f"{100 * LEAST_AGREEMENT:g} %",
             hint="leave out --precision and --engine",
         )
@@ -220,7 +242,7 @@ def _check(model: Model, runner: Runner, known: Ask, spec: ModelSpec) -> None:
         worst = max(deviation(one, other) for one, other in zip(plain.given, given, strict=True))
         if not worst <= MOST_DEVIATION:
             raise ModelUnavailable(
-                f"{by} gives numbers that differ from torch's by {worst:.1e} of their spread, over "
+                f"{by} gives numbers that differ from those of {first} by {worst:.1e} of their spread, over "
                 f"{MOST_DEVIATION}",
                 hint="leave out --engine",
             )
@@ -230,7 +252,8 @@ def _known(model: Model, plain: Runner, shapes: Sequence[tuple[int, ...]]) -> _K
     model.run_by(plain)
     pixels = list(example_pixels(shapes))
     given = [model.compute(batch) for batch in pixels]
-    return _Known(pixels, given, [model.read(one, batch) for one, batch in zip(given, pixels, strict=True)])
+    outputs = [model.read(one, batch) for one, batch in zip(given, pixels, strict=True)]
+    return _Known("torch in fp32" if plain.engine == "torch" else plain.engine, pixels, given, outputs)
 
 
 def _all_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ Shape = tuple[int, ...]
 
 
 class OnnxGraph:
-    """A graph of one input, opened for a device; a call gives its outputs by name, on the pixels' device.
+    """A graph, opened for a device; a call gives its outputs by name, on the pixels' device.
+
+    A call takes the pixels, and any other inputs by name.
 
     On the CPU it has as many threads as torch has now. If torch has only one thread for the calling thread,
     that thread computes the call. On a GPU, if ONNX Runtime has its CUDA provider, tensors stay on the GPU.
@@ -65,23 +68,31 @@ class OnnxGraph:
         # For the second session, which is opened when it is first needed.
         self._graph: Path | bytes | None = graph if self.lanes > 1 else None
         self._opening = threading.Lock()
-        self._input = self.session.get_inputs()[0]
+        self._inputs = {one.name: DTYPES.get(one.type) for one in self.session.get_inputs()}
         self._outputs = {output.name: output.type for output in self.session.get_outputs()}
         self._on_gpu = CUDA in self.session.get_providers()
         self._shapes: dict[Shape, list[Shape]] = {}
+        self._loose = _loose(self.session)
 
-    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
-        pixels = pixels.to(DTYPES[self._input.type]).contiguous()
+    def __call__(self, pixels: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        extra = extra or {}
+        of_pixels = next(name for name in self._inputs if name not in extra)
+        given = {
+            name: one.to(self._inputs[name]).contiguous()
+            for name, one in {of_pixels: pixels, **extra}.items()
+        }
         try:
-            return self._bound(pixels) if self._on_gpu and pixels.is_cuda else self._plain(pixels)
+            if self._on_gpu and pixels.is_cuda:
+                return self._bound({name: one.to(pixels.device) for name, one in given.items()})
+            found = self._plain(given)
         except failures() as error:
             raise RuntimeError(one_line(error)) from error
+        return {name: tensor.to(pixels.device) for name, tensor in found.items()}
 
-    def _plain(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _plain(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         session = self._session_of_one() if self.lanes > 1 and torch.get_num_threads() == 1 else self.session
-        arrays = session.run(None, {self._input.name: pixels.cpu().numpy()})
-        tensors = map(torch.from_numpy, arrays)
-        return {name: tensor.to(pixels.device) for name, tensor in zip(self._outputs, tensors, strict=True)}
+        arrays = session.run(None, {name: one.cpu().numpy() for name, one in given.items()})
+        return dict(zip(self._outputs, map(torch.from_numpy, arrays), strict=True))
 
     def _session_of_one(self) -> InferenceSession:
         """The session that has no threads of its own."""
@@ -91,43 +102,60 @@ class OnnxGraph:
                 self._by_one, self._graph = _open(self._graph, torch.device("cpu"), None, optimise=True), None
             return self._by_one
 
-    def _bound(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Input and outputs are torch's own memory, as in "I/O binding" of ONNX Runtime's documentation.
+    def _bound(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs and outputs are torch's own memory, as in "I/O binding" of ONNX Runtime's documentation.
 
-        For a new shape of the input, a first run tells the shapes of the outputs.
+        For new shapes of the inputs, a first run tells the shapes of the outputs. Outputs whose shapes may
+        still differ, such as the boxes that are found, come through the host's memory.
         """
-        shape = tuple(pixels.shape)
-        device = pixels.device
-        # ONNX Runtime computes on a stream of its own, and waits for that stream before it returns.
-        torch.cuda.current_stream(device).synchronize()
+        shape = tuple(size for one in given.values() for size in one.shape)
+        device = next(iter(given.values())).device
+        if device.type == "cuda":
+            # ONNX Runtime computes on a stream of its own, and waits for that stream before it returns.
+            torch.cuda.current_stream(device).synchronize()
         if shape not in self._shapes:
-            binding = self._binding(pixels)
+            binding = self._binding(given)
             for name in self._outputs:
-                binding.bind_output(name, "cuda", device.index)
+                binding.bind_output(name, device.type, device.index or 0)
             self.session.run_with_iobinding(binding)
             self._shapes[shape] = [tuple(value.shape()) for value in binding.get_outputs()]
         tensors = {
             name: torch.empty(size, dtype=DTYPES[kind], device=device)
             for (name, kind), size in zip(self._outputs.items(), self._shapes[shape], strict=True)
+            if name not in self._loose
         }
-        binding = self._binding(pixels)
-        for name, tensor in tensors.items():
-            binding.bind_output(
-                name, "cuda", device.index, _numpy(tensor), tuple(tensor.shape), tensor.data_ptr()
-            )
-        self.session.run_with_iobinding(binding)
-        return tensors
+        try:
+            return self._into(tensors, given, device)
+        except failures():
+            if self._loose >= self._outputs.keys():
+                raise
+            # What a file calls its batch may be the number of boxes.
+            self._loose = frozenset(self._outputs)
+            return self._into({}, given, device)
 
-    def _binding(self, pixels: Tensor) -> Any:
+    def _into(
+        self, tensors: dict[str, Tensor], given: Mapping[str, Tensor], device: torch.device
+    ) -> dict[str, Tensor]:
+        """The outputs, those of `tensors` in their memory."""
+        binding = self._binding(given)
+        for name in self._outputs:
+            if (tensor := tensors.get(name)) is None:
+                binding.bind_output(name)
+            else:
+                place, kind = (device.type, device.index or 0), _numpy(tensor)
+                binding.bind_output(name, *place, kind, tuple(tensor.shape), tensor.data_ptr())
+        self.session.run_with_iobinding(binding)
+        values = zip(self._outputs, binding.get_outputs(), strict=True)
+        return {
+            name: tensors[name] if name in tensors else torch.from_numpy(value.numpy()).to(device)
+            for name, value in values
+        }
+
+    def _binding(self, given: Mapping[str, Tensor]) -> Any:
         binding = self.session.io_binding()
-        binding.bind_input(
-            self._input.name,
-            "cuda",
-            pixels.device.index,
-            _numpy(pixels),
-            tuple(pixels.shape),
-            pixels.data_ptr(),
-        )
+        for name, one in given.items():
+            place = one.device.type, one.device.index or 0
+            binding.bind_input(name, *place, _numpy(one), tuple(one.shape), one.data_ptr())
         return binding
 
 
@@ -148,7 +176,8 @@ def _open(
     options.inter_op_num_threads = 1
     # Threads that spin while they wait would take cores from the decoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    # What goes wrong comes as an exception too, without the colours of a terminal.
+    options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(graph) if isinstance(graph, Path) else graph
@@ -180,6 +209,16 @@ def _providers(device: torch.device, batches: tuple[Shape, Shape] | None) -> lis
     if CUDA in available:
         found.append((CUDA, {"device_id": index}))
     return [*found, CPU]
+
+
+def _loose(session: InferenceSession) -> frozenset[str]:
+    """The outputs that may have several shapes for one shape of the inputs: a dimension is no input's."""
+    known = {dim for one in session.get_inputs() for dim in one.shape if isinstance(dim, str)}
+    return frozenset(
+        one.name
+        for one in session.get_outputs()
+        if not all(isinstance(dim, int) or dim in known for dim in one.shape)
+    )
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,14 +28,14 @@ PLACE = "Exception from "
 
 
 class OpenvinoGraph:
-    """An ONNX graph of one float32 input; a call gives its outputs in order, named by their place.
+    """A graph; a call gives its outputs in order, named by their place. It takes pixels, and others by name.
 
     If torch has only one thread for the calling thread, the call is computed by one core, beside others. Any
     other call uses as many threads as torch has now. Each of the two ways, once used, holds the weights.
 
     Args:
-        graph: the contents of an ONNX file.
-        precision: what it computes in; input and outputs are always float32.
+        graph: the contents of an ONNX file, or a file that OpenVINO reads.
+        precision: what it computes in; the types of inputs and outputs are the graph's own.
 
     Attributes:
         lanes: how many threads gain by calling it at once.
@@ -45,7 +47,7 @@ class OpenvinoGraph:
 
     engine: Engine = "openvino"
 
-    def __init__(self, graph: bytes, precision: Precision) -> None:
+    def __init__(self, graph: bytes | Path, precision: Precision) -> None:
         self._hint, capability = PRECISIONS[precision]
         if capability not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError(f"OpenVINO does not compute in {precision} on this processor")
@@ -54,19 +56,24 @@ class OpenvinoGraph:
         self._compiling = threading.Lock()
         self._requests = threading.local()
         try:
-            self._graph = core().read_model(graph)
+            self._graph = read_graph(graph)
             self._compiled(1)
         except RuntimeError as error:
             raise RuntimeError(_reason(error)) from error
 
-    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+    def __call__(self, pixels: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        extra = extra or {}
+        inputs = [port.any_name if port.names else "" for port in self._graph.inputs]
+        of_pixels = next(place for place, name in enumerate(inputs) if name not in extra)
+        given: dict[Any, Any] = {name: one.numpy() for name, one in extra.items()}
+        given[of_pixels] = pixels.contiguous().numpy()
         try:
             request = self._request(self.lanes if torch.get_num_threads() == 1 else 1)
             # Outputs are copied, since the next call overwrites the request's memory.
-            given = request.infer({0: pixels.contiguous().numpy()}, share_inputs=True)
+            found = request.infer(given, share_inputs=True)
         except RuntimeError as error:
             raise RuntimeError(_reason(error)) from error
-        return {str(place): torch.from_numpy(given[place]) for place in range(len(given))}
+        return {str(place): torch.from_numpy(found[place]) for place in range(len(found))}
 
     def _request(self, streams: int) -> InferRequest:
         """The calling thread's own request."""
@@ -88,6 +95,14 @@ class OpenvinoGraph:
                 }
                 self._by_streams[streams] = core().compile_model(self._graph, "CPU", settings)
             return self._by_streams[streams]
+
+
+def read_graph(graph: bytes | Path) -> Any:
+    """A graph as OpenVINO has read it. Raises RuntimeError, its message one line."""
+    try:
+        return core().read_model(graph)
+    except RuntimeError as error:
+        raise RuntimeError(_reason(error)) from error
 
 
 @functools.cache

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
 
 TaskName = Literal[
     "classification",
     "detection",
     "segmentation",
     "action",
+    "embedding",
 ]
 Precision = Literal["fp32", "fp16", "bf16"]
 Engine = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
-Fit = Literal["stretch", "letterbox"]
+Fit = Literal["stretch", "letterbox", "letterbox_truncated", "letterbox_top_left"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+# Whose arithmetic gives sizes that are bounded by `max_px`, and where a centre crop begins.
+Rounding = Literal["torchvision", "transformers", "yolos"]
 Channels = Literal["RGB", "BGR"]
+# What makes scores of a network's numbers; none: they are scores already.
+Activation = Literal["softmax", "sigmoid", "none"]
 
 # Side of the random pictures for models that take any size.
 PROBE_PX = 224
@@ -34,12 +41,16 @@ class Preprocessing:
     Attributes:
         resize_px: the shorter side after resizing, or (height, width), or None for the source's own size.
         max_px: with a shorter side: no side becomes longer than this, as in torchvision's detectors.
-        fit: with (height, width): `stretch`, or `letterbox`: keep the aspect and pad with `pad_value`.
+        fit: with (height, width): `stretch`; or keep the aspect and pad with `pad_value`: `letterbox` around
+            the picture, `letterbox_truncated` likewise with sides truncated, not rounded, and
+            `letterbox_top_left` to its right and below, with sides truncated too.
         crop_px: height and width of the centre crop after resizing, or None; black where it is larger.
         mean, std: per channel, in the model's order of channels, for values in 0..1.
         round_pixels: whether resized pixels are rounded to whole levels of 255, as images are.
         channels: the order in which the model takes colours.
         pad_value: level 0..255 of the bars of a letterbox.
+        rounding: how sizes and the begin of a crop become whole pixels: as in torchvision; as in
+            transformers' processors; as in that of its YOLOS, whose sides are multiples of 16 with `max_px`.
     """
 
     resize_px: int | tuple[int, int] | None
@@ -53,6 +64,7 @@ class Preprocessing:
     round_pixels: bool = True
     channels: Channels = "RGB"
     pad_value: int = 0
+    rounding: Rounding = "torchvision"
 
     def __post_init__(self) -> None:
         for name in ("resize_px", "crop_px", "max_px"):
@@ -68,8 +80,8 @@ class Preprocessing:
             )
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value {self.pad_value} is not in 0 to 255")
-        if self.fit == "letterbox" and not isinstance(self.resize_px, tuple):
-            raise ValueError(f"letterbox needs resize_px=(height, width), not {self.resize_px}")
+        if self.fit != "stretch" and not isinstance(self.resize_px, tuple):
+            raise ValueError(f"{self.fit} needs resize_px=(height, width), not {self.resize_px}")
         if self.max_px is not None and not isinstance(self.resize_px, int):
             raise ValueError(f"max_px needs a shorter side to resize to, not {self.resize_px}")
 
@@ -107,6 +119,50 @@ class Tiling:
             raise ValueError(f"tiles of {self.tile_px} px cannot share {self.overlap_px}")
 
 
+class Head(Protocol):
+    """How a detector's outputs are read: raw tensors → boxes in model pixels. One family each, as a value.
+
+    Attributes:
+        family: its name for users, as `--head` takes it.
+        numbers_pictures: of some: rows say of which picture they are, so that the last pictures of a batch
+            may be missing from the answer.
+    """
+
+    family: ClassVar[str]
+
+    def __call__(self, outputs: Mapping[str, Tensor], size_hw: tuple[int, int]) -> list[dict[str, Tensor]]:
+        """The detections of each of N pictures, best first: `boxes` (D, 4) xyxy, `scores`, `labels`, …"""
+        ...
+
+    def pixels(self, size_hw: tuple[int, int]) -> Preprocessing:
+        """How networks of this family are usually fed, where nothing else is said."""
+        ...
+
+    def with_classes(self, count: int) -> Self:
+        """The same for so many classes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """A named part of a classifier's answer: the winner of some columns of one of its outputs.
+
+    Attributes:
+        output: the name of the output.
+        start, stop: which of its columns; with one column, `labels` are the value above `threshold` and the
+            one below it.
+        activation: what makes probabilities of them.
+    """
+
+    name: str
+    output: str
+    labels: tuple[str, ...]
+    start: int = 0
+    stop: int | None = None
+    activation: Activation = "softmax"
+    threshold: float = 0.5
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Where a model comes from and how it is fed.
@@ -116,11 +172,19 @@ class ModelSpec:
             for clips `(N, 3, T, h, w)`. It gives logits `(N, K)`, for segmentation `(N, K, h, w)`, as a
             tensor or by name in a dict. For detection it gives a list of N dicts: `boxes` `(D, 4)` xyxy in
             model pixels, `labels` `(D,)`, `scores` `(D,)`, best first; and maybe `masks` `(D, 1, m, m)` of
-            0..1 within the boxes, and `keypoints` `(D, P, 3)` (x, y, visible).
+            0..1 within the boxes, and `keypoints` `(D, P, 3)` (x, y, visible). With a `head`: what
+            that takes.
         source: where the weights are from, in words for people.
         labels: the K class names, the background first where there is one; empty: their numbers.
         clip: for action models.
-        probabilities: the outputs are probabilities already, so no softmax.
+        head: reads a detector's outputs; None: they are boxes already.
+        output: which of several outputs the task reads; empty: the only one of its form.
+        activation: what makes scores of them; None: not known before the network's first pass.
+        multi_label: of several classes all may be true at once: each that is above the threshold is answered.
+        attributes: named parts of a classifier's answer.
+        class_map: a segmenter gives the numbers of the winners and no probabilities; found by a first pass.
+        normalise: an embedding's vectors are made as long as 1.
+        assumed: what was assumed of the model, in words for people.
         score_threshold: used if the request has none; -1: the task's own.
         max_batch: most frames, or clips, in one pass.
         thread_safe: several threads may call the network at once, since it stores nothing of a pass.
@@ -139,7 +203,14 @@ class ModelSpec:
     clip: Clip | None = None
     tiling: Tiling | None = None
     keypoint_names: tuple[str, ...] = ()
-    probabilities: bool = False
+    head: Head | None = None
+    output: str = ""
+    activation: Activation | None = None
+    multi_label: bool = False
+    attributes: tuple[Attribute, ...] = ()
+    class_map: bool = False
+    normalise: bool = True
+    assumed: tuple[str, ...] = ()
     score_threshold: float = -1.0
     licence: str = ""
     precision: Precision = "fp32"

@@ -8,14 +8,17 @@ network ends by enlarging its logits, which is left to those who read them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.models.spec import Engine, Precision, TaskName
+from pipelines.models.outputs import named_tensors
+from pipelines.models.spec import Engine, Head, ModelSpec, Precision
+from pipelines.protocol.errors import ModelUnavailable
 
 AUTOCAST: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Passes before a CUDA graph is recorded, in which libraries choose kernels and allocate memory.
@@ -64,13 +67,32 @@ class Foreign(nn.Module):
 
     Attributes:
         engine, lanes: as in `Runner`.
+        engines: all that can compute it, the one that does first.
     """
 
     engine: Engine
+    engines: tuple[Engine, ...]
+
+    def by(self, engine: Engine) -> Foreign:
+        """The same network, computed by another of its engines. Raises ModelUnavailable if that cannot."""
+        raise NotImplementedError
 
     @property
     def lanes(self) -> int:
         raise NotImplementedError
+
+
+class Pieces(list[Mapping[str, Tensor]]):
+    """The outputs of a batch that was run in pieces and cannot be joined, by name for each piece.
+
+    Attributes:
+        size: how many pictures each piece has; the last one may be filled up.
+        pictures: how many the batch has.
+    """
+
+    def __init__(self, runs: Iterable[Mapping[str, Tensor]], size: int, pictures: int) -> None:
+        super().__init__(runs)
+        self.size, self.pictures = size, pictures
 
 
 class Maps(nn.Module):
@@ -87,13 +109,44 @@ class Maps(nn.Module):
         return tuple(tensor.float() for tensor in maps)
 
 
-def halves(network: nn.Module, task: TaskName) -> tuple[nn.Module, Finish]:
+def halves(network: nn.Module, spec: ModelSpec) -> tuple[nn.Module, Finish]:
     """A network's layers, and its last step, which takes their tensors and the pixels' (height, width)."""
-    if task == "detection" and isinstance(network, InTwoSteps):
+    if spec.head is not None:
+        return network, functools.partial(headed, spec.head)
+    if spec.task == "detection" and isinstance(network, InTwoSteps):
         return Maps(network).eval(), network.boxes
-    if task == "segmentation" and isinstance(network, Coarse):
+    if spec.task == "segmentation" and isinstance(network, Coarse):
         return Maps(network).eval(), as_given
     return network, as_given
+
+
+def headed(head: Head, given: Any, size_px: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """The last step of a network whose outputs a head reads: of a batch, `Pieces`, or a list by pictures.
+
+    Raises:
+        ModelUnavailable: a piece has other pictures than it was given.
+    """
+    apart = isinstance(given, Pieces) or (isinstance(given, list) and given and isinstance(given[0], Mapping))
+    size = given.size if isinstance(given, Pieces) else 1
+    found = []
+    for run in given if apart else [given]:
+        outputs = {name: one.float() if one.is_floating_point() else one for name, one in named_tensors(run)}
+        frames = head(outputs, size_px)
+        if apart:
+            frames = filled(head, frames, size)
+            if len(frames) != size:
+                wrong = f"head {head.family} reads {len(frames)} pictures in the outputs for {size}"
+                raise ModelUnavailable(wrong, hint="export the model with a batch of 1")
+        found += frames
+    return found[: given.pictures] if isinstance(given, Pieces) else found
+
+
+def filled(head: Head, frames: list[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
+    """The detections of `count` pictures: the last ones have none, if only rows say how many there are."""
+    if not frames or not getattr(head, "numbers_pictures", False):
+        return frames
+    nothing = {name: column[:0] for name, column in frames[0].items()}
+    return [*frames, *[nothing] * (count - len(frames))]
 
 
 def as_given(given: Any, _size_px: tuple[int, int]) -> Any:
@@ -133,7 +186,8 @@ class TorchRunner:
         return self.layers.lanes if isinstance(self.layers, Foreign) else self._lanes
 
     def __call__(self, batch: Tensor) -> Any:
-        if batch.ndim == 4:
+        # A file's graph takes its pixels in the file's own layout.
+        if batch.ndim == 4 and not isinstance(self.layers, Foreign):
             batch = batch.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             return self._call(batch)
@@ -211,6 +265,8 @@ def _copied(given: Any) -> Any:
         return given.clone()
     if isinstance(given, Mapping):
         return {name: _copied(value) for name, value in given.items()}
+    if isinstance(given, Pieces):
+        return Pieces(map(_copied, given), given.size, given.pictures)
     if isinstance(given, list | tuple):
         return [_copied(value) for value in given]
     return given

@@ -207,11 +207,17 @@ def _join(how: Join, values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassificationAnswer(Answer):
-    """The k likeliest classes of each frame, and of the mean over all frames up to this answer's last."""
+    """The k likeliest classes of each frame, and of the mean over all frames up to this answer's last.
+
+    Of classes that are not above the threshold, the id is -1, the name empty and the probability 0. Some
+    models also tell A named attributes.
+    """
 
     task: ClassVar[str] = "classification"
 
-    class_id: Ints = rows(np.int64, "ids of the k likeliest classes, the likeliest first", "k")
+    class_id: Ints = rows(
+        np.int64, "ids of the k likeliest classes, the likeliest first; -1 if not above score_threshold", "k"
+    )
     class_name: Texts = rows(object, "their names", "k")
     probability: Floats = rows(np.float32, "their probabilities", "k")
     mean_class_id: Ints = column(
@@ -219,6 +225,11 @@ class ClassificationAnswer(Answer):
     )
     mean_class_name: tuple[str, ...] = column(("k",), object, "their names", join="last")
     mean_probability: Floats = column(("k",), np.float32, "their mean probabilities", join="last")
+    attribute_names: tuple[str, ...] = column(("A",), object, "names of the A attributes", default=tuple)
+    attribute_value: Texts = rows(object, "the value of each attribute", "A", needs="attribute_names")
+    attribute_probability: Floats = rows(
+        np.float32, "how probable that value is", "A", needs="attribute_names"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -258,6 +269,25 @@ class DetectionAnswer(Answer):
     keypoint_score: Floats = rows(
         np.float32, "confidence of each keypoint", "P", of="D", needs="keypoint_names"
     )
+    classified_by: tuple[str, ...] = column(
+        ("M",), object, "names of the M models that `classify` asks about the boxes", default=tuple
+    )
+    predicted_class: Texts = rows(
+        object,
+        "the class that such a model gives the box; empty if none was asked",
+        of="D",
+        needs="classified_by",
+    )
+    probability: Floats = rows(np.float32, "how probable that class is", of="D", needs="classified_by")
+    attribute_names: tuple[str, ...] = column(
+        ("A",), object, "names of the A attributes of these models", default=tuple
+    )
+    attribute_value: Texts = rows(
+        object, "the value of each attribute, or empty", "A", of="D", needs="attribute_names"
+    )
+    attribute_probability: Floats = rows(
+        np.float32, "how probable that value is", "A", of="D", needs="attribute_names"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -273,6 +303,18 @@ class SegmentationAnswer(Answer):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddingAnswer(Answer):
+    """A vector of E numbers for each frame: alike for pictures of what the network takes for alike."""
+
+    task: ClassVar[str] = "embedding"
+
+    embedding: Floats = rows(np.float32, "the vector, of length 1 unless normalise is false", "E")
+    mean_embedding: Floats = column(
+        ("E",), np.float32, "the mean over the medium so far, of length 1 likewise", join="last"
+    )
+
+
 ANSWERS: Mapping[str, type[Answer]] = {
     kind.task: kind
     for kind in (
@@ -280,5 +322,6 @@ ANSWERS: Mapping[str, type[Answer]] = {
         DetectionAnswer,
         SegmentationAnswer,
         ActionAnswer,
+        EmbeddingAnswer,
     )
 }

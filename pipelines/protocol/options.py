@@ -28,12 +28,13 @@ def option(default: Scalar, help_text: str, *, low: float = -math.inf, high: flo
 class Options:
     """What a request may set; one field is one request parameter of that name."""
 
-    task: str = option("", "the task whose preprocessing runs; empty: the first one served")
+    task: str = option("", "the model whose preprocessing runs, by its name or task; empty: the first")
     class_name: str = option("", "only this class, or several separated by commas; empty: all")
     class_id: int = option(-1, "one class by its number; -1 for all classes", low=-1)
     score_threshold: float = option(
         -1.0,
-        "only scores above this count; -1: the model's own, else 0.5 (0 for pixels of all classes)",
+        "only scores above this count; -1: the model's own, else 0.5 (0 if one class of several is chosen "
+        "for each frame or pixel)",
         low=-1,
         high=1,
     )
@@ -66,6 +67,11 @@ class Options:
         2, "width of the overlay's outlines in source pixels; 0 for none", low=0, high=16
     )
     background: str = option("000000", "with extract: the colour of everything else, as RRGGBB")
+    classify: str = option(
+        "",
+        "a served classifier that is asked about each box: NAME, or CLASS:NAME for the boxes of one class; "
+        "several are separated by commas, and the first that fits a box is asked",
+    )
     mask: Mask = option("rle", "classes as run lengths, PNG or raw bytes, or their probability as PNG")
     decoder: Decoder = option("auto", "auto: NVDEC where it fits, else the CPU; nvdec: NVDEC or an error")
     base64: bool = option(False, "media is base64 text, and binary answers are too (for JSON clients)")

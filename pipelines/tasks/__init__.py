@@ -8,6 +8,7 @@ from pipelines.models.spec import TaskName
 from pipelines.tasks.action import TASK as ACTION
 from pipelines.tasks.classification import TASK as CLASSIFICATION
 from pipelines.tasks.detection import TASK as DETECTION
+from pipelines.tasks.embedding import TASK as EMBEDDING
 from pipelines.tasks.job import Task
 from pipelines.tasks.segmentation import TASK as SEGMENTATION
 
@@ -16,4 +17,5 @@ TASKS: Mapping[TaskName, Task] = {
     "detection": DETECTION,
     "segmentation": SEGMENTATION,
     "action": ACTION,
+    "embedding": EMBEDDING,
 }

@@ -149,6 +149,11 @@ class Action:
     def read(self, output: Output) -> Floats:
         return probabilities(output, self._spec)
 
+    def complete(
+        self, frames: FrameBatch | None, parts: Sequence[Floats], views: Sequence[View]
+    ) -> tuple[Sequence[Floats], Sequence[View]]:
+        return parts, views
+
     def answer(
         self,
         frames: FrameBatch | None,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View
-from pipelines.protocol.answers import Floats, Ints
+from pipelines.protocol.answers import Floats, Ints, Texts
 
 # The parts of an output that are read; a network may give more.
 COLUMNS = ("boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores")
@@ -35,6 +36,9 @@ class Found:
         keypoint_dp3: float32 `(D, P, 3)` of x, y, visible; of most models P is 0.
         keypoint_score_dp: float32 `(D, P)`; where the model gives none: whether they are visible.
         mask_d1mm: float32 `(D, 1, m, m)`, how probably a part of the region is the object's; or None.
+        predicted_d, probability_d: the class that a second model gives them, and how probable that is; empty
+            and 0 for those that it was not asked about; None where there is no second model.
+        attribute_da, attribute_probability_da: likewise the values of A attributes `(D, A)`.
     """
 
     box_d4: Floats
@@ -44,6 +48,10 @@ class Found:
     keypoint_dp3: Floats
     keypoint_score_dp: Floats
     mask_d1mm: Floats | None = None
+    predicted_d: Texts | None = None
+    probability_d: Floats | None = None
+    attribute_da: Texts | None = None
+    attribute_probability_da: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.box_d4)
@@ -76,6 +84,22 @@ class Found:
             name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()
         }
         return cls(**joined)
+
+
+class SecondModel(Protocol):
+    """What is asked about objects after the detector.
+
+    Attributes:
+        models: names of the models that it asks.
+        attribute_names: of the attributes that they tell.
+    """
+
+    models: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+
+    def __call__(self, frames: FrameBatch, found: Sequence[Found]) -> list[Found]:
+        """The objects of each of N frames, in its pixels, with what the models say of them."""
+        ...
 
 
 def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int]) -> Found:

@@ -1,12 +1,13 @@
 """Detection: boxes, and of some models masks and keypoints, in source pixels; pictures of them.
 
 Boxes count if scored above `score_threshold`, by default the model spec's threshold, else 0.5. If a model
-sees a large frame in tiles, each object is given once.
+sees a large frame in tiles, each object is given once. A second model may be asked about the objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,12 @@ from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View
 from pipelines.models.outputs import BoxOutput, Output
 from pipelines.models.spec import ModelSpec
-from pipelines.protocol.answers import DetectionAnswer
+from pipelines.protocol.answers import DetectionAnswer, Floats, Texts
 from pipelines.protocol.columns import Column, count_column
 from pipelines.protocol.options import Options
 from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
-from pipelines.tasks.boxes import Found, join_views, read_frame, to_source
+from pipelines.tasks.boxes import Found, SecondModel, join_views, read_frame, to_source
 from pipelines.tasks.classes import class_ids
 from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
 from pipelines.tasks.masks import ClassMap, box_pixels, object_masks
@@ -31,8 +32,9 @@ DEFAULT_THRESHOLD = 0.5
 class Detection(FrameJob):
     """One medium's job."""
 
-    def __init__(self, spec: ModelSpec, options: Options) -> None:
+    def __init__(self, spec: ModelSpec, options: Options, second: SecondModel | None = None) -> None:
         self._spec = spec
+        self._second = second
         self._form = options.mask
         self._class_ids = class_ids(options, spec.labels)
         thresholds = (options.score_threshold, spec.score_threshold, DEFAULT_THRESHOLD)
@@ -44,6 +46,15 @@ class Detection(FrameJob):
         assert isinstance(output, BoxOutput)
         return [read_frame(frame, self._threshold, self._class_ids) for frame in output.frames]
 
+    def complete(
+        self, frames: FrameBatch | None, parts: Sequence[Any], views: Sequence[View]
+    ) -> tuple[Sequence[Any], Sequence[View]]:
+        """With a second model: the objects with what it says, as if one view had shown all of the frames."""
+        if self._second is None or frames is None:
+            return parts, views
+        found = self._second(frames, _found(len(frames), parts, views))
+        return [found], [View.whole(frames.size_hw)]
+
     def answer(
         self,
         frames: FrameBatch | None,
@@ -53,13 +64,8 @@ class Detection(FrameJob):
         *,
         final: bool,
     ) -> DetectionAnswer:
-        looks = [one for part in parts for one in part]
         count, frame_hw = (0, (0, 0)) if frames is None else (len(frames), frames.size_hw)
-        # View by view, and in each frame by frame.
-        found = [
-            join_views([to_source(looks[row], view) for row, view in zip(rows, views, strict=True)])
-            for rows in np.arange(len(looks)).reshape(len(views), count).T
-        ]
+        found = _found(count, parts, views)
         masks, covered = self._masks(found, frame_hw)
         overlay, video = self._pictures(frames, found, covered, postprocessor, final=final)
         names = self._spec.keypoint_names
@@ -79,6 +85,12 @@ class Detection(FrameJob):
             keypoint_names=names if len(names) == points else tuple(map(str, range(points))),
             keypoint=objects.keypoint_dp3,
             keypoint_score=objects.keypoint_score_dp,
+            classified_by=self._second.models if self._second else (),
+            predicted_class=_texts(objects.predicted_d),
+            probability=_floats(objects.probability_d),
+            attribute_names=self._second.attribute_names if self._second else (),
+            attribute_value=_texts(objects.attribute_da),
+            attribute_probability=_floats(objects.attribute_probability_da),
             overlay=overlay,
             video=video,
             final=final,
@@ -132,10 +144,29 @@ class Detection(FrameJob):
         return self._writer.pictures(pixels), film + self._writer.close() if final else film
 
 
+def _found(count: int, parts: Sequence[list[Found]], views: Sequence[View]) -> list[Found]:
+    """The objects of each of `count` frames in the source's pixels, each once."""
+    looks = [one for part in parts for one in part]
+    # View by view, and in each frame by frame.
+    return [
+        join_views([to_source(looks[row], view) for row, view in zip(rows, views, strict=True)])
+        for rows in np.arange(len(looks)).reshape(len(views), count).T
+    ]
+
+
+def _texts(told: Texts | None) -> Texts:
+    return np.empty(0, object) if told is None else told
+
+
+def _floats(told: Floats | None) -> Floats:
+    return np.empty(0, np.float32) if told is None else told
+
+
 TASK = Task(
     answer=DetectionAnswer,
-    options=(*SELECTION, *PICTURES, *CLASSES),
+    options=(*SELECTION, *PICTURES, *CLASSES, "classify"),
     job=Detection,
+    second_job=Detection,
     model_inputs=(FRAME_PIXELS,),
     model_outputs=(
         Column(

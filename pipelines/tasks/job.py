@@ -21,6 +21,7 @@ from pipelines.protocol.answers import Answer
 from pipelines.protocol.columns import Column
 from pipelines.protocol.options import Options
 from pipelines.rendering.postprocess import Postprocessor
+from pipelines.tasks.boxes import SecondModel
 
 SELECTION = (
     *("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64"),
@@ -50,6 +51,12 @@ class Job(Protocol):
         """What the answer needs of a batch's outputs, and no more; runs on the batcher's thread."""
         ...
 
+    def complete(
+        self, frames: FrameBatch | None, parts: Sequence[Any], views: Sequence[View]
+    ) -> tuple[Sequence[Any], Sequence[View]]:
+        """Parts and views with what another model adds to them. It may wait, since no stages are lent yet."""
+        ...
+
     def answer(
         self,
         frames: FrameBatch | None,
@@ -75,6 +82,11 @@ class FrameJob:
     def rest(self) -> Tensor | None:
         return None
 
+    def complete(
+        self, frames: FrameBatch | None, parts: Sequence[Any], views: Sequence[View]
+    ) -> tuple[Sequence[Any], Sequence[View]]:
+        return parts, views
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -84,6 +96,7 @@ class Task:
         answer: its form of answer, which gives the endpoints' outputs and the client's columns.
         options: names of the options that it takes.
         job: makes the job for one medium. Raises InvalidOptions.
+        second_job: the same with a second model, which is asked about what was found (`classify`).
         model_inputs, model_outputs: columns of the endpoint that has only the model; outputs as far as they
             are the same for all models of the task.
         tiles: whether large frames may be cut into tiles.
@@ -96,6 +109,7 @@ class Task:
     job: Callable[[ModelSpec, Options], Job]
     model_inputs: tuple[Column, ...]
     model_outputs: tuple[Column, ...]
+    second_job: Callable[[ModelSpec, Options, SecondModel], Job] | None = None
     tiles: bool = False
     select: Callable[[ModelSpec, Options], Options] | None = None
     repeat_frames: bool = False

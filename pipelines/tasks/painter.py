@@ -86,16 +86,26 @@ class Painter:
         fitting_px = line_px((pixels_hwc.shape[0], pixels_hwc.shape[1]))
         colours = self.colours_k3[self.numbers(found.class_id_d)]
         lines_px = fitting_px if self.lines_px is None else self.lines_px
+        drawn = draw_boxes(pixels_hwc, found.box_d4, self.captions(found), colours, lines_px)
+        # The scores of torchvision's keypoints are logits; of others none is below 0.
+        points = found.keypoint_dp3 * np.array([1, 1, 0], np.float32)
+        points[..., 2] = (found.keypoint_dp3[..., 2] > 0) & (found.keypoint_score_dp > 0)
+        return draw_keypoints(drawn, points, colours, fitting_px)
+
+    def captions(self, found: Found) -> list[str]:
+        """Of each object its class and score, and what a second model says: its class, or its attributes."""
         names = self.names(found.class_id_d)
         captions = [
             f"{name if self.labels else f'class {name}'} {score:.2f}"
             for name, score in zip(names, found.score_d, strict=True)
         ]
-        drawn = draw_boxes(pixels_hwc, found.box_d4, captions, colours, lines_px)
-        # The scores of torchvision's keypoints are logits; of others none is below 0.
-        points = found.keypoint_dp3 * np.array([1, 1, 0], np.float32)
-        points[..., 2] = (found.keypoint_dp3[..., 2] > 0) & (found.keypoint_score_dp > 0)
-        return draw_keypoints(drawn, points, colours, fitting_px)
+        if found.predicted_d is None or found.probability_d is None or found.attribute_da is None:
+            return captions
+        told = zip(found.predicted_d, found.probability_d, found.attribute_da, strict=True)
+        for row, (predicted, sure, values) in enumerate(told):
+            lines = [value for value in values if value] or ([f"{predicted} {sure:.2f}"] if predicted else [])
+            captions[row] = ", ".join([captions[row], *lines])
+        return captions
 
     def names(self, class_ids: Ints) -> Texts:
         """Names of classes, `(D,)`."""

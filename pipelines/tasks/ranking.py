@@ -8,25 +8,39 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipelines.models.outputs import LogitOutput, Output
-from pipelines.models.spec import ModelSpec
+from pipelines.models.spec import Activation, ModelSpec
 from pipelines.protocol.answers import Floats, Ints, Texts
+from pipelines.protocol.options import Options
 
 CAPTION_LINES = 5
+# Of what is not answered, since it is not above the threshold.
+NO_CLASS = -1
+MULTI_LABEL_THRESHOLD = 0.5
+
+
+def activated(numbers: Tensor, activation: Activation | None) -> Tensor:
+    """Probabilities of a network's numbers `(n, K, …)`."""
+    if activation == "none":
+        # The first passes were within them; rounding may be out by a little.
+        return numbers.clamp(0, 1)
+    return torch.sigmoid(numbers) if activation == "sigmoid" else torch.softmax(numbers, dim=1)
 
 
 def probabilities(output: Output, spec: ModelSpec) -> Floats:
-    """Probabilities float32 `(n, K)` on the host."""
+    """Probabilities float32 `(n, K)` on the host; of one column with two labels also of the first."""
     assert isinstance(output, LogitOutput)
-    logits = output.logits
-    values = logits if spec.probabilities else torch.softmax(logits, dim=1)
+    values = activated(output.logits, spec.activation)
+    if values.shape[1] == 1 and len(spec.labels) == 2:
+        values = torch.cat([1 - values, values], dim=1)
     return np.asarray(values.cpu().numpy(), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranks:
-    """The k likeliest classes of each of N rows, `(N, k)` each."""
+    """The k likeliest classes of each of N rows, `(N, k)` each; -1, "" and 0 for those that do not count."""
 
     class_id: Ints
     class_name: Texts
@@ -34,18 +48,33 @@ class Ranks:
 
     def captions(self, row: int) -> list[str]:
         """A row in words, a line for each class."""
-        named = zip(self.class_name[row], self.probability[row], strict=True)
+        counts = self.class_id[row] != NO_CLASS
+        named = zip(self.class_name[row][counts], self.probability[row][counts], strict=True)
         return [f"{name} {100 * value:.2f} %" for name, value in named][:CAPTION_LINES]
 
 
 class Ranking:
-    """Ranks rows of probabilities, and the mean over all rows that it has been given."""
+    """Ranks rows of probabilities, and the mean over all rows that it has been given.
 
-    def __init__(self, labels: Sequence[str], top_k: int) -> None:
+    Args:
+        threshold: only classes above it count; 0: all do.
+    """
+
+    def __init__(self, labels: Sequence[str], top_k: int, threshold: float = 0.0) -> None:
         self._labels = np.array(labels, dtype=object)
         self._top_k = min(top_k, len(labels))
+        self._threshold = threshold
         self._sum: npt.NDArray[np.float64] = np.zeros(len(labels))
         self._rows = 0
+
+    @classmethod
+    def of(cls, options: Options, spec: ModelSpec) -> Ranking:
+        """As a request asks for; where several labels may be true at once, of all that are."""
+        usual = MULTI_LABEL_THRESHOLD if spec.multi_label else 0.0
+        thresholds = (options.score_threshold, spec.score_threshold, usual)
+        all_of_them = spec.multi_label and not options.is_set("top_k")
+        top_k = len(spec.labels) if all_of_them else options.top_k
+        return cls(spec.labels, top_k, next(one for one in thresholds if one >= 0))
 
     def add(self, parts: Sequence[Floats]) -> Ranks:
         """The ranks of N more rows of probabilities, `(n, K)` each; of equal ones the first class leads."""
@@ -62,4 +91,8 @@ class Ranking:
     def _rank(self, probability_nk: Floats) -> Ranks:
         order = np.argsort(-probability_nk, axis=1, kind="stable")[:, : self._top_k]
         values = np.take_along_axis(probability_nk, order, axis=1)
-        return Ranks(class_id=order, class_name=self._labels[order], probability=values)
+        names = self._labels[order]
+        if self._threshold > 0:
+            left_out = ~(values > self._threshold)
+            order[left_out], names[left_out], values[left_out] = NO_CLASS, "", 0
+        return Ranks(class_id=order, class_name=names, probability=values)

@@ -2,7 +2,8 @@
 
 If no class is named, the winner of all K classes counts. If several are named, pixels count where one of them
 wins. If one is named (`class_name`, `class_id`), pixels count where its probability is above
-`score_threshold`.
+`score_threshold`. Of a network of one column, that is the only class beside the background, and is always
+named. A network that gives class maps knows no probabilities: requests for them are refused.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch.nn import functional
 from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import Geometry, View
 from pipelines.models.outputs import LogitOutput, Output
-from pipelines.models.spec import ModelSpec
+from pipelines.models.spec import Activation, ModelSpec
 from pipelines.protocol import rle
 from pipelines.protocol.answers import SegmentationAnswer
 from pipelines.protocol.columns import Column
+from pipelines.protocol.errors import InvalidOptions
 from pipelines.protocol.options import Options
 from pipelines.rendering import encode
 from pipelines.rendering.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle, whole_frame
@@ -31,7 +33,6 @@ from pipelines.tasks.classes import class_ids
 from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
 
 DEFAULT_CLASS_THRESHOLD = 0.5
-LEAST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,44 +40,104 @@ class Decision:
     """Which classes count, and above which probability: only one, or the winner among all.
 
     `class_ids` are those that count where they win; empty for all. With `confident`, how probable the winner
-    is stays with the scores.
+    is stays with the scores. `activation` makes probabilities of scores; of a `class_map` there are none. For
+    a network of one column, `least` is the threshold of its class. There are `classes` in all.
     """
 
     class_id: int | None
     class_ids: tuple[int, ...]
     threshold: float
     confident: bool = False
+    activation: Activation = "softmax"
+    class_map: bool = False
+    least: float = DEFAULT_CLASS_THRESHOLD
+    classes: int = 256
 
     @classmethod
     def of(cls, options: Options, spec: ModelSpec) -> Decision:
-        """The options' decision. Raises InvalidOptions at an unknown class, listing what there is."""
+        """The options' decision.
+
+        Raises:
+            InvalidOptions: at an unknown class, listing what there is; at a question for probabilities that
+                the model does not give.
+        """
         chosen = class_ids(options, spec.labels)
+        if spec.class_map:
+            _check_asked(options, spec)
         class_id = chosen[0] if len(chosen) == 1 else None
         default = 0.0 if class_id is None else DEFAULT_CLASS_THRESHOLD
-        thresholds = (options.score_threshold, spec.score_threshold, default)
+        said = [one for one in (options.score_threshold, spec.score_threshold) if one >= 0]
+        said = [] if spec.class_map else said
         return cls(
             class_id=class_id,
             class_ids=chosen,
-            threshold=next(value for value in thresholds if value >= 0),
+            threshold=[*said, default][0],
             confident=options.mask == "probability",
+            activation=spec.activation or "softmax",
+            class_map=spec.class_map,
+            least=[*said, DEFAULT_CLASS_THRESHOLD][0],
+            classes=len(spec.labels),
         )
 
-    def read(self, logits_nkhw: Tensor) -> ClassScores:
-        """Logits `(n, K, h, w)` → what postprocessing needs of them; runs on the batcher's thread."""
+    def read(self, scores_nkhw: Tensor) -> ClassScores:
+        """Scores `(n, K, h, w)` → what postprocessing needs of them; runs on the batcher's thread."""
+        if self.class_map:
+            return self._of_map(scores_nkhw[:, 0])
+        if scores_nkhw.shape[1] == 1:
+            return self._of_column(scores_nkhw[:, 0])
         if self.class_id is not None:
-            others = torch.logsumexp(logits_nkhw, dim=1)
-            probability = torch.exp(logits_nkhw[:, self.class_id] - others)
-            return ClassScores(probability_nhw=probability, class_id=self.class_id, threshold=self.threshold)
-        class_map, best = winners(logits_nkhw)
-        sure: Tensor | None = None
+            sure = self._sure(scores_nkhw[:, self.class_id], scores_nkhw)
+            return self._one(sure, self.class_id, self.threshold)
+        class_map, best = winners(scores_nkhw)
+        confidence: Tensor | None = None
         if self.threshold > 0 or self.confident:
-            sure = torch.exp(best - torch.logsumexp(logits_nkhw, dim=1))
-            class_map[sure <= self.threshold] = 0
+            confidence = self._sure(best, scores_nkhw)
+            class_map[confidence <= self.threshold] = 0
+        counted = self._counted(class_map)
+        return ClassScores(class_map_nhw=counted, confidence_nhw=confidence if self.confident else None)
+
+    @staticmethod
+    def _one(probability_nhw: Tensor, class_id: int, threshold: float) -> ClassScores:
+        return ClassScores(probability_nhw=probability_nhw, class_id=class_id, threshold=threshold)
+
+    def _sure(self, score_nhw: Tensor, scores_nkhw: Tensor) -> Tensor:
+        """How probable the classes of some of the scores are."""
+        if self.activation == "softmax":
+            return torch.exp(score_nhw - torch.logsumexp(scores_nkhw, dim=1))
+        return torch.sigmoid(score_nhw) if self.activation == "sigmoid" else score_nhw
+
+    def _of_column(self, score_nhw: Tensor) -> ClassScores:
+        """Of one class and the background, which is what is not of the class."""
+        probability = score_nhw if self.activation == "none" else torch.sigmoid(score_nhw)
+        of_background = self.class_id == 0
+        return self._one(
+            1 - probability if of_background else probability, 0 if of_background else 1, self.least
+        )
+
+    def _of_map(self, class_nhw: Tensor) -> ClassScores:
+        """Of a map of the classes' numbers; those that have no name are nothing."""
+        if self.class_id is not None:
+            return self._one((class_nhw == self.class_id).float(), self.class_id, self.threshold)
+        return ClassScores(class_map_nhw=self._counted(class_nhw * (class_nhw.int() < self.classes)))
+
+    def _counted(self, class_map_nhw: Tensor) -> Tensor:
+        """The map with 0 where a class does not count."""
         if self.class_ids:
-            counts = torch.zeros(logits_nkhw.shape[1], dtype=torch.uint8, device=class_map.device)
+            counts = torch.zeros(256, dtype=torch.uint8, device=class_map_nhw.device)
             counts[list(self.class_ids)] = 1
-            class_map *= counts[class_map.int()]
-        return ClassScores(class_map_nhw=class_map, confidence_nhw=sure if self.confident else None)
+            class_map_nhw *= counts[class_map_nhw.int()]
+        return class_map_nhw
+
+
+def _check_asked(options: Options, spec: ModelSpec) -> None:
+    """Refuse what needs probabilities."""
+    asked = "mask=probability" if options.mask == "probability" else ""
+    if options.score_threshold >= 0:
+        asked = f"score_threshold={options.score_threshold:g}"
+    if asked:
+        raise InvalidOptions(
+            f"{asked}: {spec.name} gives class maps without probabilities", hint="leave it out"
+        )
 
 
 class Segmentation(FrameJob):
@@ -91,11 +152,8 @@ class Segmentation(FrameJob):
 
     def read(self, output: Output) -> ClassScores:
         assert isinstance(output, LogitOutput)
-        bands = (
-            band.clamp_min(LEAST_PROBABILITY).log() if self._spec.probabilities else band
-            for band in output.bands()
-        )
-        return ClassScores.concatenate([self._decision.read(band) for band in bands], dim=1)
+        parts = [self._decision.read(band) for band in output.bands()]
+        return ClassScores.concatenate(parts, dim=1)
 
     def answer(
         self,

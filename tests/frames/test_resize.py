@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -55,10 +57,22 @@ def test_pixels_are_torchvisions_to_the_bit(name: str, hw: tuple[int, int]) -> N
 def test_letterboxes_are_torchvisions_to_the_bit(name: str, hw: tuple[int, int]) -> None:
     pixels = natural(*hw, count=2)
     got = prepare_on_cpu(pixels, FORMS[name])
-    assert (
-        levels_apart(got, letterboxed(FORMS[name], pixels, resize=resize_of(FORMS[name])), FORMS[name]).max()
-        < 1e-3
-    )
+    expected = letterboxed(FORMS[name], pixels, resize=functional.resize)
+    assert levels_apart(got, expected, FORMS[name]).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if "not rounded" not in name])
+def test_letterboxes_without_antialiasing_are_those_of_opencv(name: str) -> None:
+    """To a level: the networks that want them were fed by OpenCV."""
+    cv2 = pytest.importorskip("cv2")
+    preprocessing, pixels = dataclasses.replace(FORMS[name], antialias=False), natural(300, 401)
+
+    def resize(pixels_nchw: Any, size: Sequence[int], **_: Any) -> Any:
+        resized = cv2.resize(pixels_nchw[0].permute(1, 2, 0).numpy(), (size[1], size[0]))
+        return torch.from_numpy(resized).permute(2, 0, 1)[None]
+
+    expected = letterboxed(preprocessing, pixels, resize=resize)
+    assert levels_apart(prepare_on_cpu(pixels, preprocessing), expected, preprocessing).max() < 1.001
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model_inference import Model
-from pipelines.models.outputs import BAND_ROWS, LogitOutput, bands, enlarged
+from pipelines.models.enlarge import BAND_ROWS, bands, enlarged
+from pipelines.models.outputs import LogitOutput
 from pipelines.models.spec import ModelSpec, Preprocessing
 from pipelines.protocol.options import Options
 from pipelines.settings.model import ModelSettings
@@ -65,7 +66,7 @@ def segmentation(probabilities: bool, **options: object) -> Segmentation:
         source="test",
         labels=("background", "cat", "dog"),
         preprocessing=Preprocessing(resize_px=None),
-        probabilities=probabilities,
+        activation="none" if probabilities else "softmax",
     )
     return Segmentation(spec, Options(**options))  # type: ignore[arg-type]
 

@@ -150,7 +150,7 @@ def test_more_classes_than_a_class_map_holds_are_refused() -> None:
 @pytest.mark.parametrize(("last", "found"), [(nn.Identity(), False), (nn.Softmax(1), True)])
 def test_a_network_that_ends_in_a_softmax_is_known_by_its_outputs(last: nn.Module, found: bool) -> None:
     model = Model(spec_of(lambda pixels: last(means(pixels)), "classification"), "cpu")
-    assert model.spec.probabilities is found
+    assert (model.spec.activation == "none") is found
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,16 @@ def test_agreement_counts_winners_and_boxes() -> None:
     assert agreeing([BoxOutput([frame])], [BoxOutput([frame])]) == 1
     assert agreeing([BoxOutput([frame])], [BoxOutput([nothing])]) == 0
     assert agreeing([BoxOutput([frame])], [BoxOutput([moved])]) == 0
+
+
+def test_agreement_counts_pixels_of_maps_and_numbers_of_one_column() -> None:
+    one = LogitOutput({"map": torch.tensor([[[[1, 2], [3, 3]]]], dtype=torch.uint8)}, "map")
+    other = LogitOutput({"map": torch.tensor([[[[1, 2], [3, 0]]]], dtype=torch.uint8)}, "map")
+    assert (agreeing([one], [one]), agreeing([one], [other])) == (1, 0.75)
+    plain, near, far = (
+        LogitOutput({"logits": torch.tensor([[-1.0], [last]])}, "logits") for last in (1.0, 1.01, 2.0)
+    )
+    assert (agreeing([plain], [near]), agreeing([plain], [far])) == (1, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipelines.protocol.answers import (
 from pipelines.protocol.columns import stacked_bytes, to_tensors
 from pipelines.protocol.kserve import read_columns, read_json
 from tests.support.stub_server import GrpcStub, StubServer, event
-from tests.support.toy_answers import answer, detected, ranked
+from tests.support.toy_answers import answer, attributes, detected, embedded, ranked
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 JPEGS, FILM = [b"\xff\x00", b"\x00"], b"\x00film\x00"
@@ -35,6 +35,12 @@ FORMS: dict[str, Answer] = {
     "classification": ranked(ClassificationAnswer, [0, 2, 9], overlay=[*JPEGS, b"x"], video=FILM),
     "classification, not the last": ranked(ClassificationAnswer, [4], final=False),
     "classification, no frame": ranked(ClassificationAnswer, []),
+    "classification with attributes": ranked(ClassificationAnswer, [0, 2], **attributes(2)),
+    "classification with attributes, one frame": ranked(ClassificationAnswer, [3], **attributes(1)),
+    "classification with attributes, no frame": ranked(ClassificationAnswer, [], **attributes(0)),
+    "embedding": embedded([0, 3, 7]),
+    "embedding, one frame": embedded([1], final=False),
+    "embedding, no frame": embedded([]),
     "action": ranked(ActionAnswer, [0, 16], overlay=JPEGS),
     "action, no clip": ranked(ActionAnswer, [], video=FILM, final=False),
     "detection": detected([0, 1, 2], overlay=[*JPEGS, b"x"]),
@@ -46,6 +52,10 @@ FORMS: dict[str, Answer] = {
     "detection with keypoints": detected([3, 1], keypoints=17, mask=[b"m"] * 4),
     "detection with keypoints, one box": detected([0, 1], keypoints=3),
     "detection with keypoints, no box": detected([0], keypoints=3),
+    "detection with a second model": detected([3, 1], models=("gate ü",), **attributes(4)),
+    "detection with second models, one box": detected([1], models=("a", "b"), keypoints=2, **attributes(1)),
+    "detection with a second model, no attributes": detected([2], models=("a",)),
+    "detection with a second model, no box": detected([0], models=("a",), **attributes(0)),
 }
 
 
@@ -97,7 +107,13 @@ def stub(request: pytest.FixtureRequest) -> Iterator[StubServer | GrpcStub]:
         yield running
 
 
-@pytest.mark.parametrize("name", ["segmentation", "classification", "action", "detection with keypoints"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("segmentation", "classification", "action", "detection with keypoints"),
+        "detection with a second model",
+    ],
+)
 def test_every_task_over_both_protocols(name: str, stub: StubServer | GrpcStub) -> None:
     last = FORMS[name]
     first = replace(last, final=False, video=b"head")
@@ -178,6 +194,17 @@ def test_parts_with_boxes_join(frames: tuple[list[int], list[int]], keypoints: i
     assert_same(through_tensors(whole), whole)
 
 
+def test_parts_with_a_second_model_join() -> None:
+    """Also where it was asked about nothing in the first part."""
+    first = detected([0], final=False, models=("a",), **attributes(0))
+    whole = DetectionAnswer.concatenate(
+        [through_tensors(first), detected([2], models=("a",), **attributes(2))]
+    )
+    assert (len(whole.box), whole.classified_by, whole.attribute_value.shape) == (2, ("a",), (2, 2))
+    assert whole.predicted_class.tolist() == ["", "Rasse é 1"]
+    assert_same(through_tensors(whole), whole)
+
+
 POINTS = np.zeros((3, 1, 3), np.float32)
 
 
@@ -197,6 +224,8 @@ POINTS = np.zeros((3, 1, 3), np.float32)
         (detected([3], keypoints=1), {"keypoint": POINTS[:2]}),
         (detected([3], keypoints=1), {"keypoint": POINTS[:0]}),  # there are names, so there are points
         (detected([3]), {"keypoint": POINTS[:2]}),
+        (detected([3], models=("a",)), {"predicted_class": np.empty(0, object)}),
+        (detected([3], **attributes(3)), {"attribute_value": np.empty((0, 2), object)}),
     ],
 )
 def test_columns_that_disagree_cannot_be_made(given: Answer, changes: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ STATUS: dict[str, Any] = {
     "max_frames": 300,
     "models": {
         task: {"name": "m", "source": "here", "labels": ["background", "cat"]}
-        for task in ("segmentation", "classification", "detection", "action")
+        for task in ("segmentation", "classification", "detection", "action", "embedding")
     },
 }
 

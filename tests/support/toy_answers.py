@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipelines.protocol.answers import ActionAnswer, ClassificationAnswer, DetectionAnswer, SegmentationAnswer
+from pipelines.protocol.answers import (
+    ActionAnswer,
+    ClassificationAnswer,
+    DetectionAnswer,
+    EmbeddingAnswer,
+    SegmentationAnswer,
+)
 
 RankedT = TypeVar("RankedT", bound=ClassificationAnswer | ActionAnswer)
 
@@ -42,16 +48,46 @@ def ranked(
     return kind(**{**common, **rows, **means, **fields})
 
 
+def attributes(frames: int) -> dict[str, Any]:
+    """Fields of two attributes of so many frames."""
+    values = np.array(["rot é", ""], object)
+    return {
+        "attribute_names": ("Farbe ü", "hat"),
+        "attribute_value": np.tile(values, (frames, 1)),
+        "attribute_probability": np.tile(np.array([0.75, 0.5], np.float32), (frames, 1)),
+    }
+
+
+def embedded(frames: Sequence[int] = (0, 1), *, final: bool = True, **fields: Any) -> EmbeddingAnswer:
+    """Vectors of three numbers."""
+    vectors = np.arange(3 * len(frames), dtype=np.float32).reshape(len(frames), 3)
+    mean = np.array([0.5, 0.25, 0.125], np.float32)
+    return EmbeddingAnswer(**_common(frames, final), embedding=vectors, mean_embedding=mean, **fields)
+
+
 def detected(
-    frames: Sequence[int] = (0, 1), *, final: bool = True, keypoints: int = 0, **fields: Any
+    frames: Sequence[int] = (0, 1),
+    *,
+    final: bool = True,
+    keypoints: int = 0,
+    models: tuple[str, ...] = (),
+    **fields: Any,
 ) -> DetectionAnswer:
-    """Boxes in frames: as many as the frame's number says, so none in frame 0."""
+    """Boxes in frames: as many as the frame's number says, so none in frame 0.
+
+    Args:
+        models: a class of these for every second box.
+    """
     numbers = np.repeat(np.array(frames, np.int64), frames)
     count = len(numbers)
     if keypoints:
         points = np.arange(3 * count * keypoints, dtype=np.float32).reshape(count, keypoints, 3)
         names = tuple(f"Gelenk {place} é" for place in range(keypoints))
         fields |= {"keypoint_names": names, "keypoint": points, "keypoint_score": points[..., 0] / 1000}
+    if models:
+        told = np.array([f"Rasse é {place}" * (place % 2) for place in range(count)], object)
+        sure = np.linspace(0.25, 1, count, dtype=np.float32) * (told != "")
+        fields |= {"classified_by": models, "predicted_class": told, "probability": sure.astype(np.float32)}
     return DetectionAnswer(
         **_common(frames, final),
         box_frame_index=numbers,

@@ -38,6 +38,7 @@ def make_batcher(network: nn.Module, max_batch: int = 8, batch_s: float = 60) ->
         build=lambda: network,
         source="test",
         labels=("a",),
+        activation="sigmoid",
         preprocessing=Preprocessing(resize_px=None),
         max_batch=max_batch,
     )

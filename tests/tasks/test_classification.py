@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def test_no_frame_is_an_answer_without_rows(pipeline: Pipeline) -> None:
 
 
 def test_probabilities_are_taken_as_they_are() -> None:
-    made = pipeline_of(spec_of(probabilities=True))
+    scores = nn.Sequential(MeanColour(), nn.Sigmoid())
+    made = pipeline_of(replace(spec_of(activation="none"), build=lambda: scores))
     answer = ask(made, media.image("png"))
     made.batcher.close()
     assert not np.isclose(answer.probability.sum(), 1)

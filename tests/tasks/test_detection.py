@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes, resize_keypoints
 
+from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View, geometry
 from pipelines.models.outputs import BoxOutput
 from pipelines.models.spec import Preprocessing
@@ -18,13 +22,16 @@ from pipelines.protocol.options import Options
 from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import MAX_OBJECTS, Found
 from pipelines.tasks.detection import TASK, Detection
+from pipelines.tasks.painter import Painter
 from tests.support.toy_boxes import (
     DOG,
     FAINT,
     HEIGHT,
     LABELS,
     PERSON,
+    WHOLE,
     WIDTH,
+    Array,
     Row,
     ask,
     batch,
@@ -148,6 +155,85 @@ def test_tiles_give_each_object_once() -> None:
         # The best of the two stays; what has another class, or lies elsewhere, stays too.
         assert answer.box.tolist() == [[44, 10, 61, 30], [2, 2, 18, 18], [44, 10, 60, 30], [0, 0, 20, 20]]
         assert answer.score.tolist() == pytest.approx([0.95, 0.7, 0.6, 0.9])
+
+
+def widths_of(boxes_d4: Array) -> list[str]:
+    return [f"{right - left:g} px" for left, _, right, _ in boxes_d4.tolist()]
+
+
+class Sized:
+    """A second model that says how wide objects are."""
+
+    models: tuple[str, ...] = ("sized",)
+    attribute_names: tuple[str, ...] = ("area",)
+
+    def __call__(self, frames: FrameBatch, found: Sequence[Found]) -> list[Found]:
+        assert len(frames) == len(found)
+        return [
+            replace(
+                one,
+                predicted_d=np.array(widths_of(one.box_d4), object),
+                probability_d=one.score_d / 2,
+                attribute_da=np.full((len(one), 1), "wide", object),
+                attribute_probability_da=np.ones((len(one), 1), np.float32),
+            )
+            for one in found
+        ]
+
+
+def answers_with_and_without(
+    *frames: dict[str, Tensor], views: Sequence[View], count: int
+) -> tuple[DetectionAnswer, DetectionAnswer]:
+    post, pictures = Postprocessor(device="cpu", max_frames=4, classes=len(LABELS)), batch(count)
+    made = []
+    for second in (None, Sized()):
+        job = Detection(spec(keypoint_names=("nose",)), Options(overlay="raw"), second)
+        parts = [job.read(BoxOutput(frames))]
+        given = job.complete(pictures, parts, views)
+        made.append(job.answer(pictures, *given, post, final=True))
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_second_model_is_asked_about_the_objects_as_answered(tiled: bool) -> None:
+    """Each once, in the frame's pixels; whatever else is said of them stays as it is."""
+    extra = {"masks": masks(2), "keypoints": torch.rand(2, 1, 3) * 20}
+    none = {"masks": masks(0), "keypoints": torch.empty(0, 1, 3)}
+    looks = [seen((22, 5, 30, 15, 1, 0.8), DOG, **extra), seen(**none)]
+    if tiled:
+        looks += [seen((2, 5, 10.5, 15, 1, 0.95), (2, 5, 10, 15, 2, 0.6), **extra), seen(**none)]
+    views = [tile(0, 0), tile(0, 40)] if tiled else [WHOLE]
+    plain, told = answers_with_and_without(*looks, views=views, count=2)
+    assert (told.classified_by, told.attribute_names) == (("sized",), ("area",))
+    widths = widths_of(told.box)
+    assert told.predicted_class.tolist() == widths
+    np.testing.assert_array_equal(told.probability, told.score / 2)
+    assert told.attribute_value.tolist() == [["wide"]] * len(widths)
+    for name in ("box", "score", "class_id", "keypoint", "keypoint_score", "box_frame_index"):
+        np.testing.assert_array_equal(getattr(told, name), getattr(plain, name), err_msg=name)
+    assert told.mask == plain.mask
+    # Pictures tell it too; of a frame without objects they are the same.
+    assert [one == other for one, other in zip(told.overlay, plain.overlay, strict=True)] == [False, True]
+
+
+CAPTIONS: list[tuple[str, list[str], str]] = [
+    ("", [], "person 0.90"),
+    ("tall", [], "person 0.90, tall 0.25"),
+    ("tall", ["", "red"], "person 0.90, red"),
+    ("tall", ["old", "red"], "person 0.90, old, red"),
+]
+
+
+@pytest.mark.parametrize(("predicted", "values", "expected"), CAPTIONS)
+def test_captions_of_boxes(predicted: str, values: list[str], expected: str) -> None:
+    found = replace(
+        Found.concatenate(Detection(spec(), Options()).read(BoxOutput([seen(PERSON)]))),
+        predicted_d=np.array([predicted], object),
+        probability_d=np.array([0.25], np.float32),
+        attribute_da=np.array([values], object),
+        attribute_probability_da=np.ones((1, len(values)), np.float32),
+    )
+    assert Painter.of(Options(), LABELS).captions(found) == [expected]
 
 
 def test_one_view_keeps_all_that_a_model_gives() -> None:
