@@ -34,15 +34,20 @@ Name = Annotated[str, allowed(IS_NAME, lambda text: not wrong_name(text))]
 Names = Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES, fail_fast=True)]
 
 
-def check_file(path: Path, sha256: str = "", what: str = "weights") -> None:
-    """Raise ModelUnavailable unless `path` is a file that, where a `sha256` is given, has this one."""
+def check_file(path: Path, sha256: str = "", what: str = "weights", *, beside: Path | None = None) -> None:
+    """Raise ModelUnavailable unless `path` is a file that, where a `sha256` is given, has this one.
+
+    With a file `beside` it, the digest is of both, one after the other.
+    """
     if not path.is_file():
         raise ModelUnavailable(f"no {what} file {path}", hint="check the path")
     if not sha256:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256.lower():
+    digest = hashlib.sha256()
+    for one in (path,) if beside is None else (path, beside):
+        with one.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    if (found := digest.hexdigest()) != sha256.lower():
         raise ModelUnavailable(
             f"{path} is not the pinned file: expected sha256 {sha256.lower()}, found {found}",
             hint="get the right file, or pin this one",

@@ -21,7 +21,7 @@ from tests.support.sources import error_of, spec_of
     [
         ("resnet5", {}, "closest: resnet50"),
         ("resnext99", {}, "--list-models lists all"),
-        ("README.md", {}, "a file ends in .pt2, .pt, .onnx, .safetensors or .pth"),
+        ("README.md", {}, "files end in .onnx, .xml, .pt2"),
         ("models.video.resnet50", {}, "torchvision has no model 'models.video.resnet50'"),
         ("resnet50", {"task": "detection"}, "resnet50 is a classification model, not detection"),
         ("resnet50", {"weights": "IMAGENET1K_V9"}, "one of: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, random"),
@@ -107,6 +107,38 @@ from tests.support.sources import error_of, spec_of
 )
 def test_what_cannot_be_is_named(source: str, options: dict[str, Any], message: str) -> None:
     assert message in error_of(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "what"),
+    [
+        ("fasterrcnn_resnet50_fpn", "head=yolo_v8", "a model whose source describes it"),
+        ("fasterrcnn_resnet50_fpn", "layout=NHWC", "a model whose source describes it"),
+        ("fasterrcnn_resnet50_fpn", "channels=GRAY", "a model whose source describes it"),
+        ("fasterrcnn_resnet50_fpn", "output=nothing", "a detector whose source describes it"),
+        ("fasterrcnn_resnet50_fpn", "activation=sigmoid", "a model of the task detection"),
+        ("fasterrcnn_resnet50_fpn", "normalise=false", "a model of the task detection"),
+        ("fasterrcnn_resnet50_fpn", "multi_label=true", "a model of the task detection"),
+        ("resnet18", "iou_threshold=0.5", "a model of the task classification"),
+        ("resnet18", "head=yolo_v8", "a model whose source describes it"),
+        ("resnet18", "normalise=true", "a model of the task classification"),
+        ("fcn_resnet50", "multi_label=true", "a model of the task segmentation"),
+        ("timm:resnet18", "layout=NCHW", "a model whose source describes it"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(source: str, option: str, what: str) -> None:
+    name, _, text = option.partition("=")
+    values: dict[str, Any] = {"true": True, "false": False, "0.5": 0.5}
+    with pytest.raises(ModelUnavailable) as caught:
+        spec_of(source, weights="random", **{name: values.get(text, text)})
+    assert f"{option} has no meaning for {what}" in caught.value.message
+    assert caught.value.hint == f"leave out --{name.replace('_', '-')}"
+
+
+def test_what_changes_the_reading_of_any_source_stays() -> None:
+    spec = spec_of("resnet18", weights="random", activation="sigmoid", multi_label=True, output="output")
+    assert (spec.activation, spec.multi_label, spec.output) == ("sigmoid", True, "output")
+    assert spec_of("fcn_resnet50", weights="random", activation="sigmoid", channels="BGR").activation
 
 
 def test_options_go_before_what_the_weights_say() -> None:
@@ -221,4 +253,4 @@ def test_two_models_whose_task_only_their_sources_tell(tmp_path: Path) -> None:
     file.write_text("[[model]]\nsource = 'resnet18'\n[[model]]\nsource = 'resnet34'\n")
     with pytest.raises(ModelUnavailable) as caught:
         make_engine_room(parse_args(["--settings", str(file), "--device", "cpu"], ""))
-    assert f"{file}: model[1]: resnet18 and resnet34 are both for classification" in str(caught.value)
+    assert f"{file}: model[1]: two models of task classification" in str(caught.value)

@@ -54,7 +54,7 @@ SPECS = {
         source="test",
         preprocessing=Preprocessing(resize_px=None),
         clip=Clip(length=16, fps=12.5, fixed=True),
-        probabilities=True,
+        activation="none",
     ),
 }
 

@@ -57,7 +57,7 @@ def test_a_model_proc_file_says_pixels_and_answers(tmp_path: Path) -> None:
     choice = ModelSettings(source="squeezenet1_1", weights="random", model_proc=str(file))
     spec = resolve(choice, allow_code=False)
     assert spec.preprocessing == Preprocessing(resize_px=(224, 224), antialias=False)
-    assert (spec.labels, spec.score_threshold, spec.probabilities) == (("cat", "dog"), 0.25, False)
+    assert (spec.labels, spec.score_threshold, spec.activation) == (("cat", "dog"), 0.25, "softmax")
     other = resolve(choice.model_copy(update={"resize_px": (64,), "channels": "BGR"}), allow_code=False)
     assert other.preprocessing == replace(spec.preprocessing, resize_px=(64, 64), channels="BGR")
 
@@ -68,11 +68,17 @@ def test_a_model_proc_file_says_pixels_and_answers(tmp_path: Path) -> None:
         ([], Preprocessing(resize_px=(224, 200), channels="BGR", **BYTES)),
         (
             {"resize": "aspect-ratio"},
-            Preprocessing(resize_px=(224, 200), fit="letterbox", channels="BGR", **BYTES),
+            Preprocessing(resize_px=(224, 200), fit="letterbox_truncated", channels="BGR", **BYTES),
         ),
         (
             {"resize": "aspect-ratio", "crop": "central"},
-            Preprocessing(resize_px=(252, 225), fit="letterbox", crop_px=(224, 200), channels="BGR", **BYTES),
+            Preprocessing(
+                resize_px=(252, 225), fit="letterbox_truncated", crop_px=(224, 200), channels="BGR", **BYTES
+            ),
+        ),
+        (
+            {"resize": "aspect-ratio-pad"},
+            Preprocessing(resize_px=(224, 200), fit="letterbox_top_left", channels="BGR", **BYTES),
         ),
         ({"crop": "central"}, Preprocessing(resize_px=None, crop_px=(224, 200), channels="BGR", **BYTES)),
         ({"resize": "no"}, Preprocessing(resize_px=None, crop_px=(224, 200), channels="BGR", **BYTES)),
@@ -81,8 +87,12 @@ def test_a_model_proc_file_says_pixels_and_answers(tmp_path: Path) -> None:
             Preprocessing(resize_px=(216, 184), crop_px=(224, 200), channels="BGR", **BYTES),
         ),
         (
+            {"padding": {"stride": 8}},
+            Preprocessing(resize_px=(208, 184), crop_px=(224, 200), channels="BGR", **BYTES),
+        ),
+        (
             {"resize": "aspect-ratio", "padding": {"fill_value": [114, 114, 114]}, "color_space": "RGB"},
-            Preprocessing(resize_px=(224, 200), fit="letterbox", pad_value=114, **BYTES),
+            Preprocessing(resize_px=(224, 200), fit="letterbox_truncated", pad_value=114, **BYTES),
         ),
         (
             {"mean": [127.5] * 3, "std": [63.75] * 3},
@@ -108,7 +118,7 @@ def test_pixels_of_a_model_proc_file(tmp_path: Path, params: Any, expected: Prep
         (
             {"resize": "big"},
             None,
-            "input_preproc[0].params.resize is \"big\" (allowed: 'no', 'no-aspect-ratio' or 'aspect",
+            "input_preproc[0].params.resize is \"big\" (allowed: 'no', 'no-aspect-ratio', 'aspect-rat",
         ),
         ({"crop": "top_left"}, None, 'input_preproc[0].params.crop is "top_left" (allowed: central)'),
         ({"color_space": "GRAYSCALE"}, None, "params.color_space is \"GRAYSCALE\" (allowed: 'RGB' or 'BGR')"),
@@ -138,14 +148,21 @@ def test_pixels_of_a_model_proc_file(tmp_path: Path, params: Any, expected: Prep
             "input_preproc[0].params.colour_space is unknown (did you mean color_space? allowed: resize",
         ),
         (
-            {"padding": {"stride": 8}},
+            {"padding": {"strides": 8}},
             None,
-            "input_preproc[0].params.padding.stride is unknown (did you mean stride_",
+            "input_preproc[0].params.padding.strides is unknown (did you mean stride?",
         ),
         ({"padding": {"stride_x": -1}}, None, "padding.stride_x is -1"),
+        ({"padding": {"stride": 8, "stride_x": 4}}, None, "it has stride, and stride_x or stride_y too"),
         ({"padding": {"fill_value": [1, 2, 3]}}, None, "padding.fill_value is [1, 2, 3]"),
-        ({}, {"method": "median"}, 'output_postproc[0].method is "median" (allowed: softmax, max, index)'),
-        ({}, {"converter": "yolo_v3"}, 'output_postproc[0].converter is "yolo_v3"'),
+        (
+            {},
+            {"method": "median"},
+            'output_postproc[0].method is "median" (allowed: softmax, max, compound, multi',
+        ),
+        ({}, {"converter": "yolo_v99"}, 'output_postproc[0].converter is "yolo_v99" (allowed: label, '),
+        ({}, {"converter": ["label"]}, 'output_postproc[0].converter is ["label"]'),
+        ({}, {"converter": "yolo_v3"}, "it has 0 numbers as anchors, but yolo_v3 needs pairs"),
         ({}, {"threshold": 2}, "output_postproc[0].threshold is 2 (allowed: a number from 0 to 1)"),
         ({}, {"labels": [1]}, "output_postproc[0].labels[0] is 1 (allowed: a printable text of"),
         ({}, {"labels": "none.txt"}, 'output_postproc[0].labels is "none.txt" (allowed: a list of texts'),
@@ -168,7 +185,7 @@ def test_a_wrong_field_of_a_model_proc_file_is_named(
         ("{", "is not JSON"),
         ("[]", r"the whole is \[\]"),
         ('{"json_schema_version": "1.0"}', "json_schema_version is"),
-        ('{"input_preproc": [{}, {}]}', "networks of several inputs or outputs are not served"),
+        ('{"input_preproc": [{}, {}]}', "networks of several inputs are not served"),
     ],
 )
 def test_what_is_no_model_proc_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -181,7 +198,7 @@ def test_labels_of_a_model_proc_file_may_be_a_file_beside_it(tmp_path: Path) -> 
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     file = proc_file(tmp_path, [], {"labels-file": "labels.txt", "method": "max"})
     proc = read_model_proc(file)
-    assert (proc.labels, proc.probabilities, proc.score_threshold) == (("cat", "dog"), True, -1)
+    assert (proc.labels, proc.activation, proc.score_threshold) == (("cat", "dog"), "none", -1)
 
 
 def test_a_labels_file_may_lie_below_and_must_be_printable(tmp_path: Path) -> None:

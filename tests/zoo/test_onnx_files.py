@@ -13,11 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from model_inference import Model
+from pipelines.models.heads.boxes import Boxes
 from pipelines.models.outputs import BoxOutput, LogitOutput
 from pipelines.models.spec import ModelSpec, Preprocessing
+from pipelines.models.torch_runtime import headed
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, facts_to_json, spec_from_facts
-from pipelines.zoo.files.onnx_files import OnnxNetwork, fixed_input, read_onnx_facts
+from pipelines.zoo.files.onnx_files import onnx_network, read_onnx
 
 PLAIN = ModelSpec(
     name="plain",
@@ -90,7 +92,7 @@ def pixels(*shape: int) -> torch.Tensor:
 def test_any_batch_goes_through_a_file_of_one_batch(
     tmp_path: Path, batch: int | str, size: tuple[int, ...], count: int
 ) -> None:
-    network = OnnxNetwork(save(tmp_path / "toy.onnx", (batch, 3, *size)))
+    network = onnx_network(save(tmp_path / "toy.onnx", (batch, 3, *size)))
     given = pixels(count, 3, *size)
     answer = network.to(torch.device("cpu"))(given)
     assert isinstance(answer, dict)
@@ -98,7 +100,7 @@ def test_any_batch_goes_through_a_file_of_one_batch(
 
 
 def test_half_precision_input_is_cast(tmp_path: Path) -> None:
-    network = OnnxNetwork(save(tmp_path / "half.onnx", ("N", 3, 8, 8), dtype=TensorProto.FLOAT16))
+    network = onnx_network(save(tmp_path / "half.onnx", ("N", 3, 8, 8), dtype=TensorProto.FLOAT16))
     given = pixels(2, 3, 8, 8)
     answer = network(given)
     assert isinstance(answer, dict)
@@ -108,16 +110,19 @@ def test_half_precision_input_is_cast(tmp_path: Path) -> None:
 def test_facts_and_fixed_sizes_are_read_from_the_file(tmp_path: Path) -> None:
     text = facts_to_json(PLAIN)
     path = save(tmp_path / "toy.onnx", ("N", 3, 8, "w"), metadata={MODEL_FACTS_KEY: text, "other": "x"})
-    assert read_onnx_facts(path) == text
-    assert fixed_input(path) == (None, 3, 8, None)
-    assert read_onnx_facts(save(tmp_path / "bare.onnx", (1, 3, 8, 8))) is None
+    assert read_onnx(path).metadata.get(MODEL_FACTS_KEY) == text
+    assert read_onnx(path).inputs[0].dims == (None, 3, 8, None)
+    assert read_onnx(save(tmp_path / "bare.onnx", (1, 3, 8, 8))).metadata == {}
 
 
 def test_a_file_alone_makes_a_model(tmp_path: Path) -> None:
     text = facts_to_json(PLAIN)
     path = save(tmp_path / "toy.onnx", (1, 3, 224, 192), metadata={MODEL_FACTS_KEY: text})
     spec = spec_from_facts(
-        read_onnx_facts(path) or "", build=lambda: OnnxNetwork(path), source="toy", file=path
+        read_onnx(path).metadata.get(MODEL_FACTS_KEY) or "",
+        build=lambda: onnx_network(path),
+        source="toy",
+        file=path,
     )
     model = Model(spec, "cpu")
     given = pixels(3, 3, 224, 192)
@@ -132,15 +137,15 @@ def test_a_detector_answers_picture_by_picture_even_with_nothing(tmp_path: Path)
     given = torch.zeros(3, 3, 8, 8)
     given[0, 1, [2, 5], 3] = 1.0
     given[2, 0, 7, 0] = 1.0
-    frames = OnnxNetwork(path)(given)
-    assert isinstance(frames, list)
+    frames = headed(Boxes(), onnx_network(path)(given), (8, 8))
     assert [frame["scores"].tolist() for frame in frames] == [[5.0, 2.0], [], [7.0]]
     assert [tuple(frame["boxes"].shape) for frame in frames] == [(2, 4), (0, 4), (1, 4)]
     spec = ModelSpec(
         name="rows",
         task="detection",
-        build=lambda: OnnxNetwork(path),
+        build=lambda: onnx_network(path),
         source="toy",
+        head=Boxes(),
         preprocessing=Preprocessing(resize_px=(8, 8)),
     )
     output = Model(spec, "cpu")(given)
@@ -178,11 +183,14 @@ def no_onnx(path: Path) -> Path:
         (lambda path: path, "no such file"),
         (no_onnx, "not readable as ONNX"),
         (truncated, "not readable as ONNX"),
-        (lambda path: save(path, ("N", 3, 8)), "input pixels is ['N', 3, 8], needs (N, 3, h, w)"),
-        (lambda path: save(path, ("N", 8, 8, 3)), "input pixels is ['N', 8, 8, 3], needs (N, 3, h, w)"),
-        (lambda path: save(path, (1, 3, 4, 4, 4, 4)), "needs (N, 3, h, w) or (N, 3, T, h, w)"),
-        (lambda path: save(path, ("N", 3, 8, 8), dtype=TensorProto.DOUBLE), "tensor(double), needs float"),
-        (two_inputs, "has 2 inputs (pixels, other), needs one"),
+        (lambda path: save(path, ("N", 3, 8)), "takes pixels float32 (?, 3, 8); gives logits"),
+        (lambda path: save(path, ("N", 8, 8, 5)), "input pixels float32 (?, 8, 8, 5) has neither 3 channels"),
+        (lambda path: save(path, (1, 3, 4, 4, 4, 4)), "needs one input of pixels of rank 4, or 5 for clips"),
+        (
+            lambda path: save(path, ("N", 3, 8, 8), dtype=TensorProto.DOUBLE),
+            "float64 (?, 3, 8, 8) is none of",
+        ),
+        (two_inputs, "takes pixels float32 (?, 3, 8, 8); other float32 (?, 3, 8, 8); gives"),
         (sequence_output, "output logits is seq(tensor(float)), not a tensor"),
     ],
 )
@@ -191,7 +199,7 @@ def test_files_that_are_no_such_network_are_refused(
 ) -> None:
     path = make(tmp_path / "model.onnx")
     with pytest.raises(ModelUnavailable) as caught:
-        OnnxNetwork(path)
+        onnx_network(path)
     assert says in caught.value.message
     assert "\n" not in str(caught.value)
     assert caught.value.hint
@@ -202,7 +210,7 @@ def test_pixels_of_another_size_are_an_error_of_the_model(tmp_path: Path) -> Non
     spec = ModelSpec(
         name="toy",
         task="classification",
-        build=lambda: OnnxNetwork(path),
+        build=lambda: onnx_network(path),
         source="toy",
         preprocessing=Preprocessing(resize_px=(16, 16)),
     )
@@ -211,7 +219,17 @@ def test_pixels_of_another_size_are_an_error_of_the_model(tmp_path: Path) -> Non
 
 
 def test_outputs_that_forget_the_batch_are_an_error(tmp_path: Path) -> None:
-    nodes = [helper.make_node("ReduceMean", ["pixels", "all_but_rows"], ["logits"], keepdims=1)]
-    network = OnnxNetwork(save(tmp_path / "one.onnx", ("N", 3, 8, 8), nodes=nodes))
-    with pytest.raises(RuntimeError, match="output logits has 1 rows for 2 of input"):
-        network(pixels(2, 3, 8, 8))
+    nodes = [
+        helper.make_node("ReduceMean", ["pixels", "all_but_rows"], ["means"], keepdims=1),
+        helper.make_node("Flatten", ["means"], ["logits"]),
+    ]
+    path = save(tmp_path / "one.onnx", ("N", 3, 8, 8), nodes=nodes)
+    spec = ModelSpec(
+        name="toy",
+        task="classification",
+        build=lambda: onnx_network(path),
+        source="toy",
+        preprocessing=Preprocessing(resize_px=(8, 8)),
+    )
+    with pytest.raises(ModelUnavailable, match="toy gives 1 rows of logits for a batch of 2"):
+        Model(spec, "cpu")

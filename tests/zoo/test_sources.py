@@ -14,7 +14,8 @@ from pipelines.models.outputs import LogitOutput
 from pipelines.models.spec import Clip, Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.demo.specs import demo_specs
-from pipelines.zoo.vision.models import list_models, names
+from pipelines.zoo.vision.architectures import names
+from pipelines.zoo.vision.models import list_models
 from tests.conftest import free_ports
 from tests.support.sources import error_of, spec_of
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, TaskName
 from pipelines.zoo.demo.networks import DEMO_FACTS, DemoTask, build_demo
-from pipelines.zoo.files.state import load_state, read_state
+from pipelines.zoo.files.fitting import load_state
+from pipelines.zoo.files.state import read_state
 
 ASSETS = Path(__file__).parents[3] / "assets"
 MAX_BATCH = 16

@@ -1,18 +1,19 @@
-"""Whole models in a file: `.pt2` of torch.export, TorchScript, `.onnx`. Knows no options.
+"""Whole models in a file: `.pt2` of torch.export, TorchScript, `.onnx`, `.xml`. Knows no options.
 
 A `.pt2` or TorchScript file is a program. With PyTorch 2.10 `torch.export.load` falls back to the plain
 unpickler, evaluates guards as Python and starts native code; TorchScript has operators that write files. So
-`resolve` asks for leave before either is read here. ONNX is data.
+`resolve` asks for leave before either is read here. ONNX and OpenVINO's files are data.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.models.graph import Dims, Graph, Port
+from pipelines.models.heads.boxes import Boxes
 from pipelines.models.onnx_runtime import one_line
+from pipelines.models.outputs import BOX_OUTPUTS
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.settings.reading import LARGEST_TEXT
 from pipelines.zoo.draft import Draft, draft_of
 from pipelines.zoo.files.facts import MODEL_FACTS_KEY, spec_from_facts
-from pipelines.zoo.files.onnx_files import RANKS, OnnxNetwork, fixed_input, read_onnx_facts
+from pipelines.zoo.files.graph_network import ProgramNetwork
+from pipelines.zoo.files.input_form import InputForm, input_form
+from pipelines.zoo.files.onnx_files import onnx_network, read_onnx
+from pipelines.zoo.files.openvino_files import ir_network, read_ir, weights_of
+from pipelines.zoo.files.operators import exported_operators, script_operators
 from pipelines.zoo.texts import check_file
 
 # No side, batch or clip is larger than this, and no graph or facts have more bytes.
 LARGEST_DIM = 8192
 LARGEST_GRAPH = 64 << 20
 
-Dims = tuple[int | None, ...]
-FREE: Dims = (None,) * 4
+RANKS = (4, 5)
+# The numbers of `ScalarType` in torch's schema of exported programs.
+EXPORTED_DTYPES = {1: "uint8", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 13: "bfloat16"}
+FREE: Dims = (None, 3, None, None)
+Open = Callable[[InputForm], nn.Module]
 
 
 def is_torchscript(path: Path) -> bool:
@@ -51,55 +62,90 @@ def saved_draft(path: Path, *, sha256: str = "") -> Draft:
         ModelUnavailable: the file is damaged, or another one than pinned.
     """
     exported = path.suffix.lower() == ".pt2"
+    facts = _member(path, f"/extra/{MODEL_FACTS_KEY}", LARGEST_TEXT)
+    graph = _exported_graph(path) if exported else _script_graph(path)
 
-    def build() -> nn.Module:
+    def open_program(form: InputForm) -> nn.Module:
         check_file(path, sha256)
-        with _reading(path):
-            if exported:
-                return _Saved(torch.export.load(path).module())
-            return _Saved(torch.jit.load(str(path), map_location="cpu").eval())  # type: ignore[no-untyped-call]
+        return ProgramNetwork(_program(path), form)
 
-    dims = _exported_dims(path) if exported else FREE
     source = f"{path.name}, {'an exported program' if exported else 'TorchScript'}"
-    draft = _draft(path, build, source, _member(path, f"/extra/{MODEL_FACTS_KEY}", LARGEST_TEXT), dims)
-    return replace(draft, max_batch=dims[0] or draft.max_batch)
+    return _draft(path, open_program, source, facts, graph)
 
 
 def onnx_draft(path: Path, *, sha256: str = "") -> Draft:
     """An `.onnx` file, run by ONNX Runtime. Raises ModelUnavailable where it cannot be read."""
 
-    def build() -> nn.Module:
+    def open_graph(form: InputForm) -> nn.Module:
         check_file(path, sha256)
-        return OnnxNetwork(path)
+        return onnx_network(path, form)
 
-    facts = read_onnx_facts(path)
-    dims = fixed_input(path) if facts is None else FREE
-    return _draft(path, build, f"{path.name}, by ONNX Runtime", facts, dims)
-
-
-def _draft(path: Path, build: Callable[[], nn.Module], source: str, facts: str | None, dims: Dims) -> Draft:
-    """What the facts in a file say; without any, the size of its input where that is fixed."""
-    if facts is not None:
-        return draft_of(spec_from_facts(facts, build=build, source=source, file=path))
-    height_px, width_px = dims[-2:]
-    fixed = (height_px, width_px) if height_px and width_px else None
-    return Draft(name=path.stem, build=build, source=source, input_px=fixed)
+    graph = read_onnx(path)
+    facts = graph.metadata.get(MODEL_FACTS_KEY)
+    return _draft(path, open_graph, f"{path.name}, by ONNX Runtime", facts, graph)
 
 
-class _Saved(nn.Module):
-    """A loaded program as a network: it has the mode that it was saved in, whatever is asked of it."""
+def ir_draft(path: Path, *, sha256: str = "") -> Draft:
+    """An `.xml` file of OpenVINO with its `.bin`, run by OpenVINO. Raises ModelUnavailable.
 
-    def __init__(self, program: Any) -> None:
-        super().__init__()
-        self.program = program
+    Args:
+        sha256: of both files, one after the other, first the `.xml`.
+    """
 
-    def train(self, mode: bool = True) -> _Saved:
-        """Exported programs raise where they are asked for another mode."""
-        del mode
-        return self
+    def open_graph(form: InputForm) -> nn.Module:
+        check_file(path, sha256, beside=weights_of(path))
+        return ir_network(path, form)
 
-    def forward(self, pixels: torch.Tensor) -> Any:
-        return self.program(pixels)
+    return _draft(path, open_graph, f"{path.name}, by OpenVINO", None, read_ir(path))
+
+
+def _draft(path: Path, open_network: Open, source: str, facts: str | None, graph: Graph) -> Draft:
+    """What the facts in a file say; without any, what its graph shows."""
+    draft = Draft(name=path.stem, build=nn.Identity, source=source, graph=graph, open=open_network)
+    if facts is None:
+        return draft
+    form = input_form(graph, path.name)
+    said = draft_of(spec_from_facts(facts, build=nn.Identity, source=source, file=path))
+    given = {port.name for port in graph.outputs}
+    chosen = Boxes() if said.task == "detection" and given.issuperset(BOX_OUTPUTS) else None
+    build = functools.partial(open_network, replace(form, apart=form.apart and chosen is not None))
+    return replace(said, build=build, max_batch=form.batch or said.max_batch, head=chosen)
+
+
+def _program(path: Path) -> Any:
+    with _reading(path):
+        if path.suffix.lower() == ".pt2":
+            return torch.export.load(path).module()
+        return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+
+
+def _script_graph(path: Path) -> Graph:
+    """What a TorchScript file shows: no sizes, but the channels of its first weights over pixels."""
+    program = _program(path)
+    with _reading(path):
+        first = next((one for one in program.state_dict().values() if one.ndim in RANKS), None)
+        rank = 4 if first is None else first.ndim
+        grey = first is not None and first.shape[1] == 1
+        dims: Dims = (None, 1 if grey else 3, *[None] * (rank - 2))
+        operators = script_operators(program)
+    return Graph(inputs=(Port(name="pixels", dtype="float32", dims=dims),), outputs=_outputs(operators))
+
+
+def _exported_graph(path: Path) -> Graph:
+    """What a `.pt2` file shows."""
+    inputs = _exported_inputs(path)
+    with _reading(path):
+        operators = exported_operators(torch.export.load(path))
+    return Graph(inputs=inputs, outputs=_outputs(operators))
+
+
+def _outputs(operators: Sequence[str]) -> tuple[Port, ...]:
+    """Outputs of which only the operators are known; named as `named_tensors` names them."""
+    names = [f"logits_{place}" if place else "logits" for place in range(len(operators))]
+    return tuple(
+        Port(name=name, dtype="float32", dims=(), operator=one)
+        for name, one in zip(names, operators, strict=True)
+    )
 
 
 @contextlib.contextmanager
@@ -134,18 +180,30 @@ def _member(path: Path, end: str, most: int) -> str | None:
         return archive.read(info).decode("utf-8", "replace")
 
 
-def _exported_dims(path: Path) -> Dims:
-    """The dimensions `(N, …, h, w)` that an exported program takes; None: free, or it cannot be told."""
+def _exported_inputs(path: Path) -> tuple[Port, ...]:
+    """What an exported program takes; where its text does not tell: float32, and free dimensions."""
     text = _member(path, "/models/model.json", LARGEST_GRAPH) or "{}"
     with _reading(path):
         graph = json.loads(text)
+    unknown = Port(name="pixels", dtype="float32", dims=FREE)
     try:
         module = graph["graph_module"]
         specs = module["signature"]["input_specs"]
-        first = next(spec["user_input"]["arg"] for spec in specs if "user_input" in spec)
-        sizes = module["graph"]["tensor_values"][first["as_tensor"]["name"]]["sizes"]
-        dims = tuple(size.get("as_int") for size in sizes)
-    except (LookupError, TypeError, AttributeError, StopIteration):
-        return FREE
-    whole = all(size is None or (type(size) is int and 0 < size <= LARGEST_DIM) for size in dims)
-    return dims if whole and len(dims) in RANKS else FREE
+        names = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in specs if "user_input" in spec]
+        tensors = [module["graph"]["tensor_values"][name] for name in names]
+        found = tuple(_exported_port(*each) for each in zip(names, tensors, strict=True))
+    except (LookupError, TypeError, AttributeError):
+        return (unknown,)
+    if len(found) == 1:
+        whole = len(found[0].dims) in RANKS and all(map(_is_size, found[0].dims))
+        return (replace(found[0], name=unknown.name),) if whole else (unknown,)
+    return found or (unknown,)
+
+
+def _exported_port(name: str, tensor: dict[str, Any]) -> Port:
+    dims = tuple(size.get("as_int") for size in tensor["sizes"])
+    return Port(name=name, dtype=EXPORTED_DTYPES.get(tensor.get("dtype", 0), "float32"), dims=dims)
+
+
+def _is_size(size: Any) -> bool:
+    return size is None or (type(size) is int and 0 < size <= LARGEST_DIM)

@@ -1,28 +1,47 @@
-"""State dicts: read without running code, and loaded into a network. Knows no torchvision, no options."""
+"""State dicts in files: read without running code, and found within checkpoints. Knows no networks."""
 
 from __future__ import annotations
 
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.models.onnx_runtime import one_line
 from pipelines.protocol.errors import ModelUnavailable
+from pipelines.zoo.files.foreign import unreadable
 from pipelines.zoo.texts import check_file
 
-# Under which of these training scripts keep the state dict in a checkpoint.
-CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
-# Heads that only training uses: a file may hold them, the served network has none.
-TRAINING_HEADS = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
+# Under which of these training scripts keep weights in a checkpoint, averages of them first.
+AVERAGED = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema")
+PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params")
+# No checkpoint is nested deeper; a damaged or hostile one may hold itself.
+MOST_LEVELS = 8
+# How many weights an average is of: a number that `torch.optim.swa_utils` keeps beside them.
+COUNT_OF_AVERAGE = "n_averaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The tensors in a file by their names there, on the CPU, and in words what was chosen among them."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
-    """The tensors of a state dict on the CPU: `.safetensors`, or a pickle read with `weights_only`.
+    """The tensors of `read_checkpoint`."""
+    return read_checkpoint(path, sha256).tensors
+
+
+def read_checkpoint(path: Path, sha256: str = "") -> Checkpoint:
+    """A state dict, bare or in a checkpoint: `.safetensors`, or a pickle read with `weights_only`.
 
     Torch's own unpickler knows only tensors and plain containers, so a pickle that carries code is refused.
 
@@ -34,17 +53,14 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return _checkpoint(load_file(path), path)
         _check_stored(path)
         with warnings.catch_warnings():
             # Torch warns of protocols that it does not write itself, and then fails.
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelUnavailable(
-            f"{path} is not a state dict that can be read without running code from it",
-            hint="save it with torch.save(model.state_dict(), FILE), or as .safetensors",
-        ) from error
+        raise unreadable(path, error) from error
     except ModelUnavailable:
         raise
     except Exception as error:
@@ -52,7 +68,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, Tensor]:
             f"cannot read the weights file {path}: {one_line(error)}",
             hint="is it complete, and a state dict?",
         ) from error
-    return _tensors(state, path)
+    return _checkpoint(state, path)
 
 
 def _check_stored(path: Path) -> None:
@@ -67,60 +83,47 @@ def _check_stored(path: Path) -> None:
         )
 
 
-def _tensors(state: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(state, Mapping):
-        inner = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), Mapping)), state)
-        if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            return {str(key).removeprefix("module."): value for key, value in inner.items()}
-    raise ModelUnavailable(
-        f"{path} holds no state dict but a {type(state).__name__}",
-        hint="save it with torch.save(model.state_dict(), FILE)",
-    )
-
-
-def class_count(expected: Mapping[str, Tensor], classes: int, state: Mapping[str, Tensor]) -> int:
-    """How many classes `state` has, if it is of the network that with `classes` has the tensors `expected`.
-
-    Sizes along the first axis of the tensors that differ are multiples of the number of classes: of the
-    logits once, of boxes per class four times, of boxes at anchors as often as there are anchors. Where they
-    do not agree the answer is `classes`, and loading says what is wrong.
-    """
-    counts = set()
-    for name, tensor in expected.items():
-        found = state.get(name)
-        if found is None or found.shape == tensor.shape or name.startswith(TRAINING_HEADS):
-            continue
-        if found.ndim == 0 or found.shape[1:] != tensor.shape[1:] or len(found) * classes % len(tensor):
-            return classes
-        counts.add(len(found) * classes // len(tensor))
-    return counts.pop() if len(counts) == 1 else classes
-
-
-def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load `state` into `network`; heads for training only may be there or not.
-
-    Raises:
-        ModelUnavailable: they are the weights of another network.
-    """
-    own = network.state_dict()
-    kept = {name: state[name] for name in state if name in own or not name.startswith(TRAINING_HEADS)}
-    missing = [name for name in own if name not in kept and not name.startswith(TRAINING_HEADS)]
-    unknown = [name for name in kept if name not in own]
-    if missing or unknown:
+def _checkpoint(state: object, path: Path) -> Checkpoint:
+    notes: list[str] = []
+    inner = state
+    for _ in range(MOST_LEVELS):
+        found = _within(inner)
+        if not found:
+            break
+        key, others = found[0], found[1:]
+        if key in AVERAGED and others:
+            notes.append(f"the averaged weights under {key} are served, not those under {others[-1]}")
+        assert isinstance(inner, Mapping)
+        inner = inner[key]
+    tensors = dict(_tensors(inner)) if isinstance(inner, Mapping) else {}
+    if not tensors:
         raise ModelUnavailable(
-            f"{path} holds the weights of another network: "
-            + "; ".join(
-                f"{what} tensors: {len(names)}, e.g. {', '.join(names[:3])}"
-                for what, names in (("missing", missing), ("unknown", unknown))
-                if names
-            ),
-            hint="check the name of the network",
+            f"{path} holds a {type(state).__name__}, not a state dict",
+            hint="save it with torch.save(model.state_dict(), FILE)",
         )
-    for name, tensor in kept.items():
-        if tensor.shape != own[name].shape:
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        # Its numbers may be one number many times, and would fill the memory.
+        if tensor.numel() * tensor.element_size() > size:
             raise ModelUnavailable(
-                f"{path} holds the weights of another network: {name} is {tuple(tensor.shape)}, "
-                f"expected {tuple(own[name].shape)}",
-                hint="check the name of the network and its number of classes",
+                f"{path}: {name} is {tuple(tensor.shape)}, more than the file holds",
+                hint="is it complete, and a state dict?",
             )
-    network.load_state_dict(kept, strict=False)
+    return Checkpoint(tensors=tensors, notes=tuple(notes))
+
+
+def _within(state: object) -> list[str]:
+    """The keys under which a checkpoint holds weights, the one to take first."""
+    if not isinstance(state, Mapping):
+        return []
+    inner = {key: state.get(key) for key in (*AVERAGED, *PLAIN)}
+    return [key for key, one in inner.items() if isinstance(one, Mapping) and any(_tensors(one))]
+
+
+def _tensors(state: Mapping[Any, Any], start: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """What is a tensor in a dict, and in dicts within it, which some scripts keep for each part."""
+    for key, value in state.items():
+        if isinstance(value, Tensor) and key != COUNT_OF_AVERAGE:
+            yield f"{start}{key}", value
+        elif isinstance(value, Mapping) and level < MOST_LEVELS:
+            yield from _tensors(value, f"{start}{key}.", level + 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.models.outputs import enlarged
+from pipelines.models.enlarge import enlarged
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
 from pipelines.zoo.vision.one_stage import is_one_stage, one_stage_boxes, one_stage_maps
