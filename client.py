@@ -30,14 +30,16 @@ from pipelines.protocol.answers import (
     Answer,
     ClassificationAnswer,
     DetectionAnswer,
+    EmbeddingAnswer,
     SegmentationAnswer,
 )
 from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, TRANSFER_OPTIONS
-from pipelines.sdk.client import DEFAULT_URL, Client, ModelInfo, ServerInfo
+from pipelines.sdk.client import DEFAULT_URL, MODEL, Client
 from pipelines.sdk.console import Screen
 from pipelines.sdk.files import Dump
 from pipelines.sdk.report import Summary, row_lines
+from pipelines.sdk.served import ModelInfo, ServerInfo, kind_of
 
 __all__ = [
     "ActionAnswer",
@@ -45,6 +47,7 @@ __all__ = [
     "ClassificationAnswer",
     "Client",
     "DetectionAnswer",
+    "EmbeddingAnswer",
     "ModelInfo",
     "SegmentationAnswer",
     "ServerInfo",
@@ -60,6 +63,7 @@ examples:
   boxes of persons, drawn into a video            client.py --task detection --class-name person
                                                       --video-paths a.mp4 --overlay mp4
   actions in a video, one line per clip           client.py --task action --video-paths a.mp4 --json
+  of one of several models, by its name           client.py --model gate --image-paths photos/
   five frames a second, as JSON                   client.py --video-paths clip.mp4 --fps 5 --json | jq .
   images, masks and JSON lines into out/          client.py --image-paths photos/ --dump-images --output out
   a video with the people coloured                client.py --task segmentation --class-name person
@@ -94,7 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--video-paths", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of media")
     add("--image-paths", nargs="+", type=Path, default=[], metavar="PATH", help="images, or folders of media")
-    add("--task", choices=list(ANSWERS), help="task to run (default: the server's first)")
+    add("--task", choices=list(ANSWERS), help="task to run (default: that of the model)")
+    add(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="served model to ask (default: the only one of the task, else the first)",
+    )
     add("--url", default=DEFAULT_URL, help="grpc://, grpcs://, http:// or https:// (default: %(default)s)")
     add("--token", default="", help="access token (default: the variable TRIVID_TOKEN)")
     add(
@@ -178,12 +188,14 @@ class Invocation:
     """One call of the program: every file is sent, its answers are printed and saved, in turn."""
 
     def __init__(
-        self, client: Client, kind: type[Answer], arguments: argparse.Namespace, screen: Screen
+        self, client: Client, info: ServerInfo, arguments: argparse.Namespace, screen: Screen
     ) -> None:
-        self._client, self._kind, self._arguments, self._screen = client, kind, arguments, screen
+        self._client, self._arguments, self._screen = client, arguments, screen
+        self._kind, model = kind_of(info, arguments.task or "", arguments.model)
+        self._address = {MODEL: model}
         given = {name: getattr(arguments, name) for name in OPTIONS}
         pictures = {"overlay": "jpeg", "mask": "png"} if arguments.dump_images else {"mask": "none"}
-        if not hasattr(kind, "mask"):
+        if not hasattr(self._kind, "mask"):
             del pictures["mask"]
         self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
         self._folder = self._find_folder()
@@ -239,6 +251,7 @@ class Invocation:
         return {**kept, **masks, "overlay": "jpeg", "alpha": "0"}
 
     def _answers(self, medium: MediaFile, options: dict[str, str]) -> Iterator[Answer]:
+        options = options | self._address
         stream = medium.is_video if self._arguments.stream is None else self._arguments.stream
         if stream:
             return self._client.ask_stream(self._kind, medium.path, options)
@@ -267,17 +280,6 @@ class Invocation:
         return path.stem if count == 1 else f"{path.stem}-{count}"
 
 
-def _kind(task: str | None, info: ServerInfo) -> type[Answer]:
-    """The form of answer of the task asked for, or else of the server's first; raises ModelUnavailable."""
-    first = next((served for served in info["models"] if served in ANSWERS), None)
-    if first is None:
-        raise ModelUnavailable(
-            "the server serves no task that this client knows",
-            hint="are client and server of the same version?",
-        )
-    return ANSWERS[task or first]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code (argparse exits by itself, with 2, at an unknown flag)."""
     parser = _parser()
@@ -296,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 screen.say(json.dumps(info, indent=2, ensure_ascii=False))
             code = OK
             if media:
-                code = Invocation(client, _kind(arguments.task, info), arguments, screen).send_all(media)
+                code = Invocation(client, info, arguments, screen).send_all(media)
         screen.clear()
         return code
     except TrividError as error:

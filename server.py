@@ -2,7 +2,8 @@
 
     python server.py --demo            the embedded demo models, nothing to download
     python server.py                   torchvision's fcn_resnet101, downloaded on first use
-    python server.py --model resnet50 --model detection=my.onnx     models by name or file, one a task
+    python server.py --model resnet50 --model detection=my.onnx     models by name or file
+    python server.py --model gate:=a.onnx --model cars:=b.onnx      several of a task, each under a name
     python server.py --list-models     torchvision's models by name
     python server.py --check           look at the machine, change nothing
     python server.py --dry-run --demo  a picture and a video through every stage, no port opened
@@ -216,10 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipelines.assembly import check_example, make_engine_room
 
         room = make_engine_room(settings)
-        for pipeline in room.pipelines.values():
+        for name, pipeline in room.pipelines.items():
             check_example(pipeline)
             if settings.dry_run:
-                print(f"ok: {pipeline.spec.name} answered {pipeline.spec.task} on {pipeline.device}")
+                spec = pipeline.spec
+                whose = "" if name == spec.task else f"{name}: "
+                print(f"ok: {whose}{spec.name} answered {spec.task} on {pipeline.device}")
         return 0 if settings.dry_run else serve(settings, room)
     except TrividError as error:
         print(f"error: {error}", file=sys.stderr)

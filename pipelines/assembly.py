@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +17,7 @@ from pipelines.frames.dali import release_unused
 from pipelines.frames.preprocess import Preprocessor
 from pipelines.loading.load import load_model
 from pipelines.machine.admission import Admission, default_budget_bytes
-from pipelines.machine.memory import trim_malloc
+from pipelines.machine.memory import resident_bytes, trim_malloc
 from pipelines.machine.threads import Threads, cores
 from pipelines.media.medium import Limits
 from pipelines.models.spec import ModelSpec, TaskName
@@ -23,6 +26,7 @@ from pipelines.protocol.errors import ModelUnavailable
 from pipelines.protocol.options import Options
 from pipelines.rendering.encode import Mp4Writer, png
 from pipelines.rendering.postprocess import Postprocessor
+from pipelines.settings.names import served_names
 from pipelines.settings.server import Settings
 from pipelines.tasks.painter import UNNAMED_COLOURS
 from pipelines.telemetry.counters import Telemetry
@@ -34,50 +38,95 @@ log = logging.getLogger("trivid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The process's memory, and what torch has allocated of the GPU's."""
+
+    host_bytes: int = 0
+    gpu_bytes: int = 0
+
+    @classmethod
+    def now(cls) -> Memory:
+        # What else was tried for a model is often held by circles of references.
+        gc.collect()
+        gpu_bytes = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        return cls(host_bytes=resident_bytes(), gpu_bytes=gpu_bytes)
+
+    def grown_since(self, before: Memory) -> Memory:
+        """What came since; 0 where it became less."""
+        return Memory(
+            host_bytes=max(0, self.host_bytes - before.host_bytes),
+            gpu_bytes=max(0, self.gpu_bytes - before.gpu_bytes),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRoom:
     """What all doors of a server share, so that their frames meet in the same batches and share one budget.
 
     Attributes:
-        pipelines: the served models by task, the default one first; the only table of them.
+        pipelines: the served models by name, the default one first; the only table of them.
+        memory: what each took when it was loaded, by name.
     """
 
     device: str
     limits: Limits
     telemetry: Telemetry
     admission: Admission
-    pipelines: dict[TaskName, Pipeline] = field(default_factory=dict)
+    pipelines: dict[str, Pipeline] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+
+    def by_endpoint(self) -> dict[str, Pipeline]:
+        """The pipelines by what requests call them: their names, and the task of one that is alone."""
+        tasks = Counter(pipeline.spec.task for pipeline in self.pipelines.values())
+        alone = {one.spec.task: one for one in self.pipelines.values() if tasks[one.spec.task] == 1}
+        return self.pipelines | {str(task): pipeline for task, pipeline in alone.items()}
+
+    def of_task(self, task: TaskName) -> Pipeline | None:
+        """The first model of a task."""
+        return next((one for one in self.pipelines.values() if one.spec.task == task), None)
 
     def fault(self) -> str:
         """Why the server cannot go on; empty if it can."""
-        for pipeline in self.pipelines.values():
+        for name, pipeline in self.pipelines.items():
             if not pipeline.batcher.alive:
-                return f"the batcher of {pipeline.spec.name} died"
+                return f"the batcher of {name} died"
         return ""
 
-    def status(self) -> dict[str, object]:
-        """What the server says about itself: version, device, limits, models and counters; for JSON."""
+    def status(self, endpoints_of: Callable[[str], list[str]]) -> dict[str, object]:
+        """What the server says about itself: version, device, limits, models and counters; for JSON.
+
+        Args:
+            endpoints_of: tells where the model of a name is asked.
+        """
         return {
             "version": VERSION,
             "device": self.device,
             "max_media_bytes": self.limits.max_media_bytes,
             "max_frames": self.limits.max_frames,
-            "models": {task: _describe(pipeline) for task, pipeline in self.pipelines.items()},
+            "models": {
+                name: {**self._describe(name), "endpoints": endpoints_of(name)} for name in self.pipelines
+            },
             **self.telemetry.snapshot(),
         }
 
-
-def _describe(pipeline: Pipeline) -> dict[str, object]:
-    spec, sizes = pipeline.spec, pipeline.batcher.batch_sizes
-    return {
-        "name": spec.name,
-        "source": spec.source,
-        "licence": spec.licence,
-        "labels": list(spec.labels),
-        "precision": spec.precision,
-        "engine": spec.engine,
-        "clip": None if spec.clip is None else dataclasses.asdict(spec.clip),
-        "batch_sizes": {str(size): count for size, count in sorted(sizes.items())},
-    }
+    def _describe(self, name: str) -> dict[str, object]:
+        spec, sizes = self.pipelines[name].spec, self.pipelines[name].batcher.batch_sizes
+        memory = self.memory.get(name, Memory())
+        return {
+            "name": spec.name,
+            "task": spec.task,
+            "source": spec.source,
+            "assumed": list(spec.assumed),
+            "head": spec.head.family if spec.head else "",
+            "licence": spec.licence,
+            "labels": list(spec.labels),
+            "precision": spec.precision,
+            "engine": spec.engine,
+            "clip": None if spec.clip is None else dataclasses.asdict(spec.clip),
+            "memory_bytes": memory.host_bytes,
+            "gpu_memory_bytes": memory.gpu_bytes,
+            "batch_sizes": {str(size): count for size, count in sorted(sizes.items())},
+        }
 
 
 def make_engine_room(settings: Settings) -> EngineRoom:
@@ -93,15 +142,19 @@ def make_engine_room(settings: Settings) -> EngineRoom:
         telemetry=telemetry,
         admission=Admission(settings.max_memory_mb << 20, telemetry),
     )
-    for spec in _specs(settings).values():
-        room.pipelines[spec.task] = make_pipeline(
+    specs, before = _specs(settings), Memory.now()
+    for name, spec in specs.items():
+        room.pipelines[name] = make_pipeline(
             spec,
             room.device,
+            name=name,
             limits=room.limits,
             workers=settings.workers,
             telemetry=telemetry,
             admission=room.admission,
+            served=room.by_endpoint,
         )
+        room.memory[name], before = (now := Memory.now()).grown_since(before), now
     return room
 
 
@@ -112,15 +165,13 @@ def _usable_device(wanted: str) -> str:
     return ("cuda" if usable else "cpu") if wanted == "auto" else wanted
 
 
-def _specs(settings: Settings) -> dict[TaskName, ModelSpec]:
-    specs = demo_specs() if settings.demo else {}
-    for choice in settings.models:
-        spec = resolve(choice, allow_code=settings.allow_code)
-        if spec.task in specs:
-            both = f"{specs[spec.task].name} and {spec.name} are both for {spec.task}"
-            raise ModelUnavailable(f"{choice.place or '--model'}: {both}", hint="one model per task")
-        specs[spec.task] = spec
-    return specs
+def _specs(settings: Settings) -> dict[str, ModelSpec]:
+    """The models by the names under which they are served."""
+    if settings.demo:
+        return {str(task): spec for task, spec in demo_specs().items()}
+    specs = [resolve(choice, allow_code=settings.allow_code) for choice in settings.models]
+    names = served_names(settings.models, [spec.task for spec in specs])
+    return dict(zip(names, specs, strict=True))
 
 
 def make_pipeline(
@@ -128,15 +179,20 @@ def make_pipeline(
     device: str,
     *,
     limits: Limits,
+    name: str = "",
     workers: int = 1,
     telemetry: Telemetry | None = None,
     admission: Admission | None = None,
+    served: Callable[[], Mapping[str, Pipeline]] = dict,
 ) -> Pipeline:
-    """A model on its device with its batcher and the stages of `workers` threads, warmed up."""
-    if "random weights" in spec.source.lower():
-        log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
-    log.info("loading %s for %s (%s) on %s", spec.name, spec.task, spec.source, device)
-    log.info("%s takes %s", spec.name, spec.preprocessing)
+    """A model on its device with its batcher and the stages of `workers` threads, warmed up.
+
+    Args:
+        name: under which it is served; empty: its task.
+        served: gives all models, by what requests call them.
+    """
+    name = name or spec.task
+    _announce(spec, name, device)
     telemetry = telemetry or Telemetry()
     threads = Threads.of(cores()).model
     model = load_model(spec, device, threads)
@@ -157,10 +213,19 @@ def make_pipeline(
     admission = admission or Admission(default_budget_bytes(), telemetry)
     batcher = Batcher(model, threads=threads)
     telemetry.count("copies", "pictures_from_gpu", 0)  # shown from the start
-    telemetry.gauge("waiting_for_model", spec.task, lambda: batcher.waiting)
-    pipeline = Pipeline(batcher, StagePool(make_stages, workers), limits, telemetry, admission)
+    telemetry.gauge("waiting_for_model", name, lambda: batcher.waiting)
+    pool = StagePool(make_stages, workers)
+    pipeline = Pipeline(batcher, pool, limits, telemetry, admission, name=name, served=served)
     pipeline.warm_up()
     return pipeline
+
+
+def _announce(spec: ModelSpec, name: str, device: str) -> None:
+    if "random weights" in spec.source.lower():
+        log.warning("RANDOM WEIGHTS: %s answers noise; for tests and benchmarks only", spec.name)
+    served = name if name == spec.task else f"{name} ({spec.task})"
+    log.info("loading %s: %s (%s) on %s", served, spec.name, spec.source, device)
+    log.info("%s takes %s", spec.name, spec.preprocessing)
 
 
 def give_back(device: str) -> None:

@@ -9,9 +9,8 @@ import contextlib
 import dataclasses
 import math
 import queue
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.batching.batcher import NEVER_S, Batcher
-from pipelines.batching.work import TOO_LATE
-from pipelines.frames.batch import FLOAT_RGB_BYTES, FrameBatch, PixelArray
+from pipelines.batching.batcher import Batcher
+from pipelines.batching.work import Terms
+from pipelines.frames.batch import FLOAT_RGB_BYTES, FrameBatch, PixelArray, to_numpy
 from pipelines.frames.geometry import Geometry, View, geometry, tiles
 from pipelines.frames.preprocess import Preprocessor
 from pipelines.frames.resize import prepare_on_cpu
@@ -31,9 +30,10 @@ from pipelines.media.decode import open_media
 from pipelines.media.medium import Limits, MediaInfo, Medium, Wanted
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.answers import Answer
-from pipelines.protocol.errors import DeadlineExceeded, InternalError, InvalidOptions, TrividError
+from pipelines.protocol.errors import InternalError, InvalidOptions, TrividError
 from pipelines.protocol.options import Options
 from pipelines.rendering.postprocess import ClassScores, Postprocessor
+from pipelines.second_stage import SECOND_STAGE_BYTES, second_stage
 from pipelines.tasks import TASKS
 from pipelines.tasks.job import Job
 from pipelines.telemetry.counters import Telemetry
@@ -80,30 +80,24 @@ class _Step:
     outputs: Future[list[Any]] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Terms:
-    """A request's deadline, by `time.monotonic`, and whether it is about only one frame."""
-
-    deadline_s: float
-    urgent: bool
-
-    @classmethod
-    def of(cls, options: Options, medium: Medium) -> _Terms:
-        return cls(
-            deadline_s=time.monotonic() + options.deadline_ms / 1000 if options.deadline_ms else NEVER_S,
-            urgent=medium.info.kind == "image" or options.max_frames == 1,
-        )
-
-    def check(self) -> None:
-        if time.monotonic() > self.deadline_s:
-            raise DeadlineExceeded("deadline_ms passed before the next frames were decoded", hint=TOO_LATE)
-
-
 class Pipeline:
-    """decoder + batcher + task, for any number of media at once."""
+    """decoder + batcher + task, for any number of media at once.
+
+    Args:
+        name: under which the model is served; empty: its task.
+        served: gives all models, by what requests call them, as those that a second model is chosen from.
+    """
 
     def __init__(
-        self, batcher: Batcher, stages: StagePool, limits: Limits, telemetry: Telemetry, admission: Admission
+        self,
+        batcher: Batcher,
+        stages: StagePool,
+        limits: Limits,
+        telemetry: Telemetry,
+        admission: Admission,
+        *,
+        name: str = "",
+        served: Callable[[], Mapping[str, Pipeline]] = dict,
     ) -> None:
         self.batcher = batcher
         self.stages = stages
@@ -111,7 +105,9 @@ class Pipeline:
         self.telemetry = telemetry
         self.admission = admission
         self.spec = batcher.model.spec
+        self.name = name or self.spec.task
         self.task = TASKS[self.spec.task]
+        self._served = served
         self.device = str(batcher.model.device)
 
     @property
@@ -130,7 +126,8 @@ class Pipeline:
         self, encoded: bytes, options: Options, limits: Limits | None = None
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
         """The same, each answer with the frames it is about; None after the last of them."""
-        job = self.task.job(self.spec, options)
+        terms = Terms.of(options)
+        job = self._job(options, terms)
         with (
             open_media(
                 encoded,
@@ -141,16 +138,23 @@ class Pipeline:
             ) as medium,
             self.admission.hold(self._cost_bytes(encoded, medium.info, options)),
             _blame_clip_length(options),
-            contextlib.closing(self._answers(medium, job, _Terms.of(options, medium))) as answers,
+            contextlib.closing(self._answers(medium, job, terms)) as answers,
         ):
+            terms.urgent |= medium.info.kind == "image"
             decoder, reason = medium.decoder, medium.decoder_reason
             self.telemetry.count("decoders", decoder)
             for frames, answer in answers:
                 if len(answer) or answer.video or answer.final:
                     yield frames, dataclasses.replace(answer, decoder=decoder, decoder_reason=reason)
 
+    def _job(self, options: Options, terms: Terms) -> Job:
+        if not options.classify or self.task.second_job is None:
+            return self.task.job(self.spec, options)
+        second = second_stage(options.classify, self.spec.labels, self._served(), terms)
+        return self.task.second_job(self.spec, options, second)
+
     def _answers(
-        self, medium: Medium, job: Job, terms: _Terms
+        self, medium: Medium, job: Job, terms: Terms
     ) -> Generator[tuple[FrameBatch | None, Answer], None, None]:
         """The main loop. A fault of the medium is raised after everything before it is answered.
 
@@ -177,7 +181,7 @@ class Pipeline:
                 if step.outputs is not None:
                     step.outputs.cancel()
 
-    def _decode(self, chunks: Iterator[FrameBatch], terms: _Terms) -> FrameBatch | TrividError | None:
+    def _decode(self, chunks: Iterator[FrameBatch], terms: Terms) -> FrameBatch | TrividError | None:
         """The next chunk, None after the last one, or the fault at which the medium breaks off."""
         try:
             terms.check()
@@ -189,7 +193,7 @@ class Pipeline:
             self.telemetry.count("chunks", "decoded")
         return frames
 
-    def _submit(self, job: Job, inputs: Tensor | None, terms: _Terms) -> Future[list[Any]] | None:
+    def _submit(self, job: Job, inputs: Tensor | None, terms: Terms) -> Future[list[Any]] | None:
         if inputs is None:
             return None
         return self.batcher.submit(
@@ -198,9 +202,10 @@ class Pipeline:
 
     def _finish(self, job: Job, step: _Step, *, final: bool) -> tuple[FrameBatch | None, Answer]:
         with self.telemetry.span("model_wait"):
-            parts = [] if step.outputs is None else step.outputs.result()
+            parts: Sequence[Any] = [] if step.outputs is None else step.outputs.result()
         frames = step.frames
-        views = [] if frames is None else self.views(frames.height_px, frames.width_px)
+        views: Sequence[View] = [] if frames is None else self.views(frames.height_px, frames.width_px)
+        parts, views = job.complete(frames, parts, views)
         with self.stages.lend() as stages, self.telemetry.span("postprocess"):
             answer = job.answer(frames, parts, views, stages.postprocess, final=final)
         self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
@@ -209,7 +214,7 @@ class Pipeline:
     def wanted(self, options: Options) -> Wanted:
         return Wanted(
             prepare=None if self.spec.tiling else self.preprocessing,
-            keep_pixels=bool(self.spec.tiling) or options.overlay != "none",
+            keep_pixels=bool(self.spec.tiling) or options.overlay != "none" or bool(options.classify),
             repeat_frames=self.task.repeat_frames,
         )
 
@@ -222,7 +227,9 @@ class Pipeline:
         kept = self.wanted(options).keep_pixels or info.kind == "image"
         each = FLOAT_RGB_BYTES * model_px + (3 * frame_px if kept else 0)
         frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
-        return len(encoded) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each
+        # A square that alone is more than a piece is at most a frame.
+        second = SECOND_STAGE_BYTES + 3 * frame_px if options.classify else 0
+        return len(encoded) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each + second
 
     def warm_up(self) -> None:
         """Build every thread's DALI graphs and run the static batch sizes, before any request."""
@@ -257,6 +264,18 @@ class Pipeline:
         with self.telemetry.span("preprocess"):
             views = [prepare_on_cpu(pixels, self.preprocessing) for pixels in self._regions(frames)]
             return views[0] if len(views) == 1 else torch.cat(views)
+
+    def prepare_pictures(self, pictures: Sequence[PixelArray]) -> Tensor:
+        """The same of N pictures uint8 RGB `(H, W, 3)`, if what the model sees of them has one size."""
+        if self.device == "cpu":
+            with self.telemetry.span("preprocess"):
+                # One copy of a picture at a time: each may be as large as a frame.
+                return torch.cat([self._prepared(to_numpy(one)) for one in pictures])
+        with self.stages.lend() as stages, self.telemetry.span("preprocess"):
+            return stages.preprocess.pictures(pictures)
+
+    def _prepared(self, picture: PixelArray) -> Tensor:
+        return prepare_on_cpu(np.ascontiguousarray(picture)[None], self.preprocessing)
 
     def prepare_by_dali(self, frames: FrameBatch) -> Tensor:
         """The same with the DALI graph, which is slower on a CPU."""

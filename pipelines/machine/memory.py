@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import psutil
+
 from pipelines.machine.admission import Admission
 
 # Numbers from malloc.h.
@@ -29,6 +31,12 @@ def tune_malloc() -> None:
 def trim_malloc() -> None:
     """Give all freed memory back to the system; takes up to a second."""
     _libc().malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """This process's memory in RAM, after what is free of it went back to the system."""
+    trim_malloc()
+    return int(psutil.Process().memory_info().rss)
 
 
 def _libc() -> ctypes.CDLL:

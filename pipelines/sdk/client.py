@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 from pipelines.protocol import errors
 from pipelines.protocol.answers import (
@@ -16,6 +16,7 @@ from pipelines.protocol.answers import (
     Answer,
     ClassificationAnswer,
     DetectionAnswer,
+    EmbeddingAnswer,
     SegmentationAnswer,
     answer_columns,
 )
@@ -24,6 +25,7 @@ from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUna
 from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import TRANSFER_OPTIONS, Scalar
 from pipelines.sdk.pulls import Pulls
+from pipelines.sdk.served import ServerInfo, endpoint_of, kind_of
 from pipelines.sdk.transport import Call, Transport, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
@@ -34,44 +36,11 @@ STATUS_COLUMNS = (
     ERROR_COLUMN,
 )
 READY_POLL_S = 0.2
+# Among the options of a call, the name of the model; it is a part of the address, and not sent.
+MODEL = "model"
 
 Media = bytes | str | os.PathLike[str]
 AnswerT = TypeVar("AnswerT", bound=Answer)
-
-
-class ClipInfo(TypedDict):
-    """What a clip model takes: `length` frames, `fps` of them per second, and no other length if `fixed`."""
-
-    length: int
-    fps: float
-    fixed: bool
-
-
-class ModelInfo(TypedDict):
-    """A served model: its name, where its weights are from, its classes (for pixels, the background first).
-
-    `batch_sizes` counts the computed batches by size.
-    """
-
-    name: str
-    source: str
-    licence: str
-    labels: list[str]
-    precision: str
-    engine: str
-    clip: ClipInfo | None
-    batch_sizes: dict[str, int]
-
-
-class ServerInfo(TypedDict):
-    """What a server says about itself: its models by task; `decoders` counts the media that each has read."""
-
-    version: str
-    device: str
-    max_media_bytes: int
-    max_frames: int
-    models: dict[str, ModelInfo]
-    decoders: dict[str, int]
 
 
 class Client:
@@ -100,7 +69,10 @@ class Client:
         self._transport.close()
 
     def classify(self, media: Media, **options: Scalar) -> ClassificationAnswer:
-        """The likeliest classes of each frame, in one piece; `options` are fields of `Options`."""
+        """The likeliest classes of each frame, in one piece; `options` are fields of `Options`.
+
+        Beside them, here and below, `model` names the served model, where there are several of the task.
+        """
         return self.ask(ClassificationAnswer, media, options)
 
     def classify_stream(self, media: Media, **options: Scalar) -> Generator[ClassificationAnswer, None, None]:
@@ -131,14 +103,30 @@ class Client:
         """The same for a medium of any length, as the answers come."""
         return self.ask_stream(ActionAnswer, media, options)
 
+    def embed(self, media: Media, **options: Scalar) -> EmbeddingAnswer:
+        """The vector of each frame, in one piece."""
+        return self.ask(EmbeddingAnswer, media, options)
+
+    def embed_stream(self, media: Media, **options: Scalar) -> Generator[EmbeddingAnswer, None, None]:
+        """The same for a medium of any length, as the answers come."""
+        return self.ask_stream(EmbeddingAnswer, media, options)
+
+    def ask_model(self, model: str, media: Media, **options: Scalar) -> Answer:
+        """One answer of the served model of that name, in the form of its task."""
+        return self.ask(self._kind(model), media, {**options, MODEL: model})
+
+    def ask_model_stream(self, model: str, media: Media, **options: Scalar) -> Generator[Answer, None, None]:
+        """The same as a stream of answers."""
+        return self.ask_stream(self._kind(model), media, {**options, MODEL: model})
+
     def ask(self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]) -> AnswerT:
-        """One answer of a kind, from the endpoint of its task."""
+        """One answer of a kind, from the model that `options` name, else from the only one of its task."""
         return _answer(kind, self._transport.infer(self._call(kind, media, options, stream=False)))
 
     def ask_stream(
         self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]
     ) -> Generator[AnswerT, None, None]:
-        """The answers of a kind, from the stream of its task.
+        """The same as a stream of answers.
 
         They are requested a few at a time, as the caller takes them. A caller that takes none for 30 s loses
         the rest, with Cancelled: the server has closed the stream.
@@ -192,20 +180,21 @@ class Client:
                 )
         deadline = time.monotonic() + self._timeout_s
         info = self._known or self._info(self._timeout_s)
-        if kind.task not in info["models"]:
-            served = ", ".join(info["models"]) or "none"
-            raise InvalidOptions(f"the server has no model for {kind.task}", hint=f"it serves {served}")
+        endpoint = endpoint_of(kind.task, str(options.get(MODEL, "")), info)
         size = len(media) if isinstance(media, bytes) else Path(media).stat().st_size
         if size > (limit := info["max_media_bytes"]):
             raise TooLarge(f"media of {size} bytes, the server takes {limit}", hint="send a shorter medium")
         return Call(
-            model=f"{kind.task}_stream" if stream else kind.task,
+            model=f"{endpoint}_stream" if stream else endpoint,
             input_name="media",
             data=media if isinstance(media, bytes) else Path(media).read_bytes(),
             columns=(*answer_columns(kind), *STREAM_COLUMNS) if stream else answer_columns(kind),
             timeout_s=self._timeout_s if stream else deadline - time.monotonic(),
-            parameters=options,
+            parameters={name: value for name, value in options.items() if name != MODEL},
         )
+
+    def _kind(self, model: str) -> type[Answer]:
+        return kind_of(self._known or self._info(self._timeout_s), model=model)[0]
 
     def _answers(self, kind: type[AnswerT], pulls: Pulls) -> Generator[AnswerT, None, None]:
         with contextlib.closing(pulls.rows()) as rows:

@@ -15,6 +15,7 @@ from pipelines.protocol.answers import (
     Answer,
     ClassificationAnswer,
     DetectionAnswer,
+    EmbeddingAnswer,
     SegmentationAnswer,
 )
 from pipelines.protocol.errors import InternalError
@@ -48,7 +49,10 @@ def _segmentation_line(answer: SegmentationAnswer, row: int, with_mask: bool) ->
 
 
 def _classification_line(answer: ClassificationAnswer, row: int, _with_mask: bool) -> Line:
-    return {"classes": _classes(answer.class_id[row], answer.class_name[row], answer.probability[row])}
+    line: Line = {"classes": _classes(answer.class_id[row], answer.class_name[row], answer.probability[row])}
+    if answer.attribute_names:
+        line["attributes"] = _attributes(answer, row)
+    return line
 
 
 def _action_line(answer: ActionAnswer, row: int, _with_mask: bool) -> Line:
@@ -77,7 +81,30 @@ def _box(answer: DetectionAnswer, box: int, with_mask: bool) -> Line:
             name: [round(float(x), 2), round(float(y), 2), round(float(score), 4)]
             for name, (x, y, _), score in points
         }
+    line |= _told(answer, box)
     return line | ({"mask": _run_lengths(answer.mask[box])} if with_mask and answer.mask else {})
+
+
+def _told(answer: DetectionAnswer, box: int) -> Line:
+    """What a second model says of a box, if it was asked about it."""
+    line: Line = {}
+    if answer.classified_by and answer.predicted_class[box]:
+        line["predicted_class"] = str(answer.predicted_class[box])
+        line["probability"] = round(float(answer.probability[box]), 6)
+    if answer.attribute_names and any(answer.attribute_value[box]):
+        told = _attributes(answer, box)
+        line["attributes"] = {name: one for name, one in told.items() if one["value"]}
+    return line
+
+
+def _attributes(answer: ClassificationAnswer | DetectionAnswer, row: int) -> Line:
+    values, sure = answer.attribute_value[row], answer.attribute_probability[row]
+    told = zip(answer.attribute_names, values, sure, strict=True)
+    return {name: {"value": str(value), "probability": round(float(part), 6)} for name, value, part in told}
+
+
+def _embedding_line(answer: EmbeddingAnswer, row: int, _with_mask: bool) -> Line:
+    return {"embedding": [round(float(value), 6) for value in answer.embedding[row]]}
 
 
 def _mean(answer: ClassificationAnswer | ActionAnswer) -> list[Line]:
@@ -85,10 +112,12 @@ def _mean(answer: ClassificationAnswer | ActionAnswer) -> list[Line]:
 
 
 def _classes(ids: Any, names: Any, probabilities: Any) -> list[Line]:
+    """Those that count: of the others the id is -1."""
     ranked = zip(ids, names, probabilities, strict=True)
     return [
         {"class_id": int(number), "class_name": str(name), "probability": round(float(value), 6)}
         for number, name, value in ranked
+        if number >= 0
     ]
 
 
@@ -104,12 +133,31 @@ NAMED = 5
 
 
 def _mean_words(_counts: Counter[str], answer: ClassificationAnswer | ActionAnswer) -> list[str]:
-    ranked = zip(answer.mean_class_name, answer.mean_probability, strict=False)
-    return [f"{name} {100 * value:.2f} %" for name, value in ranked][:NAMED]
+    ranked = zip(answer.mean_class_id, answer.mean_class_name, answer.mean_probability, strict=False)
+    return [f"{name} {100 * value:.2f} %" for number, name, value in ranked if number >= 0][:NAMED]
+
+
+def _class_words(counts: Counter[str], answer: ClassificationAnswer) -> list[str]:
+    """The mean classes; or of each attribute the value that most frames have."""
+    if not answer.attribute_names:
+        return _mean_words(counts, answer)
+    told = []
+    for place, name in enumerate(answer.attribute_names):
+        start = f"{name}: "
+        counts.update(f"{start}{value}" for value in answer.attribute_value[:, place])
+        found = Counter({key: count for key, count in counts.items() if key.startswith(start)})
+        told += [key for key, _ in found.most_common(1)]
+    return told
+
+
+def _vector_words(_counts: Counter[str], answer: EmbeddingAnswer) -> list[str]:
+    return [f"vectors of {len(answer.mean_embedding)} numbers"]
 
 
 def _box_words(counts: Counter[str], answer: DetectionAnswer) -> list[str]:
-    counts.update(answer.class_name.tolist())
+    told = answer.predicted_class if answer.classified_by else [""] * len(answer.box)
+    pairs = zip(answer.class_name, told, strict=True)
+    counts.update(f"{name} ({predicted})" if predicted else str(name) for name, predicted in pairs)
     classes = [f"{name} {count}" for name, count in counts.most_common(NAMED)]
     return [f"{counts.total()} {_plural('box', counts.total())}", *classes]
 
@@ -131,10 +179,11 @@ class Report:
 
 
 REPORTS: Mapping[type[Answer], Report] = {
-    ClassificationAnswer: Report(line=_classification_line, words=_mean_words),
+    ClassificationAnswer: Report(line=_classification_line, words=_class_words),
     DetectionAnswer: Report(line=_detection_line, words=_box_words),
     SegmentationAnswer: Report(line=_segmentation_line, words=_pixel_words),
     ActionAnswer: Report(line=_action_line, words=_mean_words, noun="clip"),
+    EmbeddingAnswer: Report(line=_embedding_line, words=_vector_words),
 }
 
 

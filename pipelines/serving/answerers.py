@@ -12,7 +12,6 @@ from pipelines.frames.batch import to_numpy
 from pipelines.frames.geometry import geometry
 from pipelines.media.decode import open_media
 from pipelines.models.outputs import BoxOutput, LogitOutput, Output, OutputFacts
-from pipelines.models.spec import TaskName
 from pipelines.pipeline import Pipeline
 from pipelines.protocol.columns import Column, Row, Tensor, nbytes, text_column
 from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
@@ -84,12 +83,12 @@ def check_size(size_bytes: int, limit_bytes: int, frame_index: Tensor) -> None:
 class PreprocessStage:
     """Decoding and one model's preprocessing, for clients that bring their own other stages."""
 
-    def __init__(self, pipelines: Mapping[TaskName, Pipeline], max_answer_bytes: int) -> None:
+    def __init__(self, pipelines: Mapping[str, Pipeline], max_answer_bytes: int) -> None:
         self._pipelines = pipelines
         self._max_answer_bytes = max_answer_bytes
 
     def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
-        pipeline = self._pipeline(options.task)
+        pipeline = self.pipeline(options.task)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         size = 0
         with open_media(
@@ -114,9 +113,13 @@ class PreprocessStage:
             "error": text_column(""),
         }
 
-    def _pipeline(self, task: str) -> Pipeline:
+    def pipeline(self, task: str) -> Pipeline:
+        """The model of that name, else the first of that task, or of all. Raises InvalidOptions."""
         for name, pipeline in self._pipelines.items():
             if task in ("", name):
+                return pipeline
+        for pipeline in self._pipelines.values():
+            if task == pipeline.spec.task:
                 return pipeline
         raise InvalidOptions(f"task={task!r} is not served", hint=f"one of: {', '.join(self._pipelines)}")
 

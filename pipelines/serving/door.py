@@ -50,7 +50,7 @@ class TritonDoor:
             endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
         host = LOOPBACK.get(settings.host, settings.host)
         self._own = HttpTransport(Address(scheme="http", host=host, port=settings.http_port, prefix=""))
-        self._status = status_endpoint(self._describe, room.telemetry)
+        self._status = status_endpoint(self._describe, room.telemetry, room.status(lambda _: []))
         self._endpoints = [*endpoints, self._status]
         self._answered_s = self._canary_due_s = 0.0
         self._triton: Triton | None = None
@@ -66,7 +66,7 @@ class TritonDoor:
         """Start Triton, and wait until every endpoint is ready. Raises ModelUnavailable if one is not."""
         self._triton = make_triton(
             self._endpoints,
-            self._room.pipelines,
+            self._room.by_endpoint(),
             self._settings,
             folder=self._folder / "triton",
             drain_s=self._drain_s,
@@ -90,7 +90,7 @@ class TritonDoor:
     def _ask_first(self) -> None:
         """Send a clip to each instance in turn, so that no client's request is the first."""
         clip = example_clip()
-        busy = [endpoint for endpoint in self._endpoints if endpoint.name in self._room.pipelines]
+        busy = [endpoint for endpoint in self._endpoints if endpoint.name in self._room.by_endpoint()]
         for endpoint in [endpoint for endpoint in busy for _ in range(UNARY_INSTANCES)]:
             try:
                 ask(self._own, endpoint, clip)
@@ -123,7 +123,10 @@ class TritonDoor:
 
     def _describe(self) -> dict[str, object]:
         self._answered_s = time.monotonic()
-        return self._room.status()
+        return self._room.status(self._endpoints_of)
+
+    def _endpoints_of(self, model: str) -> list[str]:
+        return [endpoint.name for endpoint in self._endpoints if endpoint.model == model]
 
 
 def ask(own: Transport, endpoint: Endpoint, data: bytes) -> None:

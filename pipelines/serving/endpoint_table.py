@@ -23,6 +23,8 @@ from pipelines.tasks.job import SELECTION, Task
 from pipelines.telemetry.counters import Telemetry
 
 ERROR = COMMON_COLUMNS[-1]
+# So many questions to `status` may come together and have room for their answers.
+STATUS_ANSWERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ VIDEO = Column(name="video", dtype=np.uint8, dims=("bytes",), help="the encoded 
 
 
 def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
-    """What every task has: media in one answer, media as a stream, and only the model."""
+    """What every model of a task has: media in one answer, media as a stream, and only the model."""
     columns = answer_columns(task.answer)
     one = EndpointFacts(
         help=f"{name} of a clip or an image, end to end, in one answer",
@@ -116,37 +118,55 @@ Answering = Callable[[Row, Options], Iterator[Row]]
 
 
 def model_endpoints(room: EngineRoom, max_answer_bytes: int, sessions: Sessions) -> list[Endpoint]:
-    """Those of ENDPOINT_TABLE that the room's models can answer."""
-    pre = PreprocessStage(room.pipelines, max_answer_bytes)
-    answers: dict[str, Answering] = {"dali_preprocess": pre.answer}
-    outputs: dict[str, tuple[Column, ...]] = {}
-    for name, pipeline in room.pipelines.items():
-        whole, bare = EndToEnd(pipeline, max_answer_bytes), ModelStage(pipeline)
-        answers |= {name: whole.unary, f"{name}_stream": whole.stream, f"torch_{name}": bare.answer}
-        outputs[f"torch_{name}"] = (*bare.outputs, ERROR)
-    if "segmentation" in room.pipelines:
-        pipeline = room.pipelines["segmentation"]
-        answers["dali_postprocess"] = PostprocessStage(pipeline).answer
-        answers["ResNet101"] = Example(pipeline, max_answer_bytes).answer
-    return [
-        Endpoint(
-            name=name,
-            inputs=facts.inputs,
-            outputs=outputs.get(name, facts.outputs),
-            answer=answers[name],
-            telemetry=room.telemetry,
-            max_answer_bytes=max_answer_bytes,
-            allowed=facts.allowed,
-            preset=facts.preset,
-            sessions=sessions if facts.stream else None,
+    """Those of ENDPOINT_TABLE that the room's models can answer; each task's own by the names of its models.
+
+    The others that need a model of a task get the first one of that task.
+    """
+
+    def make(name: str, row: str, answer: Answering, model: str = "") -> None:
+        facts = ENDPOINT_TABLE[row]
+        made.append(
+            Endpoint(
+                name=name,
+                inputs=facts.inputs,
+                outputs=facts.outputs,
+                answer=answer,
+                telemetry=room.telemetry,
+                max_answer_bytes=max_answer_bytes,
+                allowed=facts.allowed,
+                preset=facts.preset,
+                model=model,
+                sessions=sessions if facts.stream else None,
+            )
         )
-        for name, facts in ENDPOINT_TABLE.items()
-        if name in answers
-    ]
+
+    made: list[Endpoint] = []
+    for name, pipeline in room.by_endpoint().items():
+        task, model = pipeline.spec.task, pipeline.name
+        whole, bare = EndToEnd(pipeline, max_answer_bytes), ModelStage(pipeline)
+        make(name, task, whole.unary, model)
+        make(f"{name}_stream", f"{task}_stream", whole.stream, model)
+        make(f"torch_{name}", f"torch_{task}", bare.answer, model)
+        made[-1] = dataclasses.replace(made[-1], outputs=(*bare.outputs, ERROR))
+    make("dali_preprocess", "dali_preprocess", PreprocessStage(room.pipelines, max_answer_bytes).answer)
+    if (segmenter := room.of_task("segmentation")) is not None:
+        example = Example(segmenter, max_answer_bytes)
+        make("dali_postprocess", "dali_postprocess", PostprocessStage(segmenter).answer, segmenter.name)
+        make("ResNet101", "ResNet101", example.answer, segmenter.name)
+    return made
 
 
-def status_endpoint(describe: Callable[[], Mapping[str, object]], telemetry: Telemetry) -> Endpoint:
-    """`status`: what serves here, its limits and its counters, as JSON."""
+def status_endpoint(
+    describe: Callable[[], Mapping[str, object]],
+    telemetry: Telemetry,
+    first: Mapping[str, object] | None = None,
+) -> Endpoint:
+    """`status`: what serves here, its limits and its counters, as JSON.
+
+    Args:
+        first: a first answer. Labels are most of it, and stay; the rest has room to grow.
+    """
+    size = len(json.dumps(first or {}))
 
     def answer(_inputs: Row, _options: Options) -> Iterator[Row]:
         yield {"status": text_column(json.dumps(describe()))}
@@ -157,5 +177,5 @@ def status_endpoint(describe: Callable[[], Mapping[str, object]], telemetry: Tel
         outputs=STATUS_COLUMNS,
         answer=answer,
         telemetry=telemetry,
-        max_answer_bytes=1 << 20,
+        max_answer_bytes=STATUS_ANSWERS * size + (1 << 20),
     )

@@ -66,6 +66,7 @@ class Endpoint:
 
     Attributes:
         answer: the inputs of one row and its options → one row of columns, or the rows of a stream.
+        model: the name of the one model that it asks, if it asks one.
         sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
         max_answer_bytes: the room of a call's answers in /dev/shm.
@@ -79,6 +80,7 @@ class Endpoint:
     max_answer_bytes: int
     allowed: tuple[str, ...] = ()
     preset: Mapping[str, Scalar] = field(default_factory=dict)
+    model: str = ""
     sessions: Sessions | None = None
 
     def rows(self, request: TritonRequest, index: int | None, arrived_s: float) -> Generator[Row, None, None]:

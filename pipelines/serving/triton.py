@@ -22,6 +22,7 @@ from pytriton.triton import TritonConfig
 from tritonclient.utils import InferenceServerException
 
 from pipelines.machine.threads import Threads, cores, use_threads
+from pipelines.protocol.errors import ModelUnavailable
 from pipelines.serving.endpoints import Endpoint, Stream, Unary
 from pipelines.serving.pytriton_messages import Messages
 from pipelines.serving.pytriton_patches import mend_stub_files
@@ -41,39 +42,34 @@ STACK_PER_MEDIA_BYTE = 4
 # A connection that breaks while PyTriton waits for Triton, among others.
 FAULTS = (InferenceServerException, PyTritonClientTimeoutError, http.client.HTTPException, OSError)
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+# Linux takes no longer path for a socket; PyTriton's in the folder are named after the endpoints.
+SOCKET_PATH_BYTES = 107
+SOCKET_NAME = "{}_0_0-server.sock"
 
 
 def make_triton(
-    endpoints: Sequence[Endpoint], tasks: Collection[str], settings: Settings, *, folder: Path, drain_s: int
+    endpoints: Sequence[Endpoint], busy: Collection[str], settings: Settings, *, folder: Path, drain_s: int
 ) -> Triton:
     """A Triton server with all endpoints, not yet started.
 
     Args:
-        tasks: names of those endpoints that many ask at once, with a picture or a clip each.
+        busy: names of those endpoints that many ask at once, with a picture or a clip each.
         folder: for its files, which does not exist yet.
         drain_s: how long requests in flight have to end when it is stopped.
+
+    Raises:
+        ModelUnavailable: the folder's path is too long for the names of the endpoints.
     """
+    _check_socket_paths(endpoints, folder)
     for name, value in CHILDREN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _allow_stack(STACK_PER_MEDIA_BYTE * settings.max_media_bytes)
-    triton = Triton(
-        config=TritonConfig(
-            http_address=settings.host,
-            http_port=settings.http_port,
-            http_header_forward_pattern="(?i)^trivid-.*",
-            grpc_address=settings.host,
-            grpc_port=settings.grpc_port,
-            metrics_address=settings.host,
-            metrics_port=settings.metrics_port,
-            exit_timeout_secs=drain_s,
-        ),
-        workspace=folder,
-    )
+    triton = Triton(config=_config(settings, drain_s), workspace=folder)
     # Endpoints are described in full, so Triton need not first start a stub of each to ask for missing parts.
     # The newer `disable-auto-complete-config` takes no value, and PyTriton writes one.
     triton._triton_server_config["strict-model-config"] = True
     for endpoint in endpoints:
-        _bind(triton, endpoint, settings, busy=endpoint.name in tasks)
+        _bind(triton, endpoint, settings, busy=endpoint.name in busy)
     for model in triton._model_manager.models:
         files = model.get_proxy_model_files()
         model.get_proxy_model_files = partial(mend_stub_files, files)
@@ -81,6 +77,29 @@ def make_triton(
     manager = triton._model_manager
     manager.clean = partial(clean_at_once, manager.models, manager.clean)
     return triton
+
+
+def _config(settings: Settings, drain_s: int) -> TritonConfig:
+    return TritonConfig(
+        http_address=settings.host,
+        http_port=settings.http_port,
+        http_header_forward_pattern="(?i)^trivid-.*",
+        grpc_address=settings.host,
+        grpc_port=settings.grpc_port,
+        metrics_address=settings.host,
+        metrics_port=settings.metrics_port,
+        exit_timeout_secs=drain_s,
+    )
+
+
+def _check_socket_paths(endpoints: Sequence[Endpoint], folder: Path) -> None:
+    longest = max((endpoint.name for endpoint in endpoints), key=len)
+    excess = len(os.fsencode(folder / SOCKET_NAME.format(longest))) - SOCKET_PATH_BYTES
+    if excess > 0:
+        raise ModelUnavailable(
+            f"the endpoint {longest} has no room for its socket's path in {folder}: {excess} bytes too many",
+            hint="set TMPDIR to a folder with a shorter path, or give the models shorter names",
+        )
 
 
 def clean_at_once(models: Iterable[Any], clean: Callable[[], None]) -> None:

@@ -22,8 +22,10 @@ EPILOG = """settings file (--settings FILE, TOML; paths in it are relative to it
 
   [[model]]                             one table per model; flags override it, a --model all of them
   source = "resnet50"                   as of --model; and task, weights, labels, model_proc, arch, sha256,
-                                        precision, engine as their flags; max_batch, score_threshold,
-                                        clip_length, clip_fps
+                                        precision, engine, head, output, activation, multi_label,
+                                        iou_threshold, normalise, transform_input, norm_eps as their flags;
+                                        max_batch, score_threshold, clip_length, clip_fps
+  name = "gate"                         under which it is served; without it, its task
   [model.preprocessing]                 overrides of what the model itself declares:
   resize_px = 256                       the shorter side, or [height, width]; 0: no resize
   crop_px = 224                         one number or [height, width]

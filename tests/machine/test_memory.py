@@ -8,13 +8,26 @@ import sys
 import pytest
 import torch
 
-from pipelines.assembly import give_back
+from pipelines.assembly import Memory, give_back
 from pipelines.machine.admission import Admission
 from pipelines.machine.memory import MUCH_BYTES, QUIET_LOOKS, Idleness
 from pipelines.telemetry.counters import Telemetry
 from tests.conftest import ROOT
 
+BLOCK_BYTES = 96 << 20
 QUIET = [0] * QUIET_LOOKS
+
+
+def test_memory_grows_by_what_is_held_and_not_by_what_is_free() -> None:
+    before = Memory.now()
+    block = torch.ones(BLOCK_BYTES, dtype=torch.uint8)
+    grown = Memory.now().grown_since(before)
+    assert BLOCK_BYTES * 0.9 < grown.host_bytes < BLOCK_BYTES * 1.3
+    assert grown.gpu_bytes == 0
+    whole = Memory.now()
+    del block
+    assert Memory.now().grown_since(before).host_bytes < BLOCK_BYTES // 4
+    assert Memory.now().grown_since(whole) == Memory()
 
 
 def looks(*held: int) -> list[int]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import client as program
 from client import Client
-from pipelines.protocol.answers import ActionAnswer, Answer, ClassificationAnswer
+from pipelines.protocol.answers import ActionAnswer, Answer, ClassificationAnswer, DetectionAnswer
 from pipelines.protocol.columns import text_column
 from pipelines.protocol.errors import InvalidOptions, ModelUnavailable
-from tests.support.stub_server import STATUS, GrpcStub, StubServer, unary
-from tests.support.toy_answers import answer, detected, ranked
+from tests.support.stub_server import STATUS, GrpcStub, Reply, StubServer, event, unary
+from tests.support.toy_answers import answer, attributes, detected, embedded, ranked
 
 
 @pytest.fixture
@@ -90,7 +92,30 @@ TASKS: dict[str, tuple[list[Answer], list[str], str]] = {
         ["class_pixels", "class_pixels"],
         "2 frames, cat 25.0 % (stub)",
     ),
+    "embedding": (
+        [embedded([0], final=False), embedded([5])],
+        ["embedding", "embedding"],
+        "2 frames, vectors of 3 numbers (stub)",
+    ),
 }
+
+
+def test_what_a_second_model_says_is_told(
+    stub: StubServer, medium: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = attributes(2)
+    told["attribute_value"][0] = ""  # of a box that it was not asked about
+    stub.serve(detected([2], models=("breeds",), **told))
+    asked = ["--url", stub.url, "--task", "detection", "--video-paths", str(medium), "--classify", "breeds"]
+    assert program.main([*asked, "--json"]) == 0
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first, second = line["boxes"]
+    assert not {"predicted_class", "probability", "attributes"} & first.keys()
+    assert (second["predicted_class"], second["probability"]) == ("Rasse é 1", 1)
+    assert second["attributes"] == {"Farbe ü": {"value": "rot é", "probability": 0.75}}
+    assert program.main(asked) == 0
+    assert "1 frame, 2 boxes, 猫0 1, 猫1 (Rasse é 1) 1" in capsys.readouterr().out
+    assert stub.seen[-1].head["classify"] == "breeds"
 
 
 @pytest.mark.parametrize("protocol", [StubServer, GrpcStub])
@@ -112,6 +137,25 @@ def test_every_task_has_its_lines(
         assert content in line
         of_frame = content != "mean_classes"
         assert ("frame_index" in line, "decoder" in line) == (of_frame, of_frame)
+
+
+def test_attributes_have_their_lines(
+    stub: StubServer, medium: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of classes only those that count."""
+    few: dict[str, Any] = {
+        "class_id": np.array([[7, -1]]),
+        "class_name": np.array([["cat", ""]], object),
+        "probability": np.array([[0.75, 0]], np.float32),
+    }
+    stub.serve(ranked(ClassificationAnswer, [4], **few, **attributes(1)))
+    asked = ["--url", stub.url, "--task", "classification", "--image-paths", str(medium)]
+    assert program.main([*asked, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["classes"] == [{"class_id": 7, "class_name": "cat", "probability": 0.75}]
+    assert line["attributes"]["Farbe ü"] == {"value": "rot é", "probability": 0.75}
+    assert program.main(asked) == 0
+    assert "1 frame, Farbe ü: rot é, hat:  (stub)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("first", TASKS)
@@ -148,6 +192,89 @@ def test_a_task_that_is_not_served(
     err = capsys.readouterr().err
     assert (said in err, len(err.splitlines())) == (True, 1)
     assert program.main(["--url", stub.url, "--info"]) == 0  # which needs no model
+
+
+NAMED: dict[str, Any] = {
+    "gate": {"task": "classification", "labels": []},
+    "cars": {"task": "classification", "labels": []},
+    "boats": {"task": "detection", "labels": []},
+}
+
+
+def test_a_model_is_asked_by_its_name(stub: StubServer, medium: Path) -> None:
+    stub.status({**STATUS, "models": NAMED})
+    told = ranked(ClassificationAnswer)
+    stub.infer(unary(told), "cars")
+    stub.stream(Reply(chunks=[event(told, seq=0)]), "cars")
+    stub.infer(unary(detected()), "boats")
+    with Client(stub.url) as client:
+        assert client.classify(medium, model="cars", top_k=2).class_name[0, 1] == "dog"
+        assert [len(one) for one in client.classify_stream(medium, model="cars")] == [2]
+        assert isinstance(client.ask_model("cars", medium, top_k=1), ClassificationAnswer)
+        assert [len(one) for one in client.ask_model_stream("cars", medium)] == [2]
+        assert len(client.detect(medium)) == 2  # the only one of its task
+        assert isinstance(client.ask_model("boats", medium), DetectionAnswer)
+    asked = [seen.path.split("/")[3] for seen in stub.seen]
+    assert asked == ["status", "cars", "cars_stream", "cars", "cars_stream", "boats", "boats"]
+    assert stub.seen[1].head["parameters"] == {"top_k": 2}
+
+
+def test_a_model_is_asked_by_its_name_over_grpc() -> None:
+    with GrpcStub() as stub, Client(stub.url) as client:
+        stub.serve(detected())
+        client.detect(b"media", model="detection", stride=2)
+    assert stub.seen[-1].model_name == "detection"
+    assert {*stub.seen[-1].parameters} == {"stride"}
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda client: client.classify(b"", model="gat"),
+            "no model 'gat'; it serves gate (classification), cars (classification), boats (detection)",
+        ),
+        (lambda client: client.ask_model("gat", b""), "no model 'gat'; it serves gate"),
+        (lambda client: client.detect(b"", model="gate"), "gate is for classification, not for detection"),
+        (lambda client: client.classify(b""), "several models for classification (name one: gate, cars)"),
+        (lambda client: client.classify_stream(b""), "several models for classification (name one: gate"),
+        (lambda client: client.segment(b""), "no model for segmentation; it serves gate (classification)"),
+    ],
+)
+def test_it_has_to_be_clear_which_model(stub: StubServer, ask: Callable[[Client], Any], said: str) -> None:
+    stub.status({**STATUS, "models": NAMED})
+    with Client(stub.url) as client, pytest.raises(InvalidOptions, match=re.escape(said)):
+        ask(client)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--model", "cars"], 0, "75.00 %"),
+        (["--model", "cars", "--task", "classification"], 0, "75.00 %"),
+        (["--task", "detection"], 0, "1 box"),
+        ([], 3, "404"),  # the first, which the stub has not
+        (["--model", "gat"], 2, "the server has no model 'gat'; it serves gate (classification), cars"),
+        (["--model", "cars", "--task", "detection"], 2, "the model cars is for classification, not for"),
+        (["--task", "classification"], 2, "several models for classification (name one: gate, cars)"),
+        (["--model", "late"], 3, "late is for depth, which this client does not know"),
+    ],
+)
+def test_the_program_takes_the_name_of_a_model(
+    flags: list[str],
+    code: int,
+    said: str,
+    stub: StubServer,
+    medium: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub.status({**STATUS, "models": NAMED | {"late": {"task": "depth"}}})
+    stub.infer(unary(ranked(ClassificationAnswer)), "cars")
+    stub.infer(unary(detected()), "boats")
+    assert program.main(["--url", stub.url, *flags, "--image-paths", str(medium)]) == code
+    out = capsys.readouterr()
+    assert said in out.out + out.err
+    assert len(out.err.splitlines()) == (code > 0)
 
 
 @pytest.mark.parametrize(
