@@ -3,6 +3,7 @@
     python -m scripts.bench              the usual job: 4 clients, H.264 720p, top-5 of each frame
     python -m scripts.bench --peers                      the same through other servers, in turns, and ratios
     python -m scripts.bench --task detection --clients 1 4 16 64 --medium short --json out/detection.json
+    python -m scripts.bench --task detection --model yolox.onnx --medium film.mp4 --peers  a model of your own
     python -m scripts.bench --medium image --clients 1 --no-stream
     python -m scripts.bench --against ../other           this server and another checkout's, in turns
     python -m scripts.bench --against-flags="--workers 1"        the same server with other flags, in turns
@@ -31,7 +32,7 @@ from typing import get_args
 from scripts import ROOT
 from scripts.bench import report, runs
 from scripts.bench.figures import compared
-from scripts.bench.jobs import DEMO, USUAL, Job, Protocol, save_random_weights
+from scripts.bench.jobs import DEMO, USUAL, Job, Protocol, brings_weights, save_random_weights
 from scripts.bench.load import Load
 from scripts.bench.media import KINDS, make_medium
 from scripts.bench.peers import starting
@@ -42,6 +43,7 @@ from scripts.servers import Server, guarded, in_turns, start_server
 
 TAMED = "tamed"
 PLOTS = (".png", ".svg")
+MODEL_HELP = f"of torchvision's, a file, or {DEMO} for the embedded ones (default: by task)"
 WEIGHTS_HELP = (
     f"the model's state dict, or {TAMED}: random ones that rounding moves no more than trained ones, as "
     "reduced precisions need (default: random ones; the same for all servers)"
@@ -56,7 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--task", choices=list(USUAL), default="classification")
-    add("--model", default="", help=f"of torchvision's, or {DEMO} for the embedded ones (default: by task)")
+    add("--model", default="", help=MODEL_HELP)
     add("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     add("--medium", default="clip", help=f"a file, or one of {', '.join(KINDS)} (default: %(default)s)")
     add("--clients", type=int, nargs="+", default=[4], metavar="N", help="at once (default: 4)")
@@ -65,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--duration", type=float, default=20.0, metavar="S", help="of each run (default: %(default)s)")
     add("--stage-seconds", type=float, default=1.5, metavar="S", help="of each stage, three times over")
-    add("--peers", action="store_true", help="measure other servers of scripts/bench/peers as well, in turns")
+    add("--peers", action="store_true", help="measure others of scripts/bench/peers as well, in turns")
     add("--peer-clients", type=int, default=4, metavar="N", help="(default: %(default)s)")
     add("--against", type=Path, metavar="FOLDER", help="compare with another checkout's server.py, in turns")
     add("--against-flags", default="", metavar="FLAGS", help="more flags of the other server's, in one word")
@@ -85,8 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def refusal(arguments: argparse.Namespace) -> str:
     """What cannot be done of what a command line asks; empty if all can."""
     plot = arguments.plot
-    if arguments.model == DEMO and arguments.weights:
-        return f"--weights {arguments.weights}: the demo's models have their own"
+    if arguments.weights and brings_weights(arguments.model):
+        return f"--weights {arguments.weights}: {arguments.model} brings its own"
     if arguments.against and not (arguments.against / "server.py").is_file():
         return f"--against {arguments.against}: no server.py there; name the folder of a checkout"
     if plot and arguments.scenario:
@@ -112,7 +114,9 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> tuple[Job, str]:
         one.name: getattr(arguments, one.name) for one in dataclasses.fields(Job) if one.name in arguments
     }
     given |= {"medium": str(medium.path), "frames": medium.frames}
-    if arguments.model != DEMO and arguments.weights in ("", TAMED):
+    if Path(arguments.model).is_file():  # for servers of other folders
+        given["model"] = str(Path(arguments.model).resolve())
+    if not brings_weights(arguments.model) and arguments.weights in ("", TAMED):
         tamed = arguments.weights == TAMED
         given["weights"] = str(save_random_weights(arguments.task, arguments.model, folder, tamed=tamed))
     return Job(**given), medium.about

@@ -13,6 +13,7 @@ from typing import Literal
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Scalar
 from pipelines.settings.model import ModelSettings
+from pipelines.zoo import FILE_SUFFIXES
 from scripts.bench.load import Load
 from scripts.servers import Server
 
@@ -32,8 +33,9 @@ class Job:
     """One job.
 
     Attributes:
-        model: torchvision's name, or `demo` for the project's embedded models.
-        weights: a state dict of the model's; empty with `demo`.
+        model: a source as server.py takes it, such as torchvision's name or a file; or `demo` for the
+            project's embedded models.
+        weights: a state dict of torchvision's model; empty where the source brings its own.
         medium: the encoded file that every request sends; `frames` is how many it has.
         stream: whether an answer comes for each chunk, or one for the whole medium.
         flags: more of server.py's own flags.
@@ -72,9 +74,14 @@ class Job:
 
     def server_flags(self) -> list[str]:
         """server.py's command line, but for ports."""
-        named = ["--model", f"{self.task}={self.model}", "--weights", f"{self.task}={self.weights}"]
-        model = ["--demo"] if self.model == DEMO else named
-        return [*model, "--device", self.device, "--endpoints", "media", *self.flags]
+        weights = ["--weights", f"{self.task}={self.weights}"] if self.weights else []
+        model = ["--demo"] if self.model == DEMO else ["--model", f"{self.task}={self.model}"]
+        return [*model, *weights, "--device", self.device, "--endpoints", "media", *self.flags]
+
+
+def brings_weights(model: str) -> bool:
+    """Whether a source brings its own: the demo's models, a file, or one that says where it is from."""
+    return model == DEMO or ":" in model or model.lower().endswith(FILE_SUFFIXES)
 
 
 def save_random_weights(task: TaskName, model: str, folder: Path, *, tamed: bool = False) -> Path:

@@ -71,7 +71,7 @@ class Record:
             if point is not first:
                 found[f"{point.clients} clients to {first.clients}"] = rate / first.frames_per_s
             if self.job.frames == 1 and point.clients == 1:
-                before_answer = ("decode", "preprocess", "model")
+                before_answer = ("decode", "preprocess", "model", "head")
                 alone_ms = sum(stage.alone_ms for name, stage in self.stages.items() if name in before_answer)
                 allowed_ms = 1.15 * alone_ms + 3
                 found["latency allowed / p50, 1 client"] = allowed_ms / point.latency_ms["p50"]

@@ -70,6 +70,9 @@ class Bench:
         if (rest := work.rest()) is not None:
             inputs.append(rest)
         self.batches = torch.split(torch.cat(inputs), most)
+        # A head that reads the network's tensors is a stage of its own, but on a GPU, which both share.
+        apart = pipeline.spec.head and pipeline.device == "cpu"
+        self.given = [pipeline.batcher.model.compute(batch) for batch in self.batches] if apart else []
         self.frames = _count(self.chunks[-1][0])
 
     def stages(self) -> dict[str, Sequence[Pass]]:
@@ -86,6 +89,7 @@ class Bench:
             "model": [partial(self.model, threads=torch.get_num_threads())],
             MODEL_APART[0]: [self.model] * apart,
             MODEL_APART[1]: [partial(self.model, most=1)] * apart,
+            **({"head": [self.head] * cores} if self.given else {}),
             "postprocess": [self.postprocess] * cores,
             "together": [self.together] * max(4, cores),
         }
@@ -102,14 +106,23 @@ class Bench:
     def model(self, *, most: int = sys.maxsize, threads: int = 1) -> Iterator[float]:
         """Batches of `most` at most, by so many threads of torch."""
         torch.set_num_threads(threads)
+        model = self.pipeline.batcher.model
+        call = model.compute if self.given else model
         inputs = sum(map(len, self.batches))
         for batch in itertools.chain.from_iterable(torch.split(one, most) for one in self.batches):
-            self.pipeline.batcher.model(batch)
+            call(batch)
             if self.pipeline.device == "cpu":
                 yield len(batch) * self.frames / inputs
         if self.pipeline.device != "cpu":  # which takes batches as they come and is waited for at the end
             self._settle()
             yield self.frames
+
+    def head(self) -> Iterator[float]:
+        """Boxes of what the network gave."""
+        inputs = sum(map(len, self.batches))
+        for given, batch in zip(self.given, self.batches, strict=True):
+            self.pipeline.batcher.model.read(given, batch)
+            yield len(batch) * self.frames / inputs
 
     def postprocess(self) -> Iterator[float]:
         job = self.pipeline.task.job(self.pipeline.spec, self.options)

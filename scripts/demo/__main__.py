@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client import Client
-from pipelines.protocol.answers import ANSWERS, Answer
+from pipelines.protocol.answers import ANSWERS, ActionAnswer, Answer
 from scripts import ROOT
 from scripts.demo.judging import MEASURES, Measure, TruthArrays, read_truth
 from scripts.servers import start_server
 
-CLIPS = {task: ROOT / "assets" / ("demo_action.mp4" if task == "action" else "demo.mp4") for task in ANSWERS}
+CLIPS = {
+    kind.task: ROOT / "assets" / ("demo_action.mp4" if kind is ActionAnswer else "demo.mp4")
+    for kind in MEASURES
+}
 OUT = ROOT / "out" / "demo"
 # What a user would type to see something: every 15th frame in pictures, and the whole clip as a film.
 PICTURES = ["--dump-images", "--originals", "--overlay", "jpeg"]

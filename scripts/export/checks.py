@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.loading.agreement import example_pixels
-from pipelines.models.outputs import BoxOutput, read_output
+from pipelines.models.forms import Form, main_output, port_of
+from pipelines.models.heads.boxes import Boxes
+from pipelines.models.outputs import BoxOutput, named_tensors, read_output
 from pipelines.models.spec import ModelSpec
-from pipelines.zoo.files.onnx_files import OnnxNetwork
+from pipelines.models.torch_runtime import Foreign, headed
+from pipelines.zoo.files.onnx_files import onnx_network
 
 MAX_DELTA = 1e-3
 # Pixels whose two best classes are closer than rounding may change sides.
@@ -71,8 +74,14 @@ def samples(spec: ModelSpec, network: nn.Module) -> list[Sample]:
 
 
 def _answer(network: nn.Module, pixels: Tensor, spec: ModelSpec) -> Any:
-    output = read_output(network(pixels), spec.task, spec.name, (pixels.shape[-2], pixels.shape[-1]))
-    return output.frames if isinstance(output, BoxOutput) else output.logits
+    given, size_px = network(pixels), (pixels.shape[-2], pixels.shape[-1])
+    if spec.task == "detection":
+        return headed(Boxes(), given, size_px) if isinstance(network, Foreign) else given
+    ports = [port_of(name, tensor) for name, tensor in named_tensors(given)]
+    form = Form(main=main_output(ports, spec.task, model=spec.name))
+    output = read_output(given, spec.task, spec.name, size_px, form)
+    assert not isinstance(output, BoxOutput)
+    return output.logits
 
 
 def check_onnxruntime(path: Path, known: Sequence[Sample], spec: ModelSpec) -> Agreement:
@@ -82,7 +91,7 @@ def check_onnxruntime(path: Path, known: Sequence[Sample], spec: ModelSpec) -> A
         ModelUnavailable: it does not read the file, or answers in another form.
         RuntimeError: it reads, and does not run it.
     """
-    network = OnnxNetwork(path)
+    network = onnx_network(path)
     return worst([compare(_answer(network, one.pixels, spec), one.answer, one.pixels) for one in known])
 
 

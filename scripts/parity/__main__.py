@@ -21,13 +21,12 @@ import torch
 
 from pipelines.models.spec import TaskName
 from pipelines.protocol.options import Options
-from pipelines.settings.flags import TASKS
 from scripts import ROOT
 from scripts.parity.answers import compare_answers, compare_pixels
 from scripts.parity.clips import compare_frames
 from scripts.parity.measures import Row
 from scripts.parity.media import Material, present
-from scripts.parity.report import FILE, Report, render
+from scripts.parity.report import FILE, TASKS, Report, render
 from scripts.parity.subject import Subject, subject
 
 SEVERAL = Options(stride=12, max_frames=5)

@@ -244,7 +244,8 @@ def test_wrong_usage_is_said(tmp_path: Path) -> None:
     assert "no server.py there" in bench("--against", str(tmp_path), code=2)
     assert "scenarios have nothing to draw" in bench("--plot", "a.png", "--scenario", "many", code=2)
     assert "end in .png or .svg" in bench("--plot", "a.txt", code=2)
-    assert "peers serve torchvision's models" in starting.missing("classification", "demo")
+    assert "brings its own" in bench("--weights", "a.pth", "--model", "net.onnx", code=2)
+    assert "no peer does classification with demo" in starting.missing("classification", "demo")
     assert "no peer does action" in starting.missing("action", "r3d_18")
 
 

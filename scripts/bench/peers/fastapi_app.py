@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, File
 
-from scripts.bench.peers.network import CHUNK, Network, arguments, decode
+from scripts.bench.peers.arguments import arguments
+from scripts.bench.peers.network import CHUNK, Network, decode
 
 
 def make_app(network: Network) -> FastAPI:

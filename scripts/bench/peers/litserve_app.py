@@ -12,7 +12,8 @@ import litserve
 import torch
 from fastapi import Request
 
-from scripts.bench.peers.network import CHUNK, Network, arguments, decode
+from scripts.bench.peers.arguments import arguments
+from scripts.bench.peers.network import CHUNK, Network, decode
 
 PATIENCE_S = 900
 

@@ -73,11 +73,3 @@ def decode(media: bytes, size: int) -> Iterator[Any]:
         shown = (frame.to_ndarray(format="rgb24") for frame in source.decode(video=0))
         while held := list(itertools.islice(shown, size)):
             yield np.stack(held)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    for name in ("task", "model", "weights", "device"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--ports", type=int, nargs=3, required=True, help="HTTP's, gRPC's, metrics'")
-    return parser.parse_args()

@@ -19,7 +19,8 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from scripts.bench.peers.network import Network, arguments, decode
+from scripts.bench.peers.arguments import arguments
+from scripts.bench.peers.network import Network, decode
 from scripts.servers import PORTS
 
 MAX_BATCH, THREADS, QUEUE_DELAY_US = 32, 4, 5000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from scripts.bench.jobs import DEMO, Job
+from scripts.bench.jobs import Job, brings_weights
 from scripts.bench.load import Load
 from scripts.bench.runs import Rival, send
 from scripts.servers import PORTS, free_ports, guarded, start
@@ -17,20 +17,29 @@ from scripts.servers import PORTS, free_ports, guarded, start
 # Which tasks each does (the seed's design: those of which it gives logits of whole frames), and its package.
 FRAME_TASKS = ("classification", "detection", "segmentation")
 SEED = "seed_pytriton"
-PEERS = {
+OF_TORCHVISION = {
     SEED: (FRAME_TASKS[:1], "pytriton"),
     "fastapi_app": (FRAME_TASKS, "fastapi"),
     "litserve_app": (FRAME_TASKS, "litserve"),
 }
+OF_ONNX = {"opencv_loop": (("detection",), "cv2")}
+
+
+def peers_of(task: str, model: str) -> dict[str, str]:
+    """The peers that do a job, each with its package."""
+    known = OF_ONNX if model.lower().endswith(".onnx") else {} if brings_weights(model) else OF_TORCHVISION
+    return {name: package for name, (tasks, package) in known.items() if task in tasks}
 
 
 def missing(task: str, model: str) -> str:
     """Why there are no peers for a job; empty if there are."""
-    if model == DEMO:
-        return "peers serve torchvision's models, not the demo's"
-    if not any(task in tasks for tasks, _ in PEERS.values()):
-        return f"no peer does {task}"
-    lacking = [module for _, module in PEERS.values() if importlib.util.find_spec(module) is None]
+    found = peers_of(task, model)
+    if not found:
+        known = (
+            f"{', '.join(FRAME_TASKS)} with torchvision's models, and detection with a YOLOX network's .onnx"
+        )
+        return f"no peer does {task} with {model}; they do {known}"
+    lacking = [package for package in found.values() if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(lacking)} (uv sync --group bench)" if lacking else ""
 
 
@@ -40,7 +49,7 @@ def peers(job: Job, folder: Path) -> Iterator[dict[str, Rival]]:
     given = ["--task", job.task, "--model", job.model, "--weights", job.weights, "--device", job.device]
     started = {}
     with ExitStack() as stack:
-        for name in (name for name, (tasks, _) in PEERS.items() if job.task in tasks):
+        for name in peers_of(job.task, job.model):
             ports = free_ports(len(PORTS))
             flags = [*given, "--ports", *map(str, ports)]
             command = [sys.executable, "-m", f"scripts.bench.peers.{name}", *flags]
