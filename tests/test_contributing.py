@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 MODEL = "import shades; from model_inference import Model; Model(shades.shade(), 'cpu')"
 TOUCHED = [
-    *("tests/tasks/test_classification.py", "tests/tasks/test_embedding.py"),
+    *("tests/tasks/test_classification.py", "tests/tasks/test_measurement.py"),
     *("tests/protocol/test_options.py", "tests/protocol/test_answers.py"),
 ]
 
