@@ -119,23 +119,25 @@ class Crowd:
         self.load = load
         self.media = Path(load.medium).read_bytes()
         self.replies: list[Reply] = []
-        self._gate = threading.Barrier(load.clients + 1)
+        self._gate = threading.Barrier(load.clients + 1, self._begin)
         self._due = itertools.count()
-        self._start_s = self._waited_s = 0.0
+        self._start_s = self._start_cpu_s = self._waited_s = 0.0
 
     def run(self) -> Report:
         with ThreadPoolExecutor(self.load.clients) as pool:
             ends = [pool.submit(self._work) for _ in range(self.load.clients)]
-            self._start_s = time.monotonic()
-            cpu_s = time.process_time()
             self._gate.wait()
         return Report(
             replies=tuple(self.replies),
             start_s=self._start_s,
             end_s=min(end.result() for end in ends),
-            cpu_s=time.process_time() - cpu_s,
+            cpu_s=time.process_time() - self._start_cpu_s,
             waited_s=self._waited_s,
         )
+
+    def _begin(self) -> None:
+        """All clients are connected: time begins."""
+        self._start_s, self._start_cpu_s = time.monotonic(), time.process_time()
 
     def _work(self) -> float:
         """One client; when it sent no more."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -178,10 +179,17 @@ def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
 
 
 def _send_stages(pipe: Connection, job: Job, seconds: float) -> None:
-    from scripts.bench.stages import measure_job
+    status = 1
+    try:
+        from scripts.bench.stages import measure_job
 
-    pipe.send(measure_job(job, seconds))
-    os._exit(0)  # DALI and ONNX Runtime take their time to end
+        pipe.send(measure_job(job, seconds))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(status)  # DALI, ONNX Runtime and threads that still run would hold its end up
 
 
 def measure_point(

@@ -176,8 +176,8 @@ def test_two_servers_in_turns(tmp_path: Path, weights: Path) -> None:
     turns = found["turns"]["1"]
     for point in itertools.chain(*turns.values()):
         assert point["clients"] == 1
-        assert point["frames_per_s"] > 0
         assert not point["errors"]
+        assert point["frames_per_s"] > 0, point
     rates = [[point["frames_per_s"] for point in turns[name]] for name in ("trivid", "the other")]
     ratios = [one / other for one, other in zip(*rates, strict=True)]
     assert [found["comparisons"][name][f"frames/s, round {number}"] for number in (1, 2, 3)] == ratios
