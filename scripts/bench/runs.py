@@ -158,15 +158,15 @@ def send(load: Load) -> Report:
 
 
 def measure_stages(job: Job, seconds: float) -> dict[str, Stage]:
-    """Each stage alone (`scripts.bench.stages`), by a child of a process that has the libraries loaded.
+    """Each stage alone (`scripts.bench.stages`), by a process of its own.
 
     Raises:
         SystemExit: the child ended without an answer.
     """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["scripts.bench.stages", "torchvision"])
-    ours, theirs = forks.Pipe(duplex=False)
-    process = forks.Process(target=_send_stages, args=(theirs, job, seconds))
+    # Not forked: threads of a forked process were seen to spin without an end.
+    fresh = multiprocessing.get_context("spawn")
+    ours, theirs = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_send_stages, args=(theirs, job, seconds))
     process.start()
     theirs.close()
     try:

@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,9 +115,16 @@ def test_figures_of_a_run() -> None:
 
 def bench(*flags: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "scripts.bench", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        said, _ = process.communicate(timeout=250)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its children would hold the pipe open
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, said
+    return said
 
 
 @pytest.fixture(scope="module")
