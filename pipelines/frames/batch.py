@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,10 @@ class FrameBatch:
         pts_s: float64 `(N,)`, the medium's presentation times in seconds.
         frame_index: int64 `(N,)`, numbers of the frames in presentation order, from 0.
         model_nchw: float32 `(N, 3, h, w)` if the decoder prepared the model's pixels too.
+        stretch: int64 `(N,)`, numbers of the stretches of time that they lie in: a new one begins where the
+            medium's times fall, leap or stand still.
+        damaged: bool `(N,)`, whether their pixels are damaged, or depend on others that are damaged or lost.
+        played_s: float64 `(N,)`, times that rise over all stretches; in the first they are `pts_s`.
     """
 
     kept_nhwc: PixelArray | None
@@ -49,9 +53,17 @@ class FrameBatch:
     pts_s: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
     model_nchw: Any | None = None
+    stretch: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    damaged: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    played_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         count = len(self.frame_index)
+        for name in ("stretch", "damaged"):
+            if not len(marks := getattr(self, name)):
+                object.__setattr__(self, name, np.zeros(count, marks.dtype))
+        if not len(self.played_s):
+            object.__setattr__(self, "played_s", self.pts_s)
         if not count or 0 in self.size_hw:
             raise ValueError(f"a batch of {count} frames of {self.size_hw} pixels")
         if len(self.pts_s) != count:

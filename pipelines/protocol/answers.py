@@ -28,8 +28,11 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Times = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
+Marks = npt.NDArray[np.uint8]
 AnswerT = TypeVar("AnswerT", bound="Answer")
 
+# The columns that are 0 in most rows.
+MARKS = ("stretch", "damaged", "not_finite")
 # The columns that say how many rows are real.
 COUNTS: Mapping[str | int, str] = {"N": "count", "D": "box_count"}
 
@@ -58,6 +61,11 @@ def rows(
     return column((of, *more), dtype, help_text, join="rows", needs=needs, default=default)
 
 
+def mark(help_text: str, dtype: type[np.generic] = np.uint8) -> Any:
+    """A column with a number for each frame or clip, which is 0 of most: of all where it is not given."""
+    return column(("N",), dtype, help_text, join="rows", default=lambda: np.empty(0, dtype))
+
+
 def bytes_rows(help_text: str, of: str = "N") -> Any:
     """A column of bytes for each row; no entries where they were not asked for."""
     return column((of,), object, help_text, default=tuple, binary=True, join="rows")
@@ -72,6 +80,13 @@ class Answer:
     frame_index: Ints = rows(np.int64, "index of the frame in its medium, from 0; of a clip, its first frame")
     pts_s: Times = rows(np.float64, "its presentation time in seconds")
     size: Ints = column((2,), np.int64, "height and width of the source in pixels", join="last")
+    stretch: Ints = mark(
+        "number of the stretch of time that it lies in, from 0: a new one begins where the medium's times "
+        "fall, leap or stand still",
+        np.int64,
+    )
+    damaged: Marks = mark("1 if its pixels are damaged, or depend on others that are damaged or lost")
+    not_finite: Marks = mark("1 if the model gave numbers for it that are not finite; they count for nothing")
     overlay: Sequence[bytes] = bytes_rows("the picture in the requested form: JPEG or raw RGB bytes")
     video: bytes = column(
         (1,),
@@ -86,6 +101,10 @@ class Answer:
     final: bool = column((1,), np.uint8, "1 on the last answer of a medium", default=bool, join="last")
 
     def __post_init__(self) -> None:
+        for name in MARKS:
+            values = np.asarray(getattr(self, name))
+            values = values if len(values) else np.zeros(len(self), values.dtype)
+            object.__setattr__(self, name, values.astype(np.int64 if name == "stretch" else np.uint8))
         lengths: dict[str | int, dict[str, int]] = {}
         for one in self.own_columns():
             value, rows_of = getattr(self, one.name), one.dims[0]

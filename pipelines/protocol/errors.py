@@ -6,7 +6,7 @@ An error crosses the wire as JSON `{"code", "message", "hint"}` in the `error` c
 from __future__ import annotations
 
 import json
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Fault = Literal["client", "server"]
 MOST_CHARACTERS = 1000
@@ -14,6 +14,8 @@ MOST_CHARACTERS = 1000
 
 class TrividError(Exception):
     """Base of all typed errors: a stable `code`, whose `fault` it is, and a `hint` at what to do.
+
+    In a client, `answer` is what was answered of a medium before it broke off, or None.
 
     The docstring of each kind says what it means and what a client does; docs/reference.md shows it.
     """
@@ -25,6 +27,7 @@ class TrividError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.answer: Any = None
 
     def __str__(self) -> str:
         if not self.hint:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def reading() -> Iterator[None]:
     """An answer that is not as agreed is a fault of the program, not of the caller's."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InternalError(
             f"the answer cannot be read: {error!r}", hint="are client and server of the same version?"
         ) from None
@@ -42,13 +43,15 @@ def wire_parameters(parameters: Mapping[str, object]) -> dict[str, Scalar]:
     """Options as every KServe server takes them: fractions as text, since JSON has no infinity.
 
     Raises:
-        InvalidOptions: a value is no text, number or truth value, or is an integer of over 64 bits.
+        InvalidOptions: a value is no text, number or truth value, or its text is not UTF-8.
     """
     wired: dict[str, Scalar] = {}
     for name, value in parameters.items():
         if not isinstance(value, str | int | float):
             kind = type(value).__name__
             raise InvalidOptions(f"option {name} is a {kind}", hint="text, a number or a boolean")
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            raise InvalidOptions(f"option {name}={value!r} is not UTF-8")
         too_long = isinstance(value, int) and not -(2**63) <= value < 2**63
         wired[name] = str(value) if isinstance(value, float) or too_long else value
     return wired
@@ -101,6 +104,8 @@ def read_columns(columns: Sequence[Column], tensors: Mapping[str, Tensor]) -> di
             raise InternalError(
                 f"the answer has no {column.name!r}", hint="are client and server of the same version?"
             )
+        if (tensor.dtype == object) != (column.dtype is object):
+            raise InternalError(f"the answer's {column.name!r} is of type {tensor.dtype}")
         row = tensor[0] if tensor.ndim == len(column.dims) + 1 and len(tensor) == 1 else tensor
         if row.ndim != len(column.dims):
             raise InternalError(f"the answer's {column.name!r} has shape {tensor.shape}, not {column.dims}")

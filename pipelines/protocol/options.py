@@ -15,6 +15,7 @@ Scalar = str | int | float | bool
 Overlay = Literal["none", "jpeg", "mp4", "raw"]
 Style = Literal["overlay", "extract", "redact"]
 Mask = Literal["none", "rle", "png", "raw", "probability"]
+Damaged = Literal["mark", "error"]
 Tail = Literal["drop", "pad", "repeat"]
 Decoder = Literal["auto", "nvdec", "cpu"]
 
@@ -47,14 +48,26 @@ class Options:
         "pad",
         "a last clip that is too short is dropped, padded with its last frame, or repeated from its start",
     )
-    start_s: float = option(0.0, "answers start at this time of the medium, in seconds", low=0)
-    end_s: float = option(math.inf, "answers end before this time, in seconds", low=0)
+    start_s: float = option(
+        0.0, "only frames at this time of the medium or later, in seconds; 0: from its first frame on", low=0
+    )
+    end_s: float = option(
+        math.inf,
+        "only frames before this time, in seconds; where times fall, the first frame at end_s or later ends "
+        "the answers",
+        low=0,
+    )
     fps: float = option(
         0.0, "frames per second to answer; 0: all frames, or for clips the model's rate", low=0, high=1000
     )
     keyframes_only: bool = option(False, "answer only key frames")
     stride: int = option(1, "answer every n-th frame (of those that fps keeps)", low=1)
     max_frames: int = option(0, "at most this many frames; 0: all, up to the server's limit", low=0)
+    damaged: Damaged = option(
+        "mark",
+        "mark: answer damaged frames and mark them; error: end before the first. Frames that depend on a "
+        "damaged or lost one are damaged too",
+    )
     overlay: Overlay = option("none", "pictures in the answer: JPEG per frame, H.264 per chunk, or raw RGB")
     style: Style = option(
         "overlay",
