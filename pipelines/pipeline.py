@@ -27,7 +27,7 @@ from pipelines.frames.preprocess import Preprocessor
 from pipelines.frames.resize import prepare_on_cpu
 from pipelines.machine.admission import Admission
 from pipelines.media.decode import open_media
-from pipelines.media.medium import Limits, MediaInfo, Medium, Wanted
+from pipelines.media.medium import Header, Leave, Limits, Medium, Wanted
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.answers import Answer
 from pipelines.protocol.errors import InternalError, InvalidOptions, TrividError
@@ -129,14 +129,15 @@ class Pipeline:
         terms = Terms.of(options)
         job = self._job(options, terms)
         with (
+            self.admit(len(encoded), options, terms) as leave,
             open_media(
                 encoded,
                 options=self.task.select(self.spec, options) if self.task.select else options,
                 limits=limits or self.limits,
                 device=self.device,
                 wanted=self.wanted(options),
+                leave=leave,
             ) as medium,
-            self.admission.hold(self._cost_bytes(encoded, medium.info, options)),
             _blame_clip_length(options),
             contextlib.closing(self._answers(medium, job, terms)) as answers,
         ):
@@ -173,7 +174,9 @@ class Pipeline:
                 in_flight.append(_Step(frames=None, outputs=self._submit(job, rest, terms)))
             while in_flight:
                 step = in_flight.popleft()
-                yield self._finish(job, step, final=fault is None and not in_flight)
+                frames, answer = self._finish(job, step, final=not in_flight)
+                # Before a fault too, the last answer completes the overlay video.
+                yield frames, answer if fault is None else dataclasses.replace(answer, final=False)
             if fault is not None:
                 raise fault
         finally:
@@ -209,6 +212,7 @@ class Pipeline:
         with self.stages.lend() as stages, self.telemetry.span("postprocess"):
             answer = job.answer(frames, parts, views, stages.postprocess, final=final)
         self.telemetry.count("frames", "answered", 0 if frames is None else len(frames))
+        self.telemetry.count("frames", "damaged", 0 if frames is None else int(frames.damaged.sum()))
         return frames, answer
 
     def wanted(self, options: Options) -> Wanted:
@@ -218,8 +222,28 @@ class Pipeline:
             repeat_frames=self.task.repeat_frames,
         )
 
-    def _cost_bytes(self, encoded: bytes, info: MediaInfo, options: Options) -> int:
-        """An estimate of the memory for a medium: its bytes, the decoder's frames and those in flight."""
+    @contextlib.contextmanager
+    def admit(self, encoded_bytes: int, options: Options, terms: Terms) -> Iterator[Leave]:
+        """Terms for decoding a medium: until when, and that its memory is held as soon as its header is read.
+
+        Raises:
+            Overloaded: other requests hold too much; here, or as the medium is opened.
+        """
+        with self.admission.hold(encoded_bytes) as held:
+            parts = [0, 0]
+
+            def admit(header: Header) -> None:
+                parts[0] = max(parts[0], header.decode_bytes)
+                if header.width_px:
+                    parts[1] = max(parts[1], self._cost_bytes(header, options))
+                # A picture is decoded before it is worked on.
+                together = max(parts) if header.kind == "image" else sum(parts)
+                held.grow_to(encoded_bytes + together)
+
+            yield Leave(deadline_s=terms.deadline_s, admit=admit)
+
+    def _cost_bytes(self, info: Header, options: Options) -> int:
+        """An estimate of the memory for a medium's frames: the decoder's, and those in flight."""
         frame_px = info.width_px * info.height_px
         decoder = DECODER_FRAMES * frame_px * 3 // 2 if info.kind == "video" else 0
         views = self.views(info.height_px, info.width_px)
@@ -229,7 +253,7 @@ class Pipeline:
         frames = self.limits.chunk_length(info.width_px, info.height_px) if info.kind == "video" else 1
         # A square that alone is more than a piece is at most a frame.
         second = SECOND_STAGE_BYTES + 3 * frame_px if options.classify else 0
-        return len(encoded) + decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each + second
+        return decoder + (CHUNKS_IN_FLIGHT + 1) * frames * each + second
 
     def warm_up(self) -> None:
         """Build every thread's DALI graphs and run the static batch sizes, before any request."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -83,14 +85,24 @@ def test_what_is_about_one_frame_is_urgent(
     assert set(seen) == {urgent}
 
 
-@pytest.mark.parametrize(("start_s", "expected"), [(0.0, 10), (100.0, 0)])
+@pytest.mark.parametrize(("start_s", "expected"), [(0.0, 1), (0.05, 0)])
 def test_a_selection_of_nothing_is_an_answer_of_no_frames(
     pipeline: Pipeline, start_s: float, expected: int
 ) -> None:
-    answers = list(pipeline.run(media.clip(frames=10), Options(start_s=start_s)))
+    answers = list(pipeline.run(media.clip(frames=10), Options(start_s=start_s, keyframes_only=True)))
     assert sum(map(len, answers)) == expected
     assert answers[-1].final
     assert whole(answers[-1:]).class_names == DEMO_LABELS
+
+
+def test_a_film_goes_on_where_times_leap(pipeline: Pipeline) -> None:
+    times_s = [0, 0.1, 0.2, 0.3, 3600, 3600.1, 3600.2]
+    answer = whole(pipeline.run(media.clip(frames=7, pts=times_s), Options(overlay="mp4")))
+    np.testing.assert_allclose(answer.pts_s, times_s)
+    assert answer.stretch.tolist() == [0] * 4 + [1] * 3
+    with av.open(io.BytesIO(answer.video), "r") as film:
+        shown_s = [float(frame.time or 0) for frame in film.decode(video=0)]
+    np.testing.assert_allclose(shown_s, np.arange(7) / 10, atol=1e-4)
 
 
 def test_good_frames_are_answered_before_the_fault_is_raised(pipeline: Pipeline) -> None:

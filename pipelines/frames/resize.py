@@ -9,6 +9,7 @@ graph of `preprocess` does the same work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.frames.batch import PixelArray
-from pipelines.frames.geometry import View, geometry, needed_part
-from pipelines.models.spec import Preprocessing
+from pipelines.frames.geometry import MAX_MODEL_PIXELS, View, geometry, needed_part
+from pipelines.models.spec import Interpolation, Preprocessing
 from pipelines.protocol.errors import ModelUnavailable
+
+# A frame is enlarged whole up to so many times its own pixels or the model's; of others only what is cut out.
+WHOLE_RESIZE = 4
 
 
 class Resizer:
@@ -51,17 +55,47 @@ class Resizer:
         self.part = needed_part(whole) if exact else View(top_px=0, left_px=0, geometry=whole)
         self._shape = self.part.geometry
         self.model_hw = self._shape.model_hw
+        usual = WHOLE_RESIZE * max(height_px * width_px, math.prod(self.model_hw))
+        self._far = math.prod(self._shape.resized_hw) > max(MAX_MODEL_PIXELS, usual)
+        if self._far:
+            self.part = View(top_px=0, left_px=0, geometry=whole)
+            self._shape = whole
 
     def __call__(self, pixels_hwc: npt.NDArray[Any]) -> Tensor:
         """A frame's part, uint8 RGB `(H, W, 3)` → levels 0..255 `(3, h, w)`, uint8 or float32."""
         frame = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None]
+        if self._far:
+            return self._placed(self._cut_enlarged(frame))[0]
         if self._by_floats:
             if self._floats is None:
                 self._floats = torch.empty(
                     frame.shape, dtype=torch.float32, memory_format=torch.channels_last
                 )
             frame = self._floats.copy_(frame)
-        return self._region(self._resized(frame))[0]
+        rows, columns = self._cut
+        return self._placed(self._resized(frame)[..., rows, columns])[0]
+
+    @property
+    def _cut(self) -> tuple[slice, slice]:
+        """The rows and columns of the resized frame that the model sees."""
+        top, left, height, width = self._shape.crop_yxhw
+        resized_h, resized_w = self._shape.resized_hw
+        return (
+            slice(max(0, top), min(top + height, resized_h)),
+            slice(max(0, left), min(left + width, resized_w)),
+        )
+
+    def _cut_enlarged(self, frame_nchw: Tensor) -> Tensor:
+        """Only those, within rounding of what the kernels give; far larger frames fit into no memory."""
+        preprocessing = self._preprocessing
+        (rows, down), (columns, across) = (
+            _weights(source, resized, cut, preprocessing.interpolation, antialias=preprocessing.antialias)
+            for source, resized, cut in zip(
+                self._shape.source_hw, self._shape.resized_hw, self._cut, strict=True
+            )
+        )
+        cut = (down @ frame_nchw[..., rows, columns].float() @ across.T).clamp_(0, 255)
+        return cut.round_() if preprocessing.round_pixels else cut
 
     def _resized(self, frame_nchw: Tensor) -> Tensor:
         if self._shape.resized_hw == self._shape.source_hw:
@@ -76,11 +110,10 @@ class Resizer:
         resized = resized.clamp_(0, 255)
         return resized.round_() if self._preprocessing.round_pixels else resized
 
-    def _region(self, resized_nchw: Tensor) -> Tensor:
+    def _placed(self, cut: Tensor) -> Tensor:
         """The model's region: what is cut out, with padding around it, in the model's order of colours."""
         top, left, height, width = self._shape.crop_yxhw
         preprocessing = self._preprocessing
-        cut = resized_nchw[..., max(0, top) : top + height, max(0, left) : left + width]
         backwards = preprocessing.channels == "BGR"
         if cut.shape[2:] == (height, width):
             return cut.flip(1) if backwards else cut.contiguous()
@@ -91,6 +124,33 @@ class Resizer:
         for colour in range(3):
             inner[:, colour] = cut[:, 2 - colour if backwards else colour]
         return whole
+
+
+def _weights(
+    source_px: int, resized_px: int, cut: slice, interpolation: Interpolation, *, antialias: bool
+) -> tuple[slice, Tensor]:
+    """Of one side: the source pixels that some resized ones are made of, and the weight of each in each.
+
+    The filters are those of Pillow's and torchvision's resizing: a triangle, or a cubic curve of -1/2.
+    """
+    scale = source_px / resized_px
+    places = torch.arange(cut.start, cut.stop, dtype=torch.float64)
+    nearest = interpolation == "nearest"
+    centres = (places * scale).floor() + 0.5 if nearest else (places + 0.5) * scale
+    wide = max(1.0, scale) if antialias and not nearest else 1.0
+    reach = (2 if interpolation == "bicubic" else 1) * wide
+    first = max(0, math.floor(float(centres[0]) - reach))
+    last = min(source_px, math.ceil(float(centres[-1]) + reach))
+    pixels = torch.arange(first, last, dtype=torch.float64) + 0.5
+    distance = (pixels - centres[:, None]).abs() / wide
+    if nearest:
+        weights = (distance < 0.5).double()
+    elif interpolation == "bilinear":
+        weights = (1 - distance).clamp_min(0)
+    else:
+        near, far = (1.5 * distance - 2.5) * distance**2 + 1, (2.5 - 0.5 * distance) * distance**2
+        weights = torch.where(distance < 1, near, far - 4 * distance + 2).where(distance < 2, 0)
+    return slice(first, last), (weights / weights.sum(dim=1, keepdim=True)).float()
 
 
 def normalize(levels: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:

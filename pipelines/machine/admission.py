@@ -33,26 +33,48 @@ class Admission:
         telemetry.gauge("memory", "held_bytes", lambda: self.held_bytes)
 
     @contextlib.contextmanager
-    def hold(self, size_bytes: int) -> Iterator[None]:
-        """Hold `size_bytes` during the `with` block. If nothing else is held, a request is always let in.
+    def hold(self, size_bytes: int) -> Iterator[Held]:
+        """Hold `size_bytes` during the `with` block, or more if the block finds that it needs more.
+
+        If nothing else is held, a request is always let in.
 
         Raises:
             Overloaded: other requests hold too much.
         """
-        with self._lock:
-            if self.held_bytes and self.held_bytes + size_bytes > self.budget_bytes:
-                raise Overloaded(
-                    f"no memory for this request next to the others: it takes about {size_bytes >> 20} MiB, "
-                    f"{self.held_bytes >> 20} of {self.budget_bytes >> 20} are in use",
-                    hint="try again in a few seconds",
-                )
-            self.held_bytes += size_bytes
-            self.most_bytes = max(self.most_bytes, self.held_bytes)
+        held = Held(self)
         try:
-            yield
+            held.grow_to(size_bytes)
+            yield held
         finally:
             with self._lock:
-                self.held_bytes -= size_bytes
+                self.held_bytes -= held.size_bytes
+
+    def grow(self, held: Held, size_bytes: int) -> None:
+        """Let a request hold `size_bytes` in all; less than it holds changes nothing. Raises Overloaded."""
+        with self._lock:
+            others = self.held_bytes - held.size_bytes
+            size_bytes = max(size_bytes, held.size_bytes)
+            if others and others + size_bytes > self.budget_bytes and size_bytes > held.size_bytes:
+                raise Overloaded(
+                    f"no memory for this request next to the others: it takes about {size_bytes >> 20} MiB, "
+                    f"{others >> 20} of {self.budget_bytes >> 20} are in use",
+                    hint="try again in a few seconds",
+                )
+            self.held_bytes = others + size_bytes
+            self.most_bytes = max(self.most_bytes, self.held_bytes)
+            held.size_bytes = size_bytes
+
+
+class Held:
+    """What one request holds."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.size_bytes = 0
+        self._admission = admission
+
+    def grow_to(self, size_bytes: int) -> None:
+        """Hold so much in all. Raises Overloaded; then what was held is still held."""
+        self._admission.grow(self, size_bytes)
 
 
 def default_budget_bytes() -> int:

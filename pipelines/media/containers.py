@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import cast
 
 import av
@@ -13,13 +15,42 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from pipelines.media.medium import Limits
-from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
+from pipelines.media.bounds.containers import video_tracks
+from pipelines.media.bounds.pictures import check_scans
+from pipelines.media.identity.delays import with_shown_delays
+from pipelines.media.identity.moving import GIF_CUT, GIF_STARTS, gif_blocks, moving_format, moving_size
+from pipelines.media.medium import Leave, Limits
+from pipelines.protocol.errors import InvalidMedia, TooLarge, UnsupportedMedia
 
 # The accepted containers. Playlists (HLS, DASH, concat, SDP) stay out: they make FFmpeg open files and hosts.
 CONTAINERS = (
     "mov,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,asf,ogg,mxf,ivf,obu,h264,hevc,vvc,m4v,vc1,mjpeg,dv,nut"
 )
+
+
+# Of the processor. A real file takes a small part of a second, unless its first picture is huge.
+MOST_OPENING_S = 10.0
+
+
+class _Source(io.BytesIO):
+    """A file as FFmpeg reads it, piece by piece; it can be stopped at each."""
+
+    def __init__(self, encoded: bytes, check: Callable[[], None]) -> None:
+        super().__init__(encoded)
+        self.check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.check()
+        return super().read(size)
+
+
+def _opening(began_s: float, leave: Leave, limits: Limits) -> None:
+    leave.check(limits.max_decode_s)
+    if time.thread_time() > began_s + MOST_OPENING_S:
+        raise TooLarge(
+            f"opening the file takes over {MOST_OPENING_S:g} s of the processor's time",
+            hint="write it anew, without its metadata: ffmpeg -i FILE -map_metadata -1 -c copy NEW",
+        )
 
 
 def _quieten() -> None:
@@ -31,16 +62,38 @@ def _quieten() -> None:
     av.logging.set_libav_level(av.logging.PANIC)
 
 
-def open_container(encoded: bytes, limits: Limits) -> InputContainer:
+def open_container(encoded: bytes, limits: Limits, leave: Leave | None = None) -> InputContainer:
+    """Open a file whose index is checked (`bounds`).
+
+    Raises:
+        InvalidMedia, UnsupportedMedia: it cannot be opened. TooLarge, DeadlineExceeded: it takes too long;
+            the reading of packets raises them too.
+    """
     _quieten()
-    check_sample_counts(encoded)
+    # FFmpeg would take it for a picture.
+    moving = moving_format(encoded)
+    if moving is not None:
+        limits.check_size(*moving_size(encoded, moving))
+    check_scans(encoded)
+    leave = leave or Leave()
+    source = _Source(
+        with_shown_delays(encoded, moving or ""), partial(_opening, time.thread_time(), leave, limits)
+    )
+    # When it opens a file, FFmpeg decodes a picture of each track.
+    crowd = max(1, (1 if moving else video_tracks(encoded)) // 2)
     settings = {
-        "format_whitelist": CONTAINERS,
+        "format_whitelist": moving or CONTAINERS,
         "protocol_whitelist": "none",
-        "max_pixels": str(2 * limits.max_pixels),
+        "max_pixels": str(2 * limits.max_pixels // crowd),
     }
     try:
-        container = av.open(io.BytesIO(encoded), mode="r", options=settings, metadata_errors="replace")
+        container = av.open(
+            source,
+            mode="r",
+            format=moving,
+            options=settings,
+            metadata_errors="replace",
+        )
     except av.error.ArgumentError:
         raise UnsupportedMedia(
             "this container format is not supported", hint="use MP4, MKV, WebM, MOV, AVI or MPEG-TS"
@@ -52,46 +105,10 @@ def open_container(encoded: bytes, limits: Limits) -> InputContainer:
             hint="send a whole MP4, MKV, WebM, MOV, AVI, MPEG-TS, JPEG, PNG or the like; an MP4 may have its "
             "index at the end",
         ) from None
+    source.check = partial(leave.check, limits.max_decode_s)
     # With this flag, PyAV's default, FFmpeg invents times that differ from ffprobe's.
     container.flags &= ~int(cast(int, av.container.Flags.gen_pts.value))
     return container
-
-
-def check_sample_counts(encoded: bytes) -> None:
-    """Raise InvalidMedia if an MP4's table claims more samples than the file has bytes for.
-
-    FFmpeg allocates an index of the claimed size before it looks for samples: 2.8 GB for a file of 1.6 kB.
-    """
-    if encoded[4:8] not in (b"ftyp", b"moov", b"moof", b"styp", b"wide", b"mdat", b"free", b"skip"):
-        return
-    for place, end in _tables(encoded, 0, len(encoded)):
-        if end - place < 12:
-            continue
-        size, count = struct.unpack_from(">II", encoded, place + 4)
-        size = 0 if encoded[place - 4 : place] == b"stz2" else size
-        if max(size, 1) * count > len(encoded):
-            raise InvalidMedia(
-                f"the file claims {count} samples of {max(size, 1)} bytes or more, and has {len(encoded)} "
-                "bytes",
-                hint="check that the file is complete",
-            )
-
-
-def _tables(encoded: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Where the contents of all sample size tables begin and end (ISO/IEC 14496-12, boxes `stsz`, `stz2`)."""
-    while stop - start >= 8:
-        length, kind = struct.unpack_from(">I4s", encoded, start)
-        head = 8
-        if length == 1 and stop - start >= 16:
-            length, head = struct.unpack_from(">Q", encoded, start + 8)[0], 16
-        end = stop if length == 0 else min(stop, start + length)
-        if end < start + head:
-            return
-        if kind in (b"stsz", b"stz2"):
-            yield start + head, end
-        elif kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            yield from _tables(encoded, start + head, end)
-        start = end
 
 
 def pick_stream(container: InputContainer) -> VideoStream:
@@ -102,6 +119,9 @@ def pick_stream(container: InputContainer) -> VideoStream:
     if not streams:
         kinds = ", ".join(sorted({one.type for one in container.streams}))
         raise UnsupportedMedia(f"the file has no video stream (streams: {kinds})", hint="send a video")
+    if "avis" in container.metadata.get("compatible_brands", ""):
+        # The single pictures of an AVIF come first; they stand for its sequence, which is in a track.
+        streams = [one for one in streams if one.frames > 1] or streams
     # Without a decoder in FFmpeg, PyAV sets no context, and most of the stream's attributes then crash.
     if streams[0].codec_context is None:
         raise UnsupportedMedia(
@@ -126,7 +146,11 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
 
 
 def declared_bytes(encoded: bytes) -> int:
-    """How long the file should be, by its outermost length field (RIFF, Matroska); 0 if it has none."""
+    """How long the file should be, by its outermost length field (RIFF, Matroska) or the GIF block that
+    is cut off; 0 if nothing tells.
+    """
+    if encoded.startswith(GIF_STARTS):
+        return next((place for kind, place in gif_blocks(encoded) if kind == GIF_CUT), 0)
     if encoded[:4] == b"RIFF":
         return int(struct.unpack_from("<I", encoded, 4)[0]) + 8 if len(encoded) >= 8 else 0
     if encoded[:4] != b"\x1a\x45\xdf\xa3":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,11 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from pipelines.frames.batch import FLOAT_RGB_BYTES
+from pipelines.frames.batch import FLOAT_RGB_BYTES, FrameBatch
 from pipelines.frames.resize import Resizer, normalize
 from pipelines.media.colours import RgbReader
-from pipelines.media.medium import Orientation, Wanted
-from pipelines.media.selection import Selected
+from pipelines.media.medium import Limits, Orientation, Wanted
+from pipelines.media.selection import Selected, columns, in_groups
 
 # Blocks up to this are reused (`memory` has malloc keep them); larger ones are mapped and zeroed anew.
 BLOCK_BYTES = (32 << 20) - (64 << 10)
@@ -63,7 +63,7 @@ class FrameReader:
         kept, levels = (upright if self._wanted.keep_pixels else None), None
         if self._resize is not None:
             levels = self._resize(upright if kept is None else upright[self._resize.part.region])
-        return Selected(picked.frame_index, picked.pts_s, Pixels(kept, levels), picked.is_key)
+        return picked.of(Pixels(kept, levels))
 
     def kept(self, frames: Sequence[Pixels]) -> npt.NDArray[np.uint8] | None:
         """The frames themselves, uint8 RGB `(N, H, W, 3)`, if they are wanted."""
@@ -75,3 +75,17 @@ class FrameReader:
         if self._wanted.prepare is None:
             return None
         return normalize([one.levels for one in frames if one.levels is not None], self._wanted.prepare)
+
+    def batches(
+        self, frames: Iterable[Selected[VideoFrame]], limits: Limits
+    ) -> Generator[FrameBatch, None, None]:
+        """The frames in chunks, of which one at a time is in memory."""
+        height_px, width_px = self._size_hw
+        length = self.chunk_length(limits.chunk_length(width_px, height_px))
+        for group in in_groups(map(self, frames), length):
+            yield FrameBatch(
+                kept_nhwc=self.kept([one.frame for one in group]),
+                size_hw=self._size_hw,
+                model_nchw=self.normalized([one.frame for one in group]),
+                **columns(group),
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from pipelines.frames.batch import FrameBatch
 from pipelines.models.spec import Preprocessing
-from pipelines.protocol.errors import TooLarge
+from pipelines.protocol.errors import DeadlineExceeded, TooLarge
 
 # Chunks of large frames hold fewer of them, so that a chunk's memory stays bounded too.
 MAX_CHUNK_BYTES = 256 << 20
@@ -26,12 +27,14 @@ class Limits:
         max_pixels: width times height of a frame.
         max_frames: most frames that are answered; with more the request is TooLarge. None: no limit.
         chunk_frames: most frames in one FrameBatch.
+        max_decode_s: longest that decoding a picture, or a video from one frame to the next, may take.
     """
 
     max_media_bytes: int = 64 << 20
     max_pixels: int = 8192 * 8192
     max_frames: int | None = None
     chunk_frames: int = 16
+    max_decode_s: float = 30.0
 
     def check_bytes(self, encoded: bytes) -> None:
         """Raise TooLarge if the encoded file is over the limit."""
@@ -56,6 +59,61 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a medium's header says, before anything is decoded.
+
+    Attributes:
+        width_px, height_px: of a frame; 0 while unknown.
+        decode_bytes: memory that decoding takes, beyond that of a video's frames.
+    """
+
+    kind: Literal["image", "video"]
+    width_px: int = 0
+    height_px: int = 0
+    decode_bytes: int = 0
+
+
+def _let_in(_: Header) -> None:
+    """Admit every medium."""
+
+
+@dataclass(slots=True)
+class Leave:
+    """On what terms one medium is decoded, and how long it has been since the last frame.
+
+    Attributes:
+        deadline_s: until when, by `time.monotonic`.
+        admit: called with what the header says, as soon as it says it and before it is paid for. It raises if
+            there is no room. It may be called again with more.
+    """
+
+    deadline_s: float = float("inf")
+    admit: Callable[[Header], None] = _let_in
+    began_s: float = field(default_factory=time.monotonic)
+
+    def restart(self) -> None:
+        """Note that a frame came, or is asked for only now."""
+        self.began_s = time.monotonic()
+
+    def left_s(self, max_decode_s: float) -> float:
+        """For how many seconds the next frame may still be decoded."""
+        return min(self.began_s + max_decode_s, self.deadline_s) - time.monotonic()
+
+    def check(self, max_decode_s: float) -> None:
+        """Raise DeadlineExceeded if it is too late to decode more, TooLarge if no frame came for too long."""
+        now_s = time.monotonic()
+        if now_s > self.deadline_s:
+            raise DeadlineExceeded(
+                "deadline_ms passed while frames were decoded", hint="request less, or allow more time"
+            )
+        if now_s > self.began_s + max_decode_s:
+            raise TooLarge(
+                f"no frame came out of the medium for {max_decode_s:g} s, the server's limit",
+                hint="re-encode it, or start the server with a larger --max-decode-s",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is made of a medium's frames.
 
@@ -73,6 +131,9 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.prepare is None and not self.keep_pixels:
             raise ValueError("frames must be kept, or prepared for a model")
+
+
+WHOLE_FRAMES = Wanted()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

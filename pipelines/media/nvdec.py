@@ -21,8 +21,8 @@ from pipelines.frames.dali import build_pipeline, run_pipeline
 from pipelines.frames.geometry import geometry
 from pipelines.frames.preprocess import prepare_frames
 from pipelines.media.medium import MediaInfo, Medium, Wanted
-from pipelines.media.packets import CONTAINERS, PacketIndex, read_index
-from pipelines.media.selection import Selected, in_groups, select
+from pipelines.media.packets import CONTAINERS, PacketIndex
+from pipelines.media.selection import Selected, columns, in_groups, select
 from pipelines.media.video import Video
 from pipelines.protocol.errors import InvalidMedia
 from pipelines.protocol.options import Options
@@ -121,7 +121,7 @@ def count_frames(video: Video) -> PacketIndex | str:
         return "there are several video streams"
     if video.is_cut_off():
         return "the file ends early"
-    return read_index(video.encoded, video.limits)
+    return video.read_index()
 
 
 def open_nvdec(
@@ -145,11 +145,8 @@ def open_nvdec(
     """
     info, limits = video.info, video.limits
     video.close()
-    frames = (
-        Selected(number, pts_s, None, ticks in index.key_ticks)
-        for number, (pts_s, ticks) in enumerate(zip(index.times_s, index.ticks, strict=True))
-    )
-    picked = list(select(frames, options, limits, tick_s=float(index.time_base), repeat=wanted.repeat_frames))
+    tick_s = float(index.time_base)
+    picked = list(select(index.frames(), options, limits, tick_s=tick_s, repeat=wanted.repeat_frames))
     length = limits.chunk_length(info.width_px, info.height_px)
     pipeline = _build(info, length, wanted, device=device, dali_device=dali_device)
     pipeline.feed_input("media", [np.frombuffer(video.encoded, np.uint8)])
@@ -209,9 +206,8 @@ def _batches(
             yield FrameBatch(
                 kept_nhwc=chosen[0] if wanted.keep_pixels else None,
                 size_hw=(info.height_px, info.width_px),
-                pts_s=np.array([one.pts_s for one in group]),
-                frame_index=np.array([one.frame_index for one in group], np.int64),
                 model_nchw=None if wanted.prepare is None else chosen[-1],
+                **columns(group),
             )
 
 

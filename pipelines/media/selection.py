@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from pipelines.media.medium import Limits
-from pipelines.protocol.errors import TooLarge, TrividError
+from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge, TrividError
 from pipelines.protocol.options import Options
 
 Frame = TypeVar("Frame")
+Other = TypeVar("Other")
 
 # At 15 frames a second a frame may be shown for over a minute. A file that claims years is not believed.
 MAX_REPEATS = 1000
@@ -28,12 +31,52 @@ EPSILON_S = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Selected(Generic[Frame]):
-    """A frame, its number in the whole medium, its time, and whether it is a key frame."""
+    """A frame, its number in the whole medium and its time.
+
+    Attributes:
+        stretch, damaged: as of a `FrameBatch`.
+        shift_s: what `played_s` is after `pts_s`.
+    """
 
     frame_index: int
     pts_s: float
     frame: Frame
     is_key: bool = True
+    stretch: int = 0
+    damaged: bool = False
+    shift_s: float = 0.0
+
+    @property
+    def played_s(self) -> float:
+        """As of a `FrameBatch`."""
+        return self.pts_s + self.shift_s
+
+    def of(self, other: Other) -> Selected[Other]:
+        """The same frame in another form."""
+        return Selected(
+            self.frame_index, self.pts_s, other, self.is_key, self.stretch, self.damaged, self.shift_s
+        )
+
+
+def columns(group: Sequence[Selected[Any]]) -> dict[str, Any]:
+    """What a `FrameBatch` says of these frames beside their pixels."""
+    return {
+        "pts_s": np.array([one.pts_s for one in group]),
+        "frame_index": np.array([one.frame_index for one in group], np.int64),
+        "stretch": np.array([one.stretch for one in group], np.int64),
+        "damaged": np.array([one.damaged for one in group], np.bool_),
+        "played_s": np.array([one.played_s for one in group]),
+    }
+
+
+def refuse_damaged(one: Selected[Any], options: Options) -> None:
+    """Raise InvalidMedia if a frame is damaged and the options want none that is."""
+    if one.damaged and options.damaged == "error":
+        raise InvalidMedia(
+            f"frame {one.frame_index} at {one.pts_s:.3f} s is damaged, or depends on others that are damaged "
+            "or lost",
+            hint="without damaged=error it is answered and marked",
+        )
 
 
 def select(
@@ -43,26 +86,30 @@ def select(
     *,
     tick_s: float = 0.0,
     repeat: bool = False,
+    look_ahead: Callable[[], None] = lambda: None,
 ) -> Iterator[Selected[Frame]]:
     """The frames that the options ask for, in the order given; stops reading after the last of them.
 
-    `start_s` and `end_s` bound the time; a `start_s` of 0 takes negative times too. `fps` or `keyframes_only`
-    choose among the frames between them. `stride` then takes every n-th of these, beginning with the first.
+    `start_s` and `end_s` bound the medium's own times. `fps` or `keyframes_only` choose among the frames
+    between them; `fps` begins anew in every stretch. `stride` then takes every n-th, from the first on.
 
     Args:
         frames: all frames of the medium, in presentation order.
         tick_s: how finely the medium counts time; for `fps`, times within half a tick are equal.
         repeat: with `fps`, a frame is given as often as the rate asks, up to MAX_REPEATS times; else once.
+        look_ahead: raises if no frame at all lies in the range; asked once, if the first ones lie after it.
 
     Raises:
         TooLarge: `limits.max_frames` are selected and there is one more.
+        InvalidOptions: no frame lies between `start_s` and `end_s`.
     """
-    begun = (one for one in frames if options.start_s <= 0 or one.pts_s >= options.start_s)
+    within = _within(frames, options, look_ahead)
     if options.fps > 0:
-        chosen = _resampled(begun, options.fps, options.end_s, tick_s / 2 + EPSILON_S, repeat=repeat)
+        slack_s = tick_s / 2 + EPSILON_S
+        chosen = _resampled(within, options.fps, options.end_s, slack_s, repeat=repeat)
     else:
-        within = itertools.takewhile(lambda one: one.pts_s < options.end_s, begun)
-        chosen = (one for one in within if one.is_key or not options.keyframes_only)
+        before_end = itertools.takewhile(lambda one: one.pts_s < options.end_s, within)
+        chosen = (one for one in before_end if one.is_key or not options.keyframes_only)
     for taken, one in enumerate(itertools.islice(chosen, 0, None, options.stride)):
         if taken == limits.max_frames:
             raise TooLarge(
@@ -74,6 +121,45 @@ def select(
             return
 
 
+def lies_within(time_s: float, options: Options) -> bool:
+    """Whether a time of the medium is between `start_s` and `end_s`."""
+    return time_s < options.end_s and (options.start_s <= 0 or time_s >= options.start_s)
+
+
+def outside(options: Options, first_s: float, last_s: float) -> InvalidOptions:
+    """The error of a range in which no frame lies; the medium's earliest and latest times."""
+    asked = [f"{name}={getattr(options, name)}" for name in ("start_s", "end_s") if options.is_set(name)]
+    return InvalidOptions(
+        f"no frame of the medium lies within {', '.join(asked)}",
+        hint=f"its frames lie from {first_s:.3f} s to {last_s:.3f} s",
+    )
+
+
+def _within(
+    frames: Iterable[Selected[Frame]], options: Options, look_ahead: Callable[[], None]
+) -> Iterator[Selected[Frame]]:
+    """Frames between `start_s` and `end_s`, and the one after them that ends the selection.
+
+    That is the first at `end_s` or later, though times may fall after it: the rest is not read for that. A
+    `start_s` of 0 takes negative times too.
+    """
+    first_s, last_s, begun, looked = math.inf, -math.inf, False, False
+    for one in frames:
+        first_s, last_s = min(first_s, one.pts_s), max(last_s, one.pts_s)
+        if lies_within(one.pts_s, options):
+            begun = True
+            yield one
+        elif one.pts_s >= options.end_s:
+            if begun:
+                yield one
+                return
+            if not looked:
+                look_ahead()
+            looked = True
+    if not begun and first_s <= last_s:
+        raise outside(options, first_s, last_s)
+
+
 def leaves_out(options: Options, fps: float | None) -> bool:
     """Whether a plan pays: the options take few frames of a medium. `fps` is its rate; None: unknown."""
     each = (fps or 0) / options.fps if options.fps else 1.0
@@ -83,7 +169,15 @@ def leaves_out(options: Options, fps: float | None) -> bool:
 def _resampled(
     frames: Iterable[Selected[Frame]], fps: float, end_s: float, slack_s: float, *, repeat: bool
 ) -> Iterator[Selected[Frame]]:
-    """The frame that is shown at each of the times t0 + k/fps, t0 being that of the first.
+    """The frames of all stretches at a rate."""
+    for _, stretch in itertools.groupby(frames, lambda one: one.stretch):
+        yield from _of_stretch(stretch, fps, end_s, slack_s, repeat=repeat)
+
+
+def _of_stretch(
+    frames: Iterable[Selected[Frame]], fps: float, end_s: float, slack_s: float, *, repeat: bool
+) -> Iterator[Selected[Frame]]:
+    """The frames of a stretch that are shown at the times t0 + k/fps, t0 being that of the first.
 
     At a constant rate these are the frames of torchvision's `VideoClips._resample_video_idx`. The last frame
     is shown for as long as the one before it. If the medium breaks off, the frames before that come first.
@@ -94,10 +188,11 @@ def _resampled(
     try:
         for one in frames:
             if held is None or slots is None:
-                slots = _Slots(start_s=one.pts_s, fps=fps, slack_s=slack_s, most=MAX_REPEATS if repeat else 1)
+                most = MAX_REPEATS if repeat else 1
+                slots = _Slots(start_s=one.played_s, fps=fps, slack_s=slack_s, most=most)
             else:
-                shown_s = one.pts_s - held.pts_s
-                yield from itertools.repeat(held, slots.take(min(one.pts_s, end_s)))
+                shown_s = one.played_s - held.played_s
+                yield from itertools.repeat(held, slots.take(min(one.played_s, end_s + one.shift_s)))
             if one.pts_s >= end_s:
                 return
             held = one
@@ -105,8 +200,8 @@ def _resampled(
         fault = error
     if held is not None and slots is not None:
         # Its end is a sum of times, each off by half a tick. A single frame's duration is unknown.
-        last_s = held.pts_s + shown_s - min(2 * slack_s, shown_s / 4)
-        rest = slots.take(min(last_s, end_s)) if slots.past else 1
+        last_s = held.played_s + shown_s - min(2 * slack_s, shown_s / 4)
+        rest = slots.take(min(last_s, end_s + held.shift_s)) if slots.past else 1
         yield from itertools.repeat(held, rest)
     if fault is not None:
         raise fault

@@ -11,29 +11,39 @@ are the transfer curves of HDR media.
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 import itertools
+import math
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import av
-import numpy as np
 from av.video.frame import VideoFrame
 
 from pipelines.frames.batch import FrameBatch
 from pipelines.machine.threads import Threads, cores
+from pipelines.media.bounds.mp4 import index_bytes
+from pipelines.media.clock import Clock
 from pipelines.media.colours import MATRICES, TRANSFERS, has_matrix, is_full_range, is_rgb
-from pipelines.media.containers import declared_bytes, open_container, pick_stream, read_packets
+from pipelines.media.containers import declared_bytes, open_container, pick_stream
+from pipelines.media.damage.reader import PacketReader
 from pipelines.media.frame_reader import FrameReader
-from pipelines.media.medium import Limits, MediaInfo, Medium, Orientation, Wanted
-from pipelines.media.packets import CODECS, CONTAINERS, PacketIndex, Plan, read_index
-from pipelines.media.selection import Selected, in_groups, leaves_out, select
+from pipelines.media.medium import Header, Leave, Limits, MediaInfo, Medium, Orientation, Wanted
+from pipelines.media.packets import (
+    CODECS,
+    CONTAINERS,
+    PacketIndex,
+    Plan,
+    check_range,
+    claimed_fps,
+    read_index,
+)
+from pipelines.media.selection import Selected, leaves_out, refuse_damaged, select
 from pipelines.protocol.errors import InvalidMedia, UnsupportedMedia
 from pipelines.protocol.options import Options
 
-# A recording of a broadcast may begin between key frames; elsewhere a broken first packet is damage.
-BROADCASTS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "m4v", "flv"}
-FALLBACK_FPS = 25.0
 # Codecs whose decoders can be told to skip pictures that no other picture needs.
 SKIPPING = ("h264",)
 LAST_ENTRIES = 1000
@@ -47,10 +57,12 @@ class Video:
             codec that is not served. TooLarge: too many pixels.
     """
 
-    def __init__(self, encoded: bytes, limits: Limits) -> None:
+    def __init__(self, encoded: bytes, limits: Limits, leave: Leave | None = None) -> None:
         self.encoded = encoded
         self.limits = limits
-        self.container = open_container(encoded, limits)
+        self._leave = leave or Leave()
+        self._leave.admit(Header(kind="video", decode_bytes=index_bytes(encoded)))
+        self.container = open_container(encoded, limits, self._leave)
         self._count = 0
         self._last_s: float | None = None
         self._key_ticks: set[int] = set()
@@ -60,13 +72,17 @@ class Video:
         self._plan: Plan | None = None
         try:
             self.stream = pick_stream(self.container)
+            self._tick_s = float(self.stream.time_base or 0)
+            self._clock = Clock(tick_s=self._tick_s, fps=claimed_fps(self.stream))
             self._prepare_decoder()
             self._frames = self._read()
             first = next(self._frames, None)
             if first is None:
                 raise InvalidMedia("the video stream has no frames", hint="check the upload")
+            self._admit(first.frame.width, first.frame.height)
             self.orientation, self._rotation_deg = _orientation(first.frame), first.frame.rotation
             self.info = self._describe(first.frame)
+            self._first_s = first.pts_s
             self._check(first.frame)
         except BaseException:
             self.container.close()
@@ -92,71 +108,69 @@ class Video:
         self._frames = iter(())
         self.container.close()
 
-    def _read_index(self) -> PacketIndex | None:
+    def _admit(self, width_px: int, height_px: int) -> None:
+        self.limits.check_size(width_px, height_px)
+        self._leave.admit(Header(kind="video", width_px=width_px, height_px=height_px))
+
+    def read_index(self) -> PacketIndex | str:
+        """All frames by the packets; in words why those are not frames."""
+        return read_index(self.encoded, self.limits, self._leave)
+
+    def _wanted_index(self) -> PacketIndex | None:
         """The frames' numbers by their times, if the packets tell them, so that not all need be decoded."""
         if self.codec not in CODECS or self.container.format.name not in CONTAINERS or self.is_cut_off():
             return None
-        index = read_index(self.encoded, self.limits)
+        index = self.read_index()
         return None if isinstance(index, str) else index
 
     def _prepare_decoder(self) -> None:
         context = self.stream.codec_context
-        self.limits.check_size(context.width, context.height)
+        self._admit(context.width, context.height)
         context.thread_type = "AUTO"
         context.thread_count = Threads.of(cores()).decode
         # Twice, since FFmpeg counts the padding of coded blocks too. Each frame is checked exactly later.
         context.options = {"max_pixels": str(2 * self.limits.max_pixels)}
 
     def _read(self) -> Iterator[Selected[VideoFrame]]:
-        """Frames in presentation order; InvalidMedia after the last good one."""
-        whole, last_dts = True, None
-        try:
-            for packet in read_packets(self.container, self.stream):
-                # A packet that the file's end cuts off is flagged; in broadcasts, a lost packet is too.
-                if packet.is_corrupt and self.container.format.name not in BROADCASTS:
-                    whole = False
-                    break
-                last_dts = packet.dts
-                if packet.is_keyframe and packet.pts is not None:
-                    self._key_ticks.add(packet.pts)
-                if packet.is_keyframe or not self._keys_only:
-                    yield from map(self._timed, self._decode(packet))
-            whole = whole and not self.is_cut_off()
-            rest = self.stream.decode(None)
-            yield from map(self._timed, rest if whole else _before_cut(rest, last_dts))
-        except av.FFmpegError as error:
-            raise InvalidMedia(
-                f"cannot be decoded {self._progress()}: {error.strerror}",
-                hint="the file is damaged there; set max_frames or end_s to stop before it",
-            ) from None
-        if not whole:
+        """Frames in presentation order; InvalidMedia after the last of them, if any are missing."""
+        # Not an attribute: with each other's methods, both would live until Python's garbage collector runs.
+        reader = PacketReader(
+            self.container, self.stream, self.encoded, enters=self._enters, progress=self._progress
+        )
+        for frame, damaged in reader.frames():
+            yield dataclasses.replace(self._timed(frame), damaged=damaged)
+        if reader.cut or self._ends_early():
             claim = f"; it claims {self.stream.frames} frames" if self.stream.frames else ""
             raise InvalidMedia(
                 f"the file ends early {self._progress()}{claim}", hint="upload the complete file"
             )
+        if reader.fault:
+            raise InvalidMedia(
+                reader.fault,
+                hint="the file is damaged there; set max_frames or end_s to stop before it",
+            )
 
-    def _decode(self, packet: Any) -> list[VideoFrame]:
+    def _enters(self, packet: Any) -> bool:
+        """Whether a packet is decoded. Raises DeadlineExceeded, TooLarge if it is too late for that."""
+        self._leave.check(self.limits.max_decode_s)
+        if packet.is_keyframe and packet.pts is not None:
+            self._key_ticks.add(packet.pts)
         if self._plan is not None:
             needed = packet.pts in self._plan.ticks
             # The decoder itself knows which pictures no other picture needs.
             self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-        try:
-            return self.stream.decode(packet)
-        except av.FFmpegError:
-            if self._count or self.container.format.name not in BROADCASTS:
-                raise
-            return []
+        return packet.is_keyframe or not self._keys_only
 
     def _timed(self, frame: VideoFrame) -> Selected[VideoFrame]:
         """The frame with its number and its time, as ffprobe's best effort: pts, else dts, else one frame
         after the last. Key frames are those that the container marks, or without times the decoder."""
-        ticks = frame.pts if frame.pts is not None else frame.dts
-        if ticks is not None and self.stream.time_base is not None:
-            pts_s = float(ticks * self.stream.time_base)
-        elif self._last_s is None:
-            pts_s = 0.0
+        self._leave.restart()
+        clock, ticks = self._clock, self._clock.best_ticks(frame.pts, frame.dts)
+        if ticks is None or self.stream.time_base is None:
+            pts_s = clock.next_s()
         else:
-            pts_s = self._last_s + 1 / (self._fps() or FALLBACK_FPS)
+            pts_s = float(ticks * self.stream.time_base)
+        clock.see(pts_s)
         is_key = frame.key_frame if frame.pts is None else frame.pts in self._key_ticks
         number = self._count
         if self._index is not None and ticks is not None:
@@ -165,25 +179,34 @@ class Video:
         if frame.pts is not None:
             self._key_ticks.discard(frame.pts)
         self._count, self._last_s = number + 1, pts_s
-        return Selected(number, pts_s, frame, bool(is_key))
+        return Selected(number, pts_s, frame, bool(is_key), stretch=clock.stretch, shift_s=clock.shift_s)
 
     def _progress(self) -> str:
         if not self._count:
             return "before its first frame"
         return f"after frame {self._count - 1} at {self._last_s:.3f} s"
 
-    def _fps(self) -> float | None:
-        rate = self.stream.average_rate or self.stream.guessed_rate
-        return float(rate) if rate else None
-
     def is_cut_off(self) -> bool:
         """Whether the container's index, or its outermost length, reaches beyond the bytes at hand."""
-        size_bytes = len(self.encoded)
+        return self._index_is_longer() or declared_bytes(self.encoded) > len(self.encoded)
+
+    def _index_is_longer(self) -> bool:
         # The index is in time order, so the frames that a cut removes are its last ones.
         last = self.stream.index_entries[-LAST_ENTRIES:]
-        if any(entry.pos + entry.size > size_bytes for entry in last):
+        return any(entry.pos + entry.size > len(self.encoded) for entry in last)
+
+    def _ends_early(self) -> bool:
+        """Whether frames are missing, once all have been read: a wrong length alone costs nothing."""
+        if self._index_is_longer():
             return True
-        return declared_bytes(self.encoded) > size_bytes
+        if declared_bytes(self.encoded) <= len(self.encoded):
+            return False
+        if self.container.format.name == "gif":  # whose length is that of its blocks
+            return True
+        if self.stream.frames:
+            return self._count < self.stream.frames
+        end_s = (self.info.duration_s or math.inf) - 1.5 / (self.info.fps or math.inf)
+        return self._last_s is None or self._last_s < end_s
 
     def _describe(self, frame: VideoFrame) -> MediaInfo:
         width_px, height_px = self.orientation.size(frame.width, frame.height)
@@ -203,7 +226,7 @@ class Video:
             matrix="rgb" if is_rgb(frame) else MATRICES.get(frame.colorspace, str(frame.colorspace)),
             colour_range="full" if is_full_range(frame) else "limited",
             transfer=TRANSFERS.get(frame.color_trc, str(frame.color_trc)),
-            fps=self._fps(),
+            fps=claimed_fps(self.stream),
             duration_s=duration_s,
         )
 
@@ -230,42 +253,35 @@ class Video:
             )
 
     def _batches(self, options: Options, wanted: Wanted) -> Generator[FrameBatch, None, None]:
-        size_hw = (self.info.height_px, self.info.width_px)
-        read = FrameReader(self.orientation, wanted, size_hw)
-        length = read.chunk_length(self.limits.chunk_length(self.info.width_px, self.info.height_px))
-        for group in in_groups(map(read, self._selected(options, wanted.repeat_frames)), length):
-            yield FrameBatch(
-                kept_nhwc=read.kept([one.frame for one in group]),
-                size_hw=size_hw,
-                pts_s=np.array([one.pts_s for one in group]),
-                frame_index=np.array([one.frame_index for one in group], np.int64),
-                model_nchw=read.normalized([one.frame for one in group]),
-            )
+        read = FrameReader(self.orientation, wanted, (self.info.height_px, self.info.width_px))
+        for batch in read.batches(self._selected(options, wanted.repeat_frames), self.limits):
+            yield batch
+            self._leave.restart()
 
     def _selected(self, options: Options, repeat: bool) -> Iterator[Selected[VideoFrame]]:
-        if options.keyframes_only:
-            self._index = self._read_index()
-            self._keys_only = self._index is not None
-        elif leaves_out(options, self._fps()) and self.codec in SKIPPING:
-            self._index = self._read_index()
-        tick_s = float(self.stream.time_base or 0)
-        if self._index is not None and not self._keys_only:
+        look_ahead = functools.partial(check_range, self.encoded, self.limits, self._leave, options)
+        if options.start_s > self._first_s + (self.info.duration_s or math.inf):
+            look_ahead()
+        skips = leaves_out(options, claimed_fps(self.stream)) and self.codec in SKIPPING
+        if options.keyframes_only or skips:
+            self._index = self._wanted_index()
+        if self._index is not None:
+            self._keys_only = options.keyframes_only
             self._plan = Plan.of(self._index, options, self.limits, repeat=repeat)
             picked_frames = self._plan.pick(self._frames)
         else:
-            picked_frames = select(self._frames, options, self.limits, tick_s=tick_s, repeat=repeat)
+            picked_frames = select(
+                self._frames,
+                options,
+                self.limits,
+                tick_s=self._tick_s,
+                repeat=repeat,
+                look_ahead=look_ahead,
+            )
         for picked in picked_frames:
             self._check(picked.frame)
+            refuse_damaged(picked, options)
             yield picked
-
-
-def _before_cut(frames: Sequence[VideoFrame], last_dts: int | None) -> Iterator[VideoFrame]:
-    """Frames that surely have no lost frame before them. A lost packet's pts is not before its dts, and its
-    dts is after that of the last packet read."""
-    for frame in frames:
-        if frame.pts is None or last_dts is None or frame.pts > last_dts:
-            return
-        yield frame
 
 
 def _orientation(frame: VideoFrame) -> Orientation:

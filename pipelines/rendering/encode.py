@@ -23,7 +23,7 @@ PNG_EFFORT = 1
 TICKS_PER_S = 90_000
 MAX_JPEG_SIDE_PX, MAX_H264_SIDE_PX = 65_500, 16_384
 KEYFRAME_EVERY = 48
-# x264 uses this only to distribute bits; the frames keep their own times.
+# x264 uses this to distribute bits; the frames keep their own times. Also the spacing where none is known.
 NOMINAL_FPS = 30
 # No seeking: every fragment is written as soon as it is complete. The last two flags keep the first frame's
 # time, to the tick, if a video does not begin at 0.
@@ -76,9 +76,9 @@ class Mp4Writer:
     """Frames → the bytes of one MP4, part by part; the parts, one after the other, are the file.
 
     H.264 4:2:0 in limited-range BT.709, tagged as such. An odd width or height is made even by repeating the
-    last column or row, since 4:2:0 has no odd sizes. Times are kept to 1/90000 s; one that is not after the
-    previous frame's is moved after it. The same frames in the same writes give the same bytes, whatever the
-    number of cores.
+    last column or row, since 4:2:0 has no odd sizes. Times are kept to 1/90000 s. If they fall, the film
+    goes on one spacing after the frame before; a time that comes again is moved on by a tick. The same frames
+    in the same writes give the same bytes, whatever the number of cores.
     """
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
@@ -91,6 +91,8 @@ class Mp4Writer:
         self._stream = self._add_stream(width_px + width_px % 2, height_px + height_px % 2)
         self._reformatter = VideoReformatter()
         self._last_tick = -1
+        self._last_own: int | None = None
+        self._spacing, self._shift = TICKS_PER_S // NOMINAL_FPS, 0
         self._closed = False
 
     def write(self, pixels_nhwc: PixelArray, pts_s: Iterable[float]) -> bytes:
@@ -142,9 +144,19 @@ class Mp4Writer:
             dst_color_range=ColorRange.MPEG,
             threads=1,
         )
-        self._last_tick = max(round(time_s * TICKS_PER_S), self._last_tick + 1)
+        self._last_tick = self._tick(round(time_s * TICKS_PER_S))
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_PER_S)
         return frame
+
+    def _tick(self, own: int) -> int:
+        """When a frame is shown whose own time is this."""
+        rise = 0 if self._last_own is None else own - self._last_own
+        self._last_own = own
+        if rise > 0:
+            self._spacing = rise
+        elif rise < 0:
+            self._shift = self._last_tick + self._spacing - own
+        return max(own + self._shift, self._last_tick + 1)
 
 
 class PictureWriter:
@@ -170,13 +182,13 @@ class PictureWriter:
             return [jpeg(pixels) for pixels in to_numpy(pixels_nhwc)]
         return [pixels.tobytes() for pixels in to_numpy(pixels_nhwc)] if self._overlay == "raw" else []
 
-    def film(self, pixels_nhwc: PixelArray, pts_s: Iterable[float]) -> bytes:
+    def film(self, pixels_nhwc: PixelArray, played_s: Iterable[float]) -> bytes:
         """The next part of the overlay video; empty if none, or single pictures, were asked for."""
         if self._overlay != "mp4":
             return b""
         if self._film is None:
             self._film = Mp4Writer(width_px=int(pixels_nhwc.shape[2]), height_px=int(pixels_nhwc.shape[1]))
-        return self._film.write(pixels_nhwc, pts_s)
+        return self._film.write(pixels_nhwc, played_s)
 
     def close(self) -> bytes:
         """The rest of the overlay video."""

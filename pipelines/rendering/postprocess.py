@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,12 @@ class ClassScores:
 
     def __len__(self) -> int:
         return len(self.values_nhw)
+
+    def without(self, holes_nhw: Tensor) -> ClassScores:
+        """The same with no class, and a probability of 0, in some pixels, bool `(N, h, w)`."""
+        names = ("class_map_nhw", "probability_nhw", "confidence_nhw")
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value.masked_fill(holes_nhw, 0) for name, value in values.items()})
 
     @classmethod
     def concatenate(cls, parts: Sequence[ClassScores], dim: int = 0) -> ClassScores:
@@ -203,11 +209,11 @@ class Postprocessor:
         class_pixels = np.zeros((len(scores), self._classes), np.int64)
         pictures = self._canvas(pixels_nhwc, style)
         for run in runs(len(scores), height_px * width_px, self._max_frames):
-            values = whole_frame(scores.values_nhw[run], geometry)
-            patch = _find_patch(values > scores.floor, geometry.source_hw, style)
+            values, corner = with_margins(scores.values_nhw[run], geometry)
+            patch = _find_patch(values > scores.floor, corner, geometry, style)
             if patch is None:
                 continue
-            inputs = _score_inputs(values, scores, patch, geometry)
+            inputs = _score_inputs(values, corner, scores, patch, geometry)
             region = (run, patch.rows, patch.columns)
             if pictures is None or pixels_nhwc is None or style is None or not style.visible:
                 (found,) = self._draw(scores.kind, None, inputs)
@@ -286,6 +292,24 @@ def _check(
         )
 
 
+def with_margins(values_nhw: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
+    """Scores of the model's region, padded with background as far as a source pixel beside it reaches.
+
+    Also the top and left of what they are of, in the resized frame. All of it could fit into no memory.
+    """
+    top, left, height, width = geometry.crop_yxhw
+    margins, corner = [], []
+    for start, length, resized, source in zip(
+        (top, left), (height, width), geometry.resized_hw, geometry.source_hw, strict=True
+    ):
+        most = 2 * math.ceil(max(1.0, resized / source)) + 2
+        margins.append((min(start, most), min(resized - start - length, most)))
+        corner.append(start - margins[-1][0])
+    sides = (*margins[1], *margins[0])
+    values_nhw = functional.pad(values_nhw, sides) if any(sides) else values_nhw
+    return values_nhw, (corner[0], corner[1])
+
+
 def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
     """Scores of the model's region, padded with background to those of the whole resized frame."""
     top, left, height, width = geometry.crop_yxhw
@@ -294,11 +318,14 @@ def whole_frame(values_nhw: Tensor, geometry: Geometry) -> Tensor:
     return functional.pad(values_nhw, margins) if any(margins) else values_nhw
 
 
-def _find_patch(present_nhw: Tensor, source_hw: tuple[int, int], style: RenderStyle | None) -> _Patch | None:
+def _find_patch(
+    present_nhw: Tensor, corner: tuple[int, int], geometry: Geometry, style: RenderStyle | None
+) -> _Patch | None:
     """The rows and columns of the source outside of which no frame has a class; for a mosaic, whole blocks.
 
     It has one more model pixel on each side, as far as interpolation reaches, and one more source pixel.
     """
+    source_hw = geometry.source_hw
     unit_px = block_px(source_hw) if style is not None and style.style == "redact" else 1
     present_hw = present_nhw.any(dim=0).cpu().numpy()
     spans = []
@@ -306,14 +333,15 @@ def _find_patch(present_nhw: Tensor, source_hw: tuple[int, int], style: RenderSt
         hits = np.flatnonzero(present_hw.any(axis=1 - axis))
         if not hits.size:
             return None
-        scale = side_px / present_hw.shape[axis]
+        scale = side_px / geometry.resized_hw[axis]
+        hits = hits + corner[axis]
         first, last = math.floor((hits[0] - 1) * scale) - 1, math.ceil((hits[-1] + 2) * scale) + 1
         spans.append(slice(max(0, first // unit_px * unit_px), min(side_px, -(-last // unit_px) * unit_px)))
     return _Patch(rows=spans[0], columns=spans[1])
 
 
 def _score_inputs(
-    values_nhw: Tensor, scores: ClassScores, patch: _Patch, geometry: Geometry
+    values_nhw: Tensor, corner: tuple[int, int], scores: ClassScores, patch: _Patch, geometry: Geometry
 ) -> dict[str, Any]:
     """What every graph takes: scores, the patch in model pixels, its size in source pixels.
 
@@ -325,7 +353,10 @@ def _score_inputs(
     nudge = 0.25 if scores.kind == "all" else 0.0
     nudges = [nudge / side for side in geometry.source_hw]
     corners = [
-        [edge * scale + nudge for edge, scale, nudge in zip(edges, scales, nudges, strict=True)]
+        [
+            edge * scale + nudge - first
+            for edge, scale, nudge, first in zip(edges, scales, nudges, corner, strict=True)
+        ]
         for edges in (patch.starts, patch.stops)
     ]
     values = values_nhw if scores.kind == "all" else values_nhw.float() - scores.threshold

@@ -138,3 +138,42 @@ def test_frames_that_nobody_keeps_have_no_pixels() -> None:
         _ = batch.pixels_nhwc
     with pytest.raises(ValueError, match="prepared"):
         Wanted(keep_pixels=False)
+
+
+@pytest.mark.parametrize("hw", [(1, 30_000), (30_000, 1), (7, 29_989), (3, 20_000)])
+@pytest.mark.parametrize("name", ["bilinear", "bilinear, rounded", "no antialias", "nearest", "bicubic"])
+def test_of_a_long_narrow_frame_only_the_crop_is_enlarged(name: str, hw: tuple[int, int]) -> None:
+    """Whole, the largest would be 24 GB; the pixels are those of its middle, enlarged alone."""
+    ways: dict[str, dict[str, Any]] = {
+        "bilinear": {"round_pixels": False},
+        "bilinear, rounded": {},
+        "no antialias": {"antialias": False},
+        "nearest": {"interpolation": "nearest"},
+        "bicubic": {"interpolation": "bicubic"},
+    }
+    preprocessing = Preprocessing(resize_px=256, crop_px=(224, 224), **ways[name])
+    middle, reach = max(hw) // 2, 16
+    levels = (np.arange(max(hw)) - middle + 100).clip(0, 200)
+    pixels = np.broadcast_to(levels.reshape([-1 if side == max(hw) else 1 for side in hw] + [1]), (*hw, 3))
+    pixels = np.ascontiguousarray(pixels.astype(np.uint8))
+    resize = Resizer(preprocessing, *hw)
+    got = resize(pixels[resize.part.region]).float()
+    # A piece of the middle is enlarged by the same factor, if the factor is a whole number.
+    tall = hw[0] > hw[1]
+    piece = pixels[middle - reach : middle + reach] if tall else pixels[:, middle - reach : middle + reach]
+    assert got.shape == (3, 224, 224)
+    if 256 % min(hw) == 0:
+        expected = Resizer(preprocessing, *piece.shape[:2])(piece).float()
+        assert (got - expected).abs().max() <= (0 if name == "nearest" else 1)
+    line = got[0, :, 112] if tall else got[0, 112]
+    # A pixel of the frame is wider than what is cut out, or a few are.
+    assert 100 - reach <= line.min() <= line.max() <= 100 + reach
+    assert (line.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("hw", [(1, 8000), (8000, 1)])
+def test_dali_enlarges_only_the_crop_too(hw: tuple[int, int]) -> None:
+    pixels = natural(*hw)
+    preprocessing = Preprocessing(resize_px=256, crop_px=(224, 224), antialias=False)
+    by_dali = Preprocessor(preprocessing, device="cpu", max_frames=1)(pixels)
+    assert levels_apart(by_dali, prepare_on_cpu(pixels, preprocessing), preprocessing).max() < 2

@@ -13,7 +13,7 @@ from pipelines.machine.admission import Admission, default_budget_bytes
 from pipelines.machine.threads import Threads, cores
 from pipelines.media.medium import Limits
 from pipelines.pipeline import Pipeline
-from pipelines.protocol.errors import DeadlineExceeded, Overloaded
+from pipelines.protocol.errors import DeadlineExceeded, InvalidMedia, Overloaded
 from pipelines.protocol.options import Options
 from pipelines.telemetry.counters import Telemetry
 from pipelines.zoo.demo.specs import demo_specs
@@ -50,6 +50,37 @@ def test_a_budget_is_shared_and_comes_back() -> None:
             assert telemetry.snapshot()["memory"]["held_bytes"] == 10 * MIB
     with admission.hold(9 * MIB):
         assert telemetry.snapshot()["memory"] == {"budget_bytes": 10 * MIB, "held_bytes": 9 * MIB}
+
+
+def test_who_needs_more_than_the_header_said_holds_more_or_is_refused() -> None:
+    admission = Admission(10 * MIB, Telemetry())
+    with admission.hold(2 * MIB) as held, admission.hold(5 * MIB):
+        held.grow_to(4 * MIB)
+        held.grow_to(1 * MIB)
+        assert admission.held_bytes == 9 * MIB
+        with pytest.raises(Overloaded, match="about 6 MiB, 5 of 10 are in use"):
+            held.grow_to(6 * MIB)
+        assert admission.held_bytes == 9 * MIB
+    assert admission.held_bytes == 0
+
+
+def test_a_picture_is_admitted_by_its_header_before_it_is_decoded(pipeline: Pipeline) -> None:
+    picture = media.image("png", 2000, 2000)
+    picture = picture[: picture.index(b"IDAT") + 8]
+    with pipeline.admission.hold(1), pytest.raises(Overloaded, match=r"takes about \d\d MiB"):
+        list(pipeline.run(picture, Options()))
+    with pytest.raises(InvalidMedia, match="cannot be decoded"):
+        list(pipeline.run(picture, Options()))
+
+
+def test_a_video_is_admitted_by_its_header_before_it_is_decoded(pipeline: Pipeline) -> None:
+    clip = media.clip(frames=2, width=1280, height=720)
+    begin, end = clip.index(b"mdat") + 4, clip.index(b"moov") - 4
+    blank = clip[:begin] + bytes(end - begin) + clip[end:]
+    with pytest.raises(InvalidMedia, match=r"no frames|cannot be decoded"):
+        list(pipeline.run(blank, Options()))
+    with pipeline.admission.hold(1), pytest.raises(Overloaded, match=r"takes about \d\d MiB"):
+        list(pipeline.run(blank, Options()))
 
 
 def test_what_is_alone_is_let_in_whatever_it_takes() -> None:
@@ -103,7 +134,7 @@ def test_leaving_early_frees_the_decoder_the_queue_and_the_memory(pipeline: Pipe
 
 def test_what_is_past_its_deadline_is_not_decoded(pipeline: Pipeline) -> None:
     before = pipeline.telemetry.snapshot().get("chunks", {}).get("decoded", 0)
-    with pytest.raises(DeadlineExceeded, match="before the next frames were decoded"):
+    with pytest.raises(DeadlineExceeded, match="deadline_ms passed"):
         list(pipeline.run(media.clip(frames=8), Options(deadline_ms=1e-6)))
     assert pipeline.telemetry.snapshot()["chunks"]["decoded"] == before
     assert sum(map(len, pipeline.run(media.clip(frames=8), Options(deadline_ms=60_000)))) == 8

@@ -119,7 +119,6 @@ SELECTIONS: list[tuple[dict[str, Any], list[int]]] = [
     ({"max_frames": 3}, [0, 1, 2]),
     ({"start_s": 0.2, "stride": 3, "max_frames": 2}, [2, 5]),
     ({"max_frames": 100}, list(range(12))),
-    ({"start_s": 99}, []),
 ]
 
 

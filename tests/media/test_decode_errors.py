@@ -60,21 +60,20 @@ def bmp_of_claimed_size(width: int, height: int) -> bytes:
 
 BAD: dict[str, tuple[bytes, type[TrividError], str]] = {
     "nothing": (b"", InvalidMedia, "empty"),
-    "text": (b"these are no pictures " * 20, InvalidMedia, "not a readable image or video"),
+    "text": (b"these are no pictures " * 20, InvalidMedia, "looks like text"),
     "base64": (base64.b64encode(clip()), InvalidMedia, "looks like base64 text: it starts b'AAAA"),
     "a data URI": (b"data:image/png;base64," + base64.b64encode(image("png")), InvalidMedia, "base64 text"),
-    "zeros": (bytes(5000), InvalidMedia, "not a readable image or video"),
+    "zeros": (bytes(5000), InvalidMedia, "all 5000 bytes"),
     "JPEG's first bytes": (b"\xff\xd8\xff\xe0", InvalidMedia, "JPEG"),
     "PNG's first bytes": (b"\x89PNG\r\n\x1a\n" + bytes(50), InvalidMedia, "PNG"),
-    "half a JPEG": (truncated(image("jpeg"), 0.7), InvalidMedia, "JPEG image cannot be decoded"),
-    "half a PNG": (truncated(image("png"), 0.7), InvalidMedia, "PNG image cannot be decoded"),
+    "a PNG without pixels": (image("png")[:60], InvalidMedia, "PNG image cannot be decoded"),
     "half a WebP": (truncated(image("webp"), 0.5), InvalidMedia, "WEBP"),
     "HEIF": (b"\x00\x00\x00\x18ftypheic" + bytes(40), UnsupportedMedia, "HEIF"),
     "MP4 without its index": (truncated(clip(), 0.5), InvalidMedia, "not a readable image or video"),
     "MP4 with half its index": (truncated(clip(), 0.9), InvalidMedia, "no stream"),
     "sound": (audio_only(), UnsupportedMedia, "no video stream (streams: audio)"),
     "sound with a cover": (audio_only(cover=True), UnsupportedMedia, "(streams: audio, video)"),
-    "WAV": (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(40), UnsupportedMedia, "container"),
+    "WAV": (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(40), UnsupportedMedia, "WAV recording"),
     "an unknown codec": (clip().replace(b"avc1", b"zzzz"), UnsupportedMedia, "codec is unknown"),
     "YCgCo": (lossless(matrix="ycgco"), UnsupportedMedia, "matrix 8"),
     "luma and chroma marked RGB": (lossless(matrix="rgb"), UnsupportedMedia, "matrix 0"),
@@ -133,22 +132,25 @@ TRUNCATED: list[tuple[dict[str, Any], float, int]] = [
 def test_a_file_that_breaks_off_gives_its_good_frames_first(
     arguments: dict[str, Any], part: float, at_least: int
 ) -> None:
-    """Whatever comes is numbered right; then the error names the last good frame."""
+    """Whatever comes has its own time; then the error names the last frame."""
     chunks, error = read_until_error(truncated(clip(**arguments), part), limits=Limits(chunk_frames=4))
     index = [int(one) for chunk in chunks for one in chunk.frame_index]
+    shown = [round(float(one) * 10) for chunk in chunks for one in chunk.pts_s - chunks[0].pts_s[0]]
     numbers = [read_number(frame) for chunk in chunks for frame in np.asarray(chunk.pixels_nhwc)]
-    assert index == numbers == list(range(len(index)))
+    assert index == list(range(len(index)))
+    assert numbers == shown
     assert at_least <= len(index) < 12
     assert isinstance(error, InvalidMedia)
     assert f"after frame {index[-1]} at {chunks[-1].pts_s[-1]:.3f} s" in str(error)
 
 
-def test_a_damaged_packet_ends_the_medium() -> None:
+def test_a_damaged_packet_costs_only_its_frame() -> None:
     data = bytearray(clip(codec="mjpeg", pix_fmt="yuvj420p", **FASTSTART))
     starts = [place for place in range(len(data)) if data[place : place + 3] == b"\xff\xd8\xff"]
     data[starts[6] : starts[7]] = bytes(starts[7] - starts[6])
     chunks, error = read_until_error(bytes(data))
-    assert sum(map(len, chunks)) == 6
+    numbers = [read_number(frame) for chunk in chunks for frame in np.asarray(chunk.pixels_nhwc)]
+    assert numbers == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
     assert isinstance(error, InvalidMedia)
     assert "cannot be decoded after frame 5" in str(error)
 
@@ -267,5 +269,5 @@ def test_a_table_of_more_samples_than_bytes_is_refused_before_it_is_read() -> No
     place = clip.index(b"stsz") + 8
     for size, count in ((1000, 80_000_000), (0, 80_000_000)):
         lie = clip[:place] + struct.pack(">II", size, count) + clip[place + 8 :]
-        with pytest.raises(InvalidMedia, match="claims 80000000 samples"):
+        with pytest.raises(InvalidMedia, match=r"claims 8000000[04] samples"):
             info_of(lie)

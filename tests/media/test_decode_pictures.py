@@ -193,8 +193,3 @@ def test_images(kind: media.ImageKind, mode: str, near: float) -> None:
     assert np.abs(np.asarray(chunk.pixels_nhwc[0]).astype(int) - np.asarray(expected)).mean() <= near
     assert (chunk.frame_index.tolist(), chunk.pts_s.tolist()) == ([0], [0.0])
     assert np.asarray(chunk.pixels_nhwc).flags.writeable
-
-
-@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
-def test_an_animation_gives_its_first_frame(kind: media.ImageKind) -> None:
-    assert [read_number(frame) for frame in pixels_of(image(kind, frames=3))] == [0]

@@ -9,9 +9,10 @@ import pytest
 
 from pipelines.media import video
 from pipelines.media.decode import open_media
-from pipelines.media.medium import Limits, Wanted
+from pipelines.media.medium import Leave, Limits, Wanted
+from pipelines.media.packets import check_range, read_index
 from pipelines.media.video import Video
-from pipelines.protocol.errors import TrividError
+from pipelines.protocol.errors import DeadlineExceeded, TrividError
 from pipelines.protocol.options import Options
 from tests.support import media
 
@@ -136,3 +137,16 @@ def test_damaged_media_give_the_same_up_to_the_damage(
 ) -> None:
     data = media.truncated(clips["matroska"], part)
     assert both_ways(monkeypatch, decoded, data, Options(stride=4))[2] == "invalid_media"
+
+
+def test_packets_are_read_only_in_time() -> None:
+    data, late = media.clip(), Leave(deadline_s=0.0)
+    with pytest.raises(DeadlineExceeded):
+        read_index(data, Limits(), late)
+    with pytest.raises(DeadlineExceeded):
+        check_range(data, Limits(), late, Options(start_s=1e6))
+    leave, options = Leave(), Options(start_s=1e6)
+    with open_media(data, options=options, limits=Limits(), device="cpu", leave=leave) as medium:
+        leave.deadline_s = 0.0
+        with pytest.raises(DeadlineExceeded):
+            next(medium.batches)

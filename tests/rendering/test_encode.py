@@ -106,11 +106,19 @@ def test_odd_sizes_repeat_the_last_row_and_column(height: int, width: int) -> No
     assert np.abs(shown[-1, :width] - pixels[0, -1]).mean() < 8
 
 
-def test_times_that_do_not_rise_are_moved_on() -> None:
-    frames = decoded(film(pictures(3, 16, 16), [1.0, 1.0, 0.5]))
-    times_s = [float(frame.time or 0) for frame in frames]
-    assert times_s == sorted(set(times_s))
-    np.testing.assert_allclose(times_s, 1.0, atol=3 * TICK_S)
+@pytest.mark.parametrize(
+    ("times_s", "expected"),
+    [
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
+        ([1.0, 0.5], [1.0, 1.0 + 1 / 30]),
+        ([1.0, 1.2, 1.3, 0.5, 0.6, 0.8, 0.0], [1.0, 1.2, 1.3, 1.4, 1.5, 1.7, 1.9]),
+        ([1.0, 1.1, 1.1, 1.0, 1.1], [1.0, 1.1, 1.1, 1.2, 1.3]),
+    ],
+)
+def test_a_film_goes_on_where_times_do_not(times_s: list[float], expected: list[float]) -> None:
+    shown_s = [float(frame.time or 0) for frame in decoded(film(pictures(len(times_s), 16, 16), times_s))]
+    assert shown_s == sorted(set(shown_s))
+    np.testing.assert_allclose(shown_s, expected, atol=3 * TICK_S)
 
 
 def test_a_closed_writer_and_other_sizes_are_refused() -> None:

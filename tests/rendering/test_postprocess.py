@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from pipelines.frames.geometry import Geometry, geometry
 from pipelines.models.spec import Preprocessing
 from pipelines.protocol.errors import InternalError
 from pipelines.rendering.dali_graphs import palette
-from pipelines.rendering.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle
+from pipelines.rendering.postprocess import (
+    ClassScores,
+    Postprocessor,
+    Rendered,
+    RenderStyle,
+    whole_frame,
+    with_margins,
+)
 from pipelines.telemetry.counters import Telemetry
 
 CLASSES = 5
@@ -209,6 +217,36 @@ def test_outside_of_the_crop_is_background() -> None:
     rendered = render(None, all_classes(np.full((1, 20, 20), 4, np.uint8)), shape, None)
     assert (rendered.class_map_nhw[0, :, 20:60] == 4).all()
     assert rendered.class_pixels[0].tolist() == [1600, 0, 0, 0, 1600]
+
+
+@pytest.mark.parametrize("kind", ["all", "one"])
+@pytest.mark.parametrize(
+    ("source_hw", "resize_px", "crop_px"),
+    [((40, 300), 20, (16, 12)), ((7, 300), 64, (50, 40)), ((200, 9), 40, (40, 40)), ((90, 70), 30, (44, 40))],
+)
+def test_the_margins_of_a_crop_are_as_wide_as_they_are_seen(
+    source_hw: tuple[int, int], resize_px: int, crop_px: tuple[int, int], kind: str
+) -> None:
+    """Answers are those of scores with all of the resized frame around them."""
+    shape = geometry(Preprocessing(resize_px=resize_px, crop_px=crop_px), *source_hw)
+    scores = all_classes(blobs(2, crop_px) % 3 + 1) if kind == "all" else one_class(hills(2, crop_px) ** 0.1)
+    padded = whole_frame(scores.values_nhw, shape)
+    all_around = Geometry(
+        source_hw=source_hw, resized_hw=shape.resized_hw, crop_yxhw=(0, 0, *padded.shape[1:])
+    )
+    padded_scores = all_classes(padded.numpy()) if kind == "all" else one_class(padded.numpy())
+    found, expected = render(None, scores, shape, None), render(None, padded_scores, all_around, None)
+    assert (found.class_map_nhw == expected.class_map_nhw).all()
+    assert found.class_map_nhw.any()
+
+
+def test_a_long_narrow_frame_takes_no_more_than_the_crop() -> None:
+    shape = geometry(Preprocessing(resize_px=256, crop_px=(224, 224)), 1, 30_000)
+    assert math.prod(shape.resized_hw) > 1e9
+    rendered = render(None, all_classes(np.full((1, 224, 224), 4, np.uint8)), shape, None)
+    assert rendered.class_pixels[0, 4] <= 1
+    values, _ = with_margins(torch.ones(1, 224, 224), shape)
+    assert values.numel() < 2 << 20
 
 
 @pytest.mark.parametrize("background", [(0, 0, 0), (10, 200, 30)])

@@ -150,7 +150,7 @@ class StubServer:
 class GrpcStub:
     """The same over gRPC: `status`, and the answers of `serve`."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         status = to_tensors(STATUS_COLUMNS, [{"status": text_column(json.dumps(STATUS))}])
         self._rows: dict[str, list[Mapping[str, Tensor]]] = {"status": [status]}
         self._streams: dict[str, Callable[[Any], Iterator[Mapping[str, Tensor]]]] = {}
@@ -163,7 +163,7 @@ class GrpcStub:
         methods = {"ModelInfer": one, "ModelStreamInfer": many}
         service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
         self._server = grpc.server(ThreadPoolExecutor(2), handlers=[service])
-        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
 
     def serve(self, *parts: Answer) -> None:
         columns, task = answer_columns(type(parts[0])), parts[0].task

@@ -39,7 +39,7 @@ def make_batcher(network: nn.Module, max_batch: int = 8, batch_s: float = 60) ->
         source="test",
         labels=("a",),
         activation="sigmoid",
-        preprocessing=Preprocessing(resize_px=None),
+        preprocessing=Preprocessing(resize_px=None, mean=(0, 0, 0), std=(1, 1, 1)),
         max_batch=max_batch,
     )
     return Batcher(Model(spec, "cpu"), threads=4, batch_s=batch_s)
