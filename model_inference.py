@@ -18,10 +18,28 @@ from torch import Tensor
 
 from pipelines.models.first_look import learn
 from pipelines.models.forms import Form, mismatch
-from pipelines.models.outputs import Output, check_rows, named_tensors, output_facts, read_output
-from pipelines.models.probing import Shown, Tensors, probes
+from pipelines.models.outputs import (
+    BoxOutput,
+    Output,
+    OutputFacts,
+    check_rows,
+    check_widths,
+    named_tensors,
+    output_facts,
+    read_output,
+)
+from pipelines.models.probing import Shown, Tensors, check_detections, check_steady, probes
 from pipelines.models.spec import Clip, ModelSpec, Preprocessing, Tiling
-from pipelines.models.torch_runtime import Runner, TorchRunner, as_given, bucket_of, filled, halves, padded
+from pipelines.models.torch_runtime import (
+    Runner,
+    TorchRunner,
+    as_given,
+    bucket_of,
+    filled,
+    halves,
+    padded,
+    pictures_not_finite,
+)
 from pipelines.protocol.errors import ModelUnavailable
 
 __all__ = ["Clip", "Model", "ModelSpec", "Preprocessing", "Tiling"]
@@ -39,7 +57,8 @@ class Model:
 
     Raises:
         ModelUnavailable: weights are missing, unreadable or of another network; the network does not take the
-            pixels that the spec describes, or does not give what its task needs; labels and outputs disagree.
+            pixels that the spec describes, or does not give what its task needs; names and outputs disagree;
+            its answer to a picture changes from pass to pass, or with the other pictures of a batch.
     """
 
     def __init__(self, spec: ModelSpec, device: str, threads: int = 0) -> None:
@@ -55,11 +74,15 @@ class Model:
         lanes = torch.get_num_threads() if spec.thread_safe and self.device.type == "cpu" else 1
         self.run_by(TorchRunner(layers, self.device, lanes=lanes))
         self._form = Form()
+        self.outputs: tuple[OutputFacts, ...] = ()
         first = _mild_noise(spec.example_shape(min(2, spec.max_batch)))
         given = self._guarded(self.compute, first)
         if spec.task != "detection":
             self._learn(given, first.shape)
-        self.outputs = output_facts(self._guarded(lambda pixels: self.read(given, pixels), first))
+        output = self._guarded(lambda pixels: self.read(given, pixels), first)
+        self.outputs = output_facts(output)
+        check_detections(output, self.spec)
+        self._guarded(lambda pixels: check_steady(self.spec, self.compute, pixels, given), first)
 
     def __call__(self, pixels: Tensor) -> Output:
         """Model pixels float32 `(N, 3, h, w)` or clips `(N, 3, T, h, w)` → outputs on the same device."""
@@ -81,7 +104,10 @@ class Model:
             if self.spec.head is not None:
                 found = filled(self.spec.head, found, size)
             outputs = read_output(found, self.spec.task, self.spec.name, (height_px, width_px), self._form)
+            if isinstance(outputs, BoxOutput):
+                outputs = replace(outputs, not_finite=pictures_not_finite(given, size, self.spec.head))
         check_rows(outputs, size, self.spec.name)
+        check_widths(outputs, self.outputs, self._form.read, self.spec.name)
         return outputs.part(0, count) if size > count else outputs
 
     def run_by(self, runner: Runner) -> None:

@@ -69,12 +69,14 @@ class Said:
         self.probability_d: Floats = np.zeros(objects, np.float32)
         self.attribute_da: Texts = np.full(shape, "", object)
         self.attribute_probability_da: Floats = np.zeros(shape, np.float32)
+        self.not_finite_d = np.zeros(objects, bool)
 
     def add(self, rows: Ints, parts: Sequence[Floats], spec: ModelSpec) -> None:
         """What `attributes.read` left of a classifier's batches, about the objects of these numbers."""
         # The request's own threshold and number of classes are for the detector.
         ranks = Ranking.of(Options(top_k=1), spec).add([part[:, : len(spec.labels)] for part in parts])
         self.predicted_d[rows], self.probability_d[rows] = ranks.class_name[:, 0], ranks.probability[:, 0]
+        self.not_finite_d[rows] = ranks.not_finite
         told = attributes.values(parts, spec)
         for place, name in enumerate(told.names):
             column = self._names.index(name)
@@ -120,7 +122,8 @@ class SecondStage:
                 pictures = squares(frames.pixels_nhwc, rows_d[chosen], objects.box_d4[chosen])
                 said.add(chosen, self._read(question.model, pictures), question.model.spec)
         objects = said.of(objects)
-        return [objects.pick(rows_d == row) for row in range(len(found))]
+        marks = [one.not_finite or said.not_finite_d[rows_d == row].any() for row, one in enumerate(found)]
+        return [replace(objects.pick(rows_d == row), not_finite=bool(mark)) for row, mark in enumerate(marks)]
 
     def _read(self, model: Served, pictures: Iterable[PixelArray]) -> list[Floats]:
         """What is read of the classifier's outputs, in the order of the pictures, in any number of parts.

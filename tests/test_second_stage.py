@@ -179,7 +179,9 @@ def test_without_the_option_nothing_is_told(table: Table) -> None:
     assert (len(answer.predicted_class), len(answer.probability), len(answer.attribute_value)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"start_s": 100}, {"class_name": "nothing"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"start_s": 0.05, "keyframes_only": True}, {"class_name": "nothing"}]
+)
 def test_without_boxes_no_model_is_asked(table: Table, options: dict[str, Any]) -> None:
     table["told"].batcher.batch_sizes.clear()
     file = io.BytesIO()

@@ -12,7 +12,8 @@ from torch import Tensor
 from pipelines.models import forms
 from pipelines.models.attributes import checked, flags, is_flag, several
 from pipelines.models.forms import Form
-from pipelines.models.probing import Kind, Shown, Tensors, assume, check_probabilities
+from pipelines.models.outputs import finite_rows
+from pipelines.models.probing import Kind, Shown, Tensors, assume, check_probabilities, not_finite
 from pipelines.models.spec import ModelSpec
 from pipelines.protocol.errors import ModelUnavailable
 
@@ -30,6 +31,13 @@ def learn(spec: ModelSpec, shown: Shown) -> tuple[ModelSpec, Form]:
         ModelUnavailable: nothing has the form of the task, or nothing tells which of several is to be read;
             labels and outputs disagree.
     """
+    spec, form = _learn(spec, shown)
+    for name in form.read:
+        _check_finite(spec, shown.first[name])
+    return spec, form
+
+
+def _learn(spec: ModelSpec, shown: Shown) -> tuple[ModelSpec, Form]:
     if spec.task == "segmentation":
         return _pixels(spec, shown)
     if spec.attributes and not spec.labels:
@@ -56,17 +64,14 @@ def _main(spec: ModelSpec, shown: Shown) -> str:
 
 def _check_finite(spec: ModelSpec, values: Tensor) -> None:
     """Raise ModelUnavailable if mild noise alone makes the network leave what its numbers can hold."""
-    if bool(values.isnan().any()):
-        raise ModelUnavailable(
-            f"{spec.name} gives numbers that are not a number (NaN): its weights are damaged, or overflow",
-            hint="check the file; if its weights are float16, export it in float32",
-        )
+    if not bool(finite_rows(values).all()):
+        raise not_finite(spec)
 
 
 def _form(spec: ModelSpec, shown: Shown) -> Form:
-    read = [spec.output, *(one.output for one in spec.attributes)]
+    read = (spec.output, *(one.output for one in spec.attributes))
     count = len(shown.first[spec.output]) if shown.first[spec.output].ndim else 0
-    return Form(main=spec.output, left_out=forms.rowless(shown.first, count, read))
+    return Form(main=spec.output, left_out=forms.rowless(shown.first, count, read), read=read)
 
 
 def _named(spec: ModelSpec, shown: Shown) -> ModelSpec:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pipelines.models.graph import Dims, Port
@@ -29,12 +30,14 @@ class Form:
         main: the output that the task reads.
         channels_last: it is `(N, h, w, K)`.
         class_map: it is a map of the numbers of classes, one for each pixel.
+        read: all outputs that the task reads.
         left_out: outputs that are not passed on, since they have no row for each picture.
     """
 
     main: str = ""
     channels_last: bool = False
     class_map: bool = False
+    read: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
 
 
@@ -172,14 +175,18 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), math.prod(tensor.shape[1:]))
 
 
+def laid_out(tensor: Tensor, form: Form) -> Tensor:
+    """Numbers of pixels as `(N, K, h, w)`."""
+    planes = tensor[:, None] if tensor.ndim == 3 else tensor
+    return planes.permute(0, 3, 1, 2) if form.channels_last else planes
+
+
 def arranged(tensor: Tensor, form: Form) -> Tensor:
     """Scores of pixels as float32 `(N, K, h, w)`; class maps as uint8 `(N, 1, h, w)`, 0 beyond 0..255."""
-    planes = tensor[:, None] if tensor.ndim == 3 else tensor
-    planes = planes.permute(0, 3, 1, 2) if form.channels_last else planes
+    planes = laid_out(tensor, form)
     if not form.class_map:
         return planes.float()
-    known = (planes >= 0) & (planes <= 255)
-    return (planes * known).byte()
+    return torch.where((planes >= 0) & (planes <= 255), planes, 0).byte()
 
 
 def rowless(tensors: Mapping[str, Tensor], count: int, read: Sequence[str]) -> frozenset[str]:

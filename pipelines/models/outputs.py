@@ -27,12 +27,14 @@ class LogitOutput:
         tensors: as the network gave them, but with the axes that the task reads; a class map is uint8.
         size_hw: the size that scores of coarse pixels are enlarged to; None: they are not.
         vectors: the numbers of a row are the coordinates of a vector, not scores.
+        holes: bool `(N, 1, h, w)`, the pixels of `main` with a score that is not finite; None: no pixels.
     """
 
     tensors: Mapping[str, Tensor]
     main: str
     size_hw: tuple[int, int] | None = None
     vectors: bool = False
+    holes: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -44,10 +46,23 @@ class LogitOutput:
         return {name: self._sized(tensor) for name, tensor in self.tensors.items()}
 
     def bands(self) -> Iterator[Tensor]:
-        """The logits of segmentation from top to bottom, `(N, K, rows, w)`, enlarged band by band."""
+        """The logits of segmentation from top to bottom, `(N, K, rows, w)`, enlarged band by band.
+
+        Those of `holes` are 0, so that they spoil no pixels around them.
+        """
         logits = self.tensors[self.main]
+        if self.holes is not None and logits.is_floating_point():
+            logits = logits.masked_fill(self.holes, 0)
         whole = self.size_hw is None or not logits.is_floating_point()
-        yield from [self.logits] if whole or self.size_hw is None else bands(logits, self.size_hw)
+        yield from [self._sized(logits)] if whole or self.size_hw is None else bands(logits, self.size_hw)
+
+    @property
+    def holes_nhw(self) -> Tensor | None:
+        """The pixels, bool `(N, h, w)` of the size of the logits, that a hole has a part in."""
+        if self.holes is None:
+            return None
+        smooth = self.tensors[self.main].is_floating_point()
+        return self._sized(self.holes.float() if smooth else self.holes.byte())[:, 0] > 0
 
     def __len__(self) -> int:
         return len(self.tensors[self.main])
@@ -55,7 +70,8 @@ class LogitOutput:
     def part(self, start: int, stop: int) -> LogitOutput:
         """The outputs for some of the frames."""
         some = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
-        return LogitOutput(some, self.main, self.size_hw, self.vectors)
+        holes = None if self.holes is None else self.holes[start:stop]
+        return LogitOutput(some, self.main, self.size_hw, self.vectors, holes)
 
     def _sized(self, tensor: Tensor) -> Tensor:
         if self.size_hw is None or tensor.ndim != 4:
@@ -67,15 +83,20 @@ class LogitOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoxOutput:
-    """Detections of N frames, one mapping of tensors each; see `ModelSpec.build`."""
+    """Detections of N frames, one mapping of tensors each; see `ModelSpec.build`.
+
+    Attributes:
+        not_finite: of each frame whether the layers gave numbers for it that are not finite; empty: of none.
+    """
 
     frames: Sequence[Mapping[str, Tensor]]
+    not_finite: Sequence[bool] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def part(self, start: int, stop: int) -> BoxOutput:
-        return BoxOutput(self.frames[start:stop])
+        return BoxOutput(self.frames[start:stop], self.not_finite[start:stop])
 
 
 Output = LogitOutput | BoxOutput
@@ -103,9 +124,26 @@ def read_output(given: Any, task: TaskName, name: str, size_px: tuple[int, int],
         rows = {one: _row(value) for one, value in tensors.items()}
         return LogitOutput(rows, form.main, vectors=task == "embedding")
     read = {one: value.float() for one, value in tensors.items() if one != form.main}
+    given_planes = forms.laid_out(tensors[form.main], form)
     planes = forms.arranged(tensors[form.main], form)
+    scores = given_planes if form.class_map else planes
+    holes = None if bool(finite_rows(scores).all()) else ~scores.isfinite().all(dim=1, keepdim=True)
     coarse = tuple(planes.shape[-2:]) != size_px
-    return LogitOutput({form.main: planes, **read}, form.main, size_px if coarse else None)
+    return LogitOutput({form.main: planes, **read}, form.main, size_px if coarse else None, holes=holes)
+
+
+def finite_rows(tensor: Tensor) -> Tensor:
+    """Whether all numbers of each row are finite, bool `(N,)`.
+
+    A sum tells, in a fraction of the time; only where it is not finite, each number is looked at.
+    """
+    if not tensor.is_floating_point():
+        return torch.ones(len(tensor), dtype=torch.bool, device=tensor.device)
+    axes = tuple(range(1, tensor.ndim))
+    finite = (tensor.sum(dim=axes, dtype=torch.float32) if axes else tensor).isfinite()
+    if axes and not bool(finite.all()):
+        finite = tensor.isfinite().flatten(1).all(dim=1)
+    return finite
 
 
 def _boxes(given: Any, name: str) -> BoxOutput:
@@ -154,6 +192,28 @@ def check_rows(output: Output, count: int, name: str) -> None:
                 f"{name} gives {length} rows of {one} for a batch of {count}",
                 hint="max_batch=1 for a model exported with a fixed batch size",
             )
+
+
+def check_widths(output: Output, facts: Sequence[OutputFacts], read: Sequence[str], name: str) -> None:
+    """Check that what is read still has the columns that names were given to.
+
+    Args:
+        facts: what the first pass has shown.
+        read: the outputs that the task reads; of detections all are read.
+    """
+    boxes = isinstance(output, BoxOutput)
+    rows = output.frames if isinstance(output, BoxOutput) else [output.tensors]
+    for fact in facts:
+        known = fact.dims[1:] if boxes else fact.dims[:1]
+        for row in rows if boxes or fact.name in read else []:
+            tensor = row.get(fact.name)
+            found = None if tensor is None else tuple(tensor.shape[1 : 1 + len(known)])
+            if found != known:
+                raise ModelUnavailable(
+                    f"{name} gives {'no' if found is None else found} columns of {fact.name}, and gave "
+                    f"{known} for its first picture",
+                    hint="the number of a model's outputs may not depend on its input",
+                )
 
 
 def output_facts(output: Output) -> tuple[OutputFacts, ...]:

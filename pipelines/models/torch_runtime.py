@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pipelines.models.outputs import named_tensors
+from pipelines.models.outputs import finite_rows, named_tensors
 from pipelines.models.spec import Engine, Head, ModelSpec, Precision
 from pipelines.protocol.errors import ModelUnavailable
 
@@ -130,8 +130,7 @@ def headed(head: Head, given: Any, size_px: tuple[int, int]) -> list[dict[str, T
     size = given.size if isinstance(given, Pieces) else 1
     found = []
     for run in given if apart else [given]:
-        outputs = {name: one.float() if one.is_floating_point() else one for name, one in named_tensors(run)}
-        frames = head(outputs, size_px)
+        frames = head({name: _rankable(one) for name, one in named_tensors(run)}, size_px)
         if apart:
             frames = filled(head, frames, size)
             if len(frames) != size:
@@ -139,6 +138,47 @@ def headed(head: Head, given: Any, size_px: tuple[int, int]) -> list[dict[str, T
                 raise ModelUnavailable(wrong, hint="export the model with a batch of 1")
         found += frames
     return found[: given.pictures] if isinstance(given, Pieces) else found
+
+
+def _rankable(tensor: Tensor) -> Tensor:
+    """Numbers as heads take them: float32, and NaN, which never counts, for all that are not finite."""
+    if not tensor.is_floating_point():
+        return tensor
+    numbers = tensor.float()
+    return numbers if bool(numbers.sum().isfinite()) else numbers.where(numbers.isfinite(), torch.nan)
+
+
+def pictures_not_finite(given: Any, count: int, head: Head | None) -> list[bool]:
+    """Of each of `count` pictures whether a detector's layers gave numbers for it that are not finite.
+
+    Of those the boxes would show nothing, since heads leave them out.
+    """
+    if isinstance(given, Pieces):
+        marks = [mark for run in given for mark in pictures_not_finite(dict(run), given.size, head)]
+        return marks[: given.pictures]
+    if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
+        return [any(pictures_not_finite(one, 1, None)) for one in given]
+    finite = torch.ones(count, dtype=torch.bool)
+    for _, tensor in named_tensors(given):
+        if getattr(head, "numbers_pictures", False) and tensor.ndim > 1:
+            finite &= _named_rows_finite(tensor, count)
+        elif tensor.ndim and len(tensor) == count:
+            finite &= finite_rows(tensor).cpu()
+        elif count == 1:
+            finite &= finite_rows(tensor[None]).cpu()
+    return (~finite).tolist()
+
+
+def _named_rows_finite(tensor: Tensor, count: int) -> Tensor:
+    """The same for rows that begin with the number of their picture; a negative one ends them."""
+    row_pmc = tensor[None] if tensor.ndim == 2 else tensor.flatten(1, -2)
+    bad_pm = (row_pmc[..., 0] >= 0).cumprod(1).bool() & ~row_pmc.isfinite().all(dim=2)
+    if len(row_pmc) == count:
+        return ~bad_pm.any(dim=1).cpu()
+    number = row_pmc[bad_pm][:, 0]
+    finite = torch.ones(count, dtype=torch.bool)
+    finite[number[number < count].long().cpu()] = False
+    return finite
 
 
 def filled(head: Head, frames: list[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:

@@ -38,76 +38,82 @@ FASTEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A clip's first and last frame: their numbers and times, and the last one's place in its chunk."""
+    """A clip's first and last frame: their numbers and times, and the last one's place in its chunk.
+
+    Attributes:
+        stretch: of the first frame.
+        damaged: whether any of its frames is.
+    """
 
     first_index: int
     first_pts_s: float
     last_index: int
     last_pts_s: float
     last_place: int
+    stretch: int
+    damaged: bool
+
+
+# A frame's number, time and stretch, and whether it is damaged.
+Row = tuple[int, float, int, bool]
 
 
 class Window:
-    """Frames in, clips out: holds the frames that later clips still need."""
+    """Frames in, clips out: holds those that later clips still need. Clips reach over breaks of the clock."""
 
     def __init__(self, length: int, stride: int, tail: Tail) -> None:
         self._length, self._stride, self._tail = length, stride, tail
         self._pixels: Tensor | None = None
-        self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._times: npt.NDArray[np.float64] = np.empty(0)
+        self._rows: list[Row] = []
         self._skip = 0  # frames between two clips, where the stride is longer than a clip
         self._uncovered = 0  # frames at the end that no clip has held
 
     def add(self, pixels_nchw: Tensor, frames: FrameBatch) -> tuple[Tensor | None, list[Span]]:
         """The clips `(C, 3, T, h, w)` that N more frames complete: a view of the frames, not a copy."""
-        held = len(self._numbers)
+        held = len(self._rows)
         skipped = min(self._skip, len(frames))
         self._skip -= skipped
         kept = pixels_nchw[skipped:]
         pixels = kept if self._pixels is None else torch.cat([self._pixels, kept])
-        numbers = np.concatenate([self._numbers, frames.frame_index[skipped:]])
-        times = np.concatenate([self._times, frames.pts_s[skipped:]])
-        count = max(0, (len(numbers) - self._length) // self._stride + 1)
-        ends = [clip * self._stride + self._length - 1 for clip in range(count)]
-        spans = [
-            self._span(numbers, times, end - self._length + 1, end, skipped + end - held) for end in ends
-        ]
+        columns = (frames.frame_index, frames.pts_s, frames.stretch, frames.damaged)
+        rows = self._rows + list(zip(*(column[skipped:].tolist() for column in columns), strict=True))
+        count = max(0, (len(rows) - self._length) // self._stride + 1)
+        ends = [clip * self._stride + self._length for clip in range(count)]
+        spans = [_span(rows[end - self._length : end], skipped + end - 1 - held) for end in ends]
         clips = self._clips(pixels) if count else None
-        self._keep(pixels, numbers, times, done=count * self._stride)
-        self._uncovered = len(numbers) - 1 - ends[-1] if ends else self._uncovered + len(frames) - skipped
+        self._keep(pixels, rows, done=count * self._stride)
+        self._uncovered = len(rows) - ends[-1] if ends else self._uncovered + len(frames) - skipped
         return clips, spans
 
     def rest(self) -> tuple[Tensor | None, list[Span]]:
         """A last clip of the frames that no clip has held, if there are any and the tail is not dropped."""
         if self._tail == "drop" or not self._uncovered or self._pixels is None:
             return None, []
-        count = len(self._numbers)
+        count = len(self._rows)
         places = torch.arange(self._length)
         places = places % count if self._tail == "repeat" else places.clamp(max=count - 1)
-        span = self._span(self._numbers, self._times, 0, count - 1, -1)
-        return self._clips(self._pixels[places.to(self._pixels.device)]), [span]
+        return self._clips(self._pixels[places.to(self._pixels.device)]), [_span(self._rows, -1)]
 
     def _clips(self, pixels_nchw: Tensor) -> Tensor:
         return pixels_nchw.unfold(0, self._length, self._stride).permute(0, 1, 4, 2, 3)
 
-    def _keep(
-        self, pixels: Tensor, numbers: npt.NDArray[np.int64], times: npt.NDArray[np.float64], done: int
-    ) -> None:
-        self._skip += max(0, done - len(numbers))
-        self._pixels = pixels[done:] if done < len(numbers) else None
-        self._numbers, self._times = numbers[done:], times[done:]
+    def _keep(self, pixels: Tensor, rows: list[Row], done: int) -> None:
+        self._skip += max(0, done - len(rows))
+        self._pixels = pixels[done:] if done < len(rows) else None
+        self._rows = rows[done:]
 
-    @staticmethod
-    def _span(
-        numbers: npt.NDArray[np.int64], times: npt.NDArray[np.float64], first: int, last: int, place: int
-    ) -> Span:
-        return Span(
-            first_index=int(numbers[first]),
-            first_pts_s=float(times[first]),
-            last_index=int(numbers[last]),
-            last_pts_s=float(times[last]),
-            last_place=place,
-        )
+
+def _span(rows: Sequence[Row], last_place: int) -> Span:
+    first, last = rows[0], rows[-1]
+    return Span(
+        first_index=first[0],
+        first_pts_s=first[1],
+        last_index=last[0],
+        last_pts_s=last[1],
+        last_place=last_place,
+        stretch=first[2],
+        damaged=any(row[3] for row in rows),
+    )
 
 
 class Action:
@@ -174,7 +180,10 @@ class Action:
             pts_s=np.array([span.first_pts_s for span in spans], np.float64),
             last_frame_index=np.array([span.last_index for span in spans], np.int64),
             last_pts_s=np.array([span.last_pts_s for span in spans], np.float64),
+            stretch=np.array([span.stretch for span in spans], np.int64),
+            damaged=np.array([span.damaged for span in spans], np.uint8),
             size=np.array(self._size, np.int64),
+            not_finite=ranks.not_finite.astype(np.uint8),
             class_id=ranks.class_id,
             class_name=ranks.class_name,
             probability=ranks.probability,
@@ -221,7 +230,7 @@ class Action:
         for place, pixels in enumerate(shown):
             self._caption = captions.get(place, self._caption)
             drawn.append(draw_caption(pixels, self._caption))
-        return self._writer.film(np.stack(drawn), frames.pts_s)
+        return self._writer.film(np.stack(drawn), frames.played_s)
 
 
 def _clip(spec: ModelSpec) -> Clip:
@@ -243,7 +252,8 @@ def _select(spec: ModelSpec, options: Options) -> Options:
 TASK = Task(
     answer=ActionAnswer,
     options=(
-        *("start_s", "end_s", "fps", "max_frames", "decoder", "base64", "deadline_ms"),
+        *("start_s", "end_s", "fps", "max_frames", "damaged", "decoder", "base64"),
+        "deadline_ms",
         *("clip_length", "clip_stride", "tail", "top_k", "overlay", "alpha"),
     ),
     job=Action,

@@ -13,12 +13,15 @@ from pipelines.models.attributes import is_flag
 from pipelines.models.outputs import LogitOutput, Output
 from pipelines.models.spec import Attribute, ModelSpec
 from pipelines.protocol.answers import Floats, Texts
-from pipelines.tasks.ranking import activated, probabilities
+from pipelines.tasks.ranking import activated, of_finite, probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Values:
-    """The A attributes of each of N rows, `(N, A)` each: their values, and how probable these are."""
+    """The A attributes of each of N rows, `(N, A)` each: their values, and how probable these are.
+
+    Of rows that are not finite values are empty, and probabilities 0.
+    """
 
     names: tuple[str, ...]
     value: Texts
@@ -27,14 +30,14 @@ class Values:
     def captions(self, row: int) -> list[str]:
         """A row in words, a line for each attribute."""
         told = zip(self.names, self.value[row], self.probability[row], strict=True)
-        return [f"{name}: {value} {100 * sure:.2f} %" for name, value, sure in told]
+        return [f"{name}: {value} {100 * sure:.2f} %" for name, value, sure in told if value or sure]
 
 
 def read(output: Output, spec: ModelSpec) -> Floats:
     """Probabilities float32 `(n, K + C)` on the host: of the K classes, and of the C columns of attributes.
 
     If a model has nothing but attributes, its classes are those of the first one that is a choice; if all
-    are flags, the flags.
+    are flags, the flags. Rows are NaN where the network gave a number that is not finite.
     """
     if not spec.attributes:
         return probabilities(output, spec)
@@ -43,16 +46,24 @@ def read(output: Output, spec: ModelSpec) -> Floats:
     parts = np.asarray(torch.cat(columns, dim=1).numpy(), np.float32)
     choice = next((one for one in spec.attributes if not is_flag(one)), None)
     if choice is None and spec.labels == tuple(one.name for one in spec.attributes):
-        return np.concatenate([parts, parts], axis=1)
+        return _all_or_none(parts, parts)
     if choice is not None and (choice.labels, choice.output) == (spec.labels, spec.output):
         classes = np.asarray(columns[spec.attributes.index(choice)].numpy(), np.float32)
     else:
         classes = probabilities(output, spec)
-    return np.concatenate([classes, parts], axis=1)
+    return _all_or_none(classes, parts)
 
 
 def _columns(output: LogitOutput, one: Attribute) -> Tensor:
-    return activated(output.tensors[one.output][:, one.start : one.stop], one.activation)
+    numbers = output.tensors[one.output]
+    return of_finite(activated(numbers[:, one.start : one.stop], one.activation), numbers)
+
+
+def _all_or_none(classes: Floats, parts: Floats) -> Floats:
+    """Both side by side; a row that is NaN in one place is NaN in all."""
+    rows = np.concatenate([classes, parts], axis=1)
+    rows[np.isnan(rows).any(axis=1)] = np.nan
+    return rows
 
 
 def values(parts: Sequence[Floats], spec: ModelSpec) -> Values:
@@ -67,6 +78,8 @@ def values(parts: Sequence[Floats], spec: ModelSpec) -> Values:
         stop = start + (1 if is_flag(one) else len(one.labels))
         value[:, place], probability[:, place] = _decided(rows[:, start:stop], one)
         start = stop
+    unknown = np.isnan(rows).any(axis=1)
+    value[unknown], probability[unknown] = "", 0
     return Values(names=names, value=value, probability=probability)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.frames.batch import FrameBatch
 from pipelines.frames.geometry import View
+from pipelines.models.outputs import finite_rows
 from pipelines.protocol.answers import Floats, Ints, Texts
 
 # The parts of an output that are read; a network may give more.
@@ -39,6 +40,7 @@ class Found:
         predicted_d, probability_d: the class that a second model gives them, and how probable that is; empty
             and 0 for those that it was not asked about; None where there is no second model.
         attribute_da, attribute_probability_da: likewise the values of A attributes `(D, A)`.
+        not_finite: whether the frame had numbers that are not finite; objects of such are left out.
     """
 
     box_d4: Floats
@@ -52,6 +54,7 @@ class Found:
     probability_d: Floats | None = None
     attribute_da: Texts | None = None
     attribute_probability_da: Floats | None = None
+    not_finite: bool = False
 
     def __len__(self) -> int:
         return len(self.box_d4)
@@ -60,7 +63,7 @@ class Found:
         """Some of the objects, by their numbers or by a mask."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         picked: dict[str, Any] = {
-            name: None if value is None else value[rows] for name, value in values.items()
+            name: value[rows] if isinstance(value, np.ndarray) else value for name, value in values.items()
         }
         return Found(**picked)
 
@@ -81,9 +84,10 @@ class Found:
         """The objects from several views of one frame, one after the other."""
         columns = {entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(cls)}
         joined: dict[str, Any] = {
-            name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()
+            name: np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
+            for name, values in columns.items()
         }
-        return cls(**joined)
+        return cls(**joined | {"not_finite": any(columns["not_finite"])})
 
 
 class SecondModel(Protocol):
@@ -102,16 +106,20 @@ class SecondModel(Protocol):
         ...
 
 
-def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int]) -> Found:
+def read_frame(
+    frame: Mapping[str, Tensor], threshold: float, class_ids: Sequence[int], *, not_finite: bool = False
+) -> Found:
     """One frame of a `BoxOutput` → the objects that count: scored above the threshold, of one of the classes.
 
-    A box with a coordinate that is not a number is left out; of more than MAX_OBJECTS the best stay.
+    An object with a number that is not finite is left out; of more than MAX_OBJECTS the best stay.
 
     Args:
         class_ids: empty for all classes.
+        not_finite: whether the layers gave numbers for the frame that are not finite.
     """
     labels = frame["labels"]
-    counts = (frame["scores"] > threshold) & frame["boxes"].isfinite().all(dim=1)
+    finite = finite_rows(frame["scores"]) & finite_rows(frame["boxes"]) & finite_rows(labels)
+    counts = (frame["scores"] > threshold) & finite
     if class_ids:
         counts &= torch.isin(labels, torch.tensor(class_ids, device=labels.device))
     rows = counts.nonzero()[:, 0]
@@ -121,7 +129,7 @@ def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequenc
     box_d4, score_d = _host(kept["boxes"]), _host(kept["scores"])
     keypoints = _host(kept["keypoints"]) if "keypoints" in kept else np.empty((len(box_d4), 0, 3), np.float32)
     sure = _host(kept["keypoints_scores"]) if "keypoints_scores" in kept else keypoints[..., 2]
-    return Found(
+    found = Found(
         box_d4=box_d4,
         region_d4=box_d4,
         score_d=score_d,
@@ -129,7 +137,18 @@ def read_frame(frame: Mapping[str, Tensor], threshold: float, class_ids: Sequenc
         keypoint_dp3=keypoints,
         keypoint_score_dp=sure,
         mask_d1mm=_host(kept["masks"]) if "masks" in kept else None,
+        not_finite=not_finite or not bool(finite.all()),
     )
+    return _finite_parts(found)
+
+
+def _finite_parts(found: Found) -> Found:
+    """The objects whose masks and keypoints are finite too."""
+    whole = np.ones(len(found), bool)
+    for part in (found.mask_d1mm, found.keypoint_dp3, found.keypoint_score_dp):
+        if part is not None:
+            whole &= np.isfinite(part.reshape(len(part), -1)).all(axis=1) if part.size else True
+    return found if whole.all() else replace(found.pick(whole), not_finite=True)
 
 
 def _host(tensor: Tensor) -> Floats:
@@ -144,7 +163,9 @@ def to_source(found: Found, view: View) -> Found:
     An object that lies entirely in the bars around the view is left out.
     """
     shift = np.array([view.left_px, view.top_px], np.float32)
-    spots = view.geometry.to_source_xy(found.keypoint_dp3[..., :2]) + shift
+    # Far points may leave what a float32 holds, and are left out below.
+    with np.errstate(over="ignore"):
+        spots = view.geometry.to_source_xy(found.keypoint_dp3[..., :2]) + shift
     box_d4 = view.geometry.to_source_xy(found.box_d4, clip=True)
     moved = replace(
         found,
@@ -152,7 +173,7 @@ def to_source(found: Found, view: View) -> Found:
         region_d4=view.geometry.to_source_xy(found.region_d4) + np.tile(shift, 2),
         keypoint_dp3=np.concatenate([spots, found.keypoint_dp3[..., 2:]], axis=-1),
     )
-    return moved.pick((box_d4[:, :2] < box_d4[:, 2:]).all(axis=1))
+    return _finite_parts(moved.pick((box_d4[:, :2] < box_d4[:, 2:]).all(axis=1)))
 
 
 def join_views(parts: Sequence[Found]) -> Found:

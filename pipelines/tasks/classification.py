@@ -22,7 +22,7 @@ from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks import attributes
 from pipelines.tasks.attributes import Values
-from pipelines.tasks.job import FRAME_PIXELS, SELECTION, FrameJob, Task
+from pipelines.tasks.job import FRAME_PIXELS, SELECTION, FrameJob, Task, about
 from pipelines.tasks.ranking import Ranking, Ranks
 
 
@@ -52,9 +52,8 @@ class Classification(FrameJob):
         overlay, video = self._pictures(frames, ranks, told, postprocessor, final=final)
         mean = self._ranking.mean
         return ClassificationAnswer(
-            frame_index=np.empty(0, np.int64) if frames is None else frames.frame_index,
-            pts_s=np.empty(0) if frames is None else frames.pts_s,
-            size=np.zeros(2, np.int64) if frames is None else np.array(frames.size_hw),
+            **about(frames),
+            not_finite=ranks.not_finite.astype(np.uint8),
             class_id=ranks.class_id,
             class_name=ranks.class_name,
             probability=ranks.probability,
@@ -84,7 +83,7 @@ class Classification(FrameJob):
         if not self._plain:
             lines = told.captions if told.names else ranks.captions
             drawn = np.stack([draw_caption(one, lines(row)) for row, one in enumerate(drawn)])
-        film = self._writer.film(drawn, frames.pts_s)
+        film = self._writer.film(drawn, frames.played_s)
         return self._writer.pictures(drawn), film + (self._writer.close() if final else b"")
 
 

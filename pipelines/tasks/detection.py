@@ -22,7 +22,7 @@ from pipelines.rendering.encode import PictureWriter
 from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import Found, SecondModel, join_views, read_frame, to_source
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
+from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task, about
 from pipelines.tasks.masks import ClassMap, box_pixels, object_masks
 from pipelines.tasks.painter import Painter
 
@@ -44,7 +44,11 @@ class Detection(FrameJob):
 
     def read(self, output: Output) -> list[Found]:
         assert isinstance(output, BoxOutput)
-        return [read_frame(frame, self._threshold, self._class_ids) for frame in output.frames]
+        marks = output.not_finite or [False] * len(output)
+        return [
+            read_frame(frame, self._threshold, self._class_ids, not_finite=mark)
+            for frame, mark in zip(output.frames, marks, strict=True)
+        ]
 
     def complete(
         self, frames: FrameBatch | None, parts: Sequence[Any], views: Sequence[View]
@@ -70,13 +74,12 @@ class Detection(FrameJob):
         overlay, video = self._pictures(frames, found, covered, postprocessor, final=final)
         names = self._spec.keypoint_names
         objects = Found.concatenate(found) if found else Found.none(len(names))
-        index = np.empty(0, np.int64) if frames is None else frames.frame_index
+        facts = about(frames)
         points = objects.keypoint_dp3.shape[1]
         return DetectionAnswer(
-            frame_index=index,
-            pts_s=np.empty(0) if frames is None else frames.pts_s,
-            size=np.array(frame_hw, np.int64),
-            box_frame_index=np.repeat(index, [len(one) for one in found]),
+            **facts,
+            not_finite=np.array([one.not_finite for one in found], bool),
+            box_frame_index=np.repeat(facts["frame_index"], [len(one) for one in found]),
             box=objects.box_d4,
             score=objects.score_d,
             class_id=objects.class_id_d,
@@ -140,7 +143,7 @@ class Detection(FrameJob):
         if frames is None or not self._writer.wanted:
             return [], b""
         pixels = self._painter(frames, found, covered, postprocessor)
-        film = self._writer.film(pixels, frames.pts_s)
+        film = self._writer.film(pixels, frames.played_s)
         return self._writer.pictures(pixels), film + self._writer.close() if final else film
 
 

@@ -24,7 +24,7 @@ from pipelines.rendering.postprocess import Postprocessor
 from pipelines.tasks.boxes import SecondModel
 
 SELECTION = (
-    *("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder", "base64"),
+    *("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "damaged", "decoder", "base64"),
     "deadline_ms",
 )
 PICTURES = ("overlay", "alpha", "outline_px")
@@ -71,6 +71,19 @@ class Job(Protocol):
         Without frames and views: to the rest, or to a medium of which the options select no frame.
         """
         ...
+
+
+def about(frames: FrameBatch | None) -> dict[str, Any]:
+    """What answers to single frames say of them, whatever the task."""
+    if frames is None:
+        return {"frame_index": np.empty(0, np.int64), "pts_s": np.empty(0), "size": np.zeros(2, np.int64)}
+    return {
+        "frame_index": frames.frame_index,
+        "pts_s": frames.pts_s,
+        "size": np.array(frames.size_hw, np.int64),
+        "stretch": frames.stretch,
+        "damaged": frames.damaged,
+    }
 
 
 class FrameJob:

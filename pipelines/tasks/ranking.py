@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.models.outputs import LogitOutput, Output
+from pipelines.models.outputs import LogitOutput, Output, finite_rows
 from pipelines.models.spec import Activation, ModelSpec
 from pipelines.protocol.answers import Floats, Ints, Texts
 from pipelines.protocol.options import Options
@@ -30,21 +30,34 @@ def activated(numbers: Tensor, activation: Activation | None) -> Tensor:
 
 
 def probabilities(output: Output, spec: ModelSpec) -> Floats:
-    """Probabilities float32 `(n, K)` on the host; of one column with two labels also of the first."""
+    """Probabilities float32 `(n, K)` on the host; of one column with two labels also of the first.
+
+    Rows are NaN where the network gave a number that is not finite.
+    """
     assert isinstance(output, LogitOutput)
     values = activated(output.logits, spec.activation)
     if values.shape[1] == 1 and len(spec.labels) == 2:
         values = torch.cat([1 - values, values], dim=1)
-    return np.asarray(values.cpu().numpy(), np.float32)
+    return np.asarray(of_finite(values, output.logits).cpu().numpy(), np.float32)
+
+
+def of_finite(values: Tensor, numbers: Tensor) -> Tensor:
+    """Values `(n, …)` made of a network's numbers: NaN in rows where a number is not finite."""
+    finite = finite_rows(numbers)
+    return values if bool(finite.all()) else values.masked_fill(~finite[:, None], torch.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranks:
-    """The k likeliest classes of each of N rows, `(N, k)` each; -1, "" and 0 for those that do not count."""
+    """The k likeliest classes of each of N rows, `(N, k)` each; -1, "" and 0 for those that do not count.
+
+    `not_finite` `(N,)` are the rows that are not finite, of which none counts.
+    """
 
     class_id: Ints
     class_name: Texts
     probability: Floats
+    not_finite: npt.NDArray[np.bool_]
 
     def captions(self, row: int) -> list[str]:
         """A row in words, a line for each class."""
@@ -79,20 +92,25 @@ class Ranking:
     def add(self, parts: Sequence[Floats]) -> Ranks:
         """The ranks of N more rows of probabilities, `(n, K)` each; of equal ones the first class leads."""
         probability_nk = np.concatenate([np.empty((0, len(self._labels)), np.float32), *parts])
-        self._sum += probability_nk.sum(axis=0, dtype=np.float64)
-        self._rows += len(probability_nk)
-        return self._rank(probability_nk)
+        ranks = self._rank(probability_nk)
+        finite = probability_nk[~ranks.not_finite]
+        self._sum += finite.sum(axis=0, dtype=np.float64)
+        self._rows += len(finite)
+        return ranks
 
     @property
     def mean(self) -> Ranks:
-        """The ranks `(1, k)` of the mean of all rows so far."""
-        return self._rank(np.asarray(self._sum[None] / max(1, self._rows), np.float32))
+        """The ranks `(1, k)` of the mean of all rows so far that are finite; without any, none counts."""
+        mean = self._sum / self._rows if self._rows else np.full(len(self._labels), np.nan)
+        return self._rank(np.asarray(mean[None], np.float32))
 
     def _rank(self, probability_nk: Floats) -> Ranks:
         order = np.argsort(-probability_nk, axis=1, kind="stable")[:, : self._top_k]
         values = np.take_along_axis(probability_nk, order, axis=1)
         names = self._labels[order]
+        not_finite = ~np.isfinite(probability_nk).all(axis=1)
+        left_out = np.repeat(not_finite[:, None], self._top_k, axis=1)
         if self._threshold > 0:
-            left_out = ~(values > self._threshold)
-            order[left_out], names[left_out], values[left_out] = NO_CLASS, "", 0
-        return Ranks(class_id=order, class_name=names, probability=values)
+            left_out |= ~(values > self._threshold)
+        order[left_out], names[left_out], values[left_out] = NO_CLASS, "", 0
+        return Ranks(class_id=order, class_name=names, probability=values, not_finite=not_finite)

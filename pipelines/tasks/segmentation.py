@@ -3,7 +3,8 @@
 If no class is named, the winner of all K classes counts. If several are named, pixels count where one of them
 wins. If one is named (`class_name`, `class_id`), pixels count where its probability is above
 `score_threshold`. Of a network of one column, that is the only class beside the background, and is always
-named. A network that gives class maps knows no probabilities: requests for them are refused.
+named. A network that gives class maps knows no probabilities: requests for them are refused. A pixel with a
+score that is not finite is of no class.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +27,23 @@ from pipelines.models.spec import Activation, ModelSpec
 from pipelines.protocol import rle
 from pipelines.protocol.answers import SegmentationAnswer
 from pipelines.protocol.columns import Column
-from pipelines.protocol.errors import InvalidOptions
+from pipelines.protocol.errors import InvalidOptions, TooLarge
 from pipelines.protocol.options import Options
 from pipelines.rendering import encode
-from pipelines.rendering.postprocess import ClassScores, Postprocessor, Rendered, RenderStyle, whole_frame
+from pipelines.rendering.postprocess import (
+    ClassScores,
+    Postprocessor,
+    Rendered,
+    RenderStyle,
+    whole_frame,
+    with_margins,
+)
 from pipelines.tasks.classes import class_ids
-from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task
+from pipelines.tasks.job import CLASSES, FRAME_PIXELS, PICTURES, SELECTION, FrameJob, Task, about
 
 DEFAULT_CLASS_THRESHOLD = 0.5
+# What a frame's tiles become together: twice the pixels of 8K.
+MAX_JOINED_PIXELS = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +151,13 @@ def _check_asked(options: Options, spec: ModelSpec) -> None:
         )
 
 
+class Scored(NamedTuple):
+    """What is read of N frames; `not_finite` `(N,)`: whether there are scores that are not finite."""
+
+    scores: ClassScores
+    not_finite: npt.NDArray[np.bool_]
+
+
 class Segmentation(FrameJob):
     """One medium's job."""
 
@@ -150,15 +168,19 @@ class Segmentation(FrameJob):
         self._writer = encode.PictureWriter(options.overlay)
         self._style = RenderStyle.of(options) if self._writer.wanted else None
 
-    def read(self, output: Output) -> ClassScores:
+    def read(self, output: Output) -> Scored:
         assert isinstance(output, LogitOutput)
         parts = [self._decision.read(band) for band in output.bands()]
-        return ClassScores.concatenate(parts, dim=1)
+        scores = ClassScores.concatenate(parts, dim=1)
+        holes_nhw = output.holes_nhw
+        if holes_nhw is None:
+            return Scored(scores, np.zeros(len(output), bool))
+        return Scored(scores.without(holes_nhw), holes_nhw.flatten(1).any(dim=1).cpu().numpy())
 
     def answer(
         self,
         frames: FrameBatch | None,
-        parts: Sequence[ClassScores],
+        parts: Sequence[Scored],
         views: Sequence[View],
         postprocessor: Postprocessor,
         *,
@@ -166,18 +188,18 @@ class Segmentation(FrameJob):
     ) -> SegmentationAnswer:
         if frames is None:
             return self._empty()
-        scores, geometry = join_views(ClassScores.concatenate(parts), views, frames)
+        scores, geometry = join_views(ClassScores.concatenate([one.scores for one in parts]), views, frames)
+        marks = np.concatenate([one.not_finite for one in parts]).reshape(len(views), len(frames))
         rendered = postprocessor(frames.kept_nhwc, scores, geometry, self._style)
         masks = self._masks(rendered)
         if self._options.mask == "probability":
-            levels = _levels(whole_frame(scores.confidence, geometry), geometry.source_hw)
+            levels = _levels(scores.confidence, geometry)
             masks = [encode.png(one) for one in levels]
         return SegmentationAnswer(
-            frame_index=frames.frame_index,
-            pts_s=frames.pts_s,
+            **about(frames),
+            not_finite=marks.any(axis=0),
             class_names=self._spec.labels,
             class_pixels=rendered.class_pixels,
-            size=np.array(frames.size_hw),
             mask=masks,
             overlay=[] if rendered.pixels_nhwc is None else self._writer.pictures(rendered.pixels_nhwc),
             video=self._video(frames, rendered, final=final),
@@ -186,11 +208,9 @@ class Segmentation(FrameJob):
 
     def _empty(self) -> SegmentationAnswer:
         return SegmentationAnswer(
-            frame_index=np.empty(0, np.int64),
-            pts_s=np.empty(0, np.float64),
+            **about(None),
             class_names=self._spec.labels,
             class_pixels=np.empty((0, len(self._spec.labels)), np.int64),
-            size=np.zeros(2, np.int64),
             final=True,
         )
 
@@ -205,7 +225,7 @@ class Segmentation(FrameJob):
     def _video(self, frames: FrameBatch, rendered: Rendered, *, final: bool) -> bytes:
         if rendered.pixels_nhwc is None:
             return b""
-        written = self._writer.film(rendered.pixels_nhwc, frames.pts_s)
+        written = self._writer.film(rendered.pixels_nhwc, frames.played_s)
         return written + self._writer.close() if final else written
 
 
@@ -225,11 +245,31 @@ def winners(logits_nkhw: Tensor) -> tuple[Tensor, Tensor]:
     return last - (won * backwards).amax(dim=1), best[:, 0]
 
 
-def _levels(probability_nhw: Tensor, source_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _levels(probability_nhw: Tensor, geometry: Geometry) -> npt.NDArray[np.uint8]:
     """Probabilities resized to the source, 0..1 as 0..255, uint8 `(N, H, W)` on the host."""
-    enlarged = functional.interpolate(probability_nhw[:, None], size=source_hw, mode="bilinear")[:, 0]
-    levels: npt.NDArray[np.uint8] = (255 * enlarged).round().to(torch.uint8).cpu().numpy()
+    values, corner = with_margins(probability_nhw, geometry)
+    if tuple(values.shape[1:]) == geometry.resized_hw:
+        found = functional.interpolate(values[:, None], size=geometry.source_hw, mode="bilinear")[:, 0]
+        return _as_levels(found)
+    sides = zip(geometry.source_hw, geometry.resized_hw, corner, values.shape[1:], strict=True)
+    (rows, down), (columns, across) = (_bilinear(*side) for side in sides)
+    levels = np.zeros((len(values), *geometry.source_hw), np.uint8)
+    levels[:, rows, columns] = _as_levels(down.to(values.device) @ values @ across.to(values.device).T)
     return levels
+
+
+def _as_levels(probability_nhw: Tensor) -> npt.NDArray[np.uint8]:
+    levels: npt.NDArray[np.uint8] = (255 * probability_nhw).round().to(torch.uint8).cpu().numpy()
+    return levels
+
+
+def _bilinear(source_px: int, resized_px: int, first: int, count: int) -> tuple[slice, Tensor]:
+    """The source pixels that `count` resized ones from `first` on have a part in; how much of each it is."""
+    places = (torch.arange(source_px, dtype=torch.float64) + 0.5) * (resized_px / source_px) - 0.5
+    places = places.clamp(0, resized_px - 1)
+    start, stop = torch.searchsorted(places, torch.tensor([first - 1.0, first + count])).tolist()
+    distance = places[start:stop, None] - torch.arange(first, first + count)
+    return slice(start, stop), (1 - distance.abs()).clamp_min(0).float()
 
 
 TASK = Task(
@@ -254,6 +294,11 @@ def join_views(
     first = views[0].geometry
     scales = [resized / side for resized, side in zip(first.resized_hw, first.source_hw, strict=True)]
     height, width = (max(1, round(side * scale)) for side, scale in zip(source_hw, scales, strict=True))
+    if height * width > MAX_JOINED_PIXELS:
+        raise TooLarge(
+            f"the tiles of a frame of {source_hw[1]}x{source_hw[0]} px become {width}x{height} px together",
+            hint="cut long, narrow frames into pieces",
+        )
     shape = Geometry(source_hw=source_hw, resized_hw=(height, width), crop_yxhw=(0, 0, height, width))
 
     def join(values_nhw: Tensor | None) -> Tensor | None:

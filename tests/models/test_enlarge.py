@@ -88,8 +88,8 @@ def test_coarse_scores_count_as_enlarged_ones(probabilities: bool, options: dict
         coarse = coarse.softmax(dim=1)
     size_hw = (100, 85)
     job = segmentation(probabilities, **options)
-    found = job.read(LogitOutput({"out": coarse}, "out", size_hw))
-    expected = job.read(LogitOutput({"out": enlarged(coarse, size_hw)}, "out"))
+    found = job.read(LogitOutput({"out": coarse}, "out", size_hw)).scores
+    expected = job.read(LogitOutput({"out": enlarged(coarse, size_hw)}, "out")).scores
     assert_close(found.values_nhw, expected.values_nhw)
     assert found.values_nhw.shape == (2, *size_hw)
     assert (found.kind, found.class_id, found.threshold) == (

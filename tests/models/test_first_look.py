@@ -139,7 +139,7 @@ def test_one_column_has_a_name_or_two(
     ("give", "task"), [(scaled, "classification"), (planes, "segmentation"), (scaled, "embedding")]
 )
 def test_what_is_not_a_number_is_refused(give: Give, task: TaskName) -> None:
-    with pytest.raises(ModelUnavailable, match="toy gives numbers that are not a number"):
+    with pytest.raises(ModelUnavailable, match="toy gives numbers that are not finite"):
         found(lambda pixels: give(pixels) * float("nan"), task)
 
 

@@ -81,6 +81,22 @@ def test_a_clips_last_frame_lies_in_the_chunk_that_completes_it() -> None:
     assert [span.last_place for span in window.add(*chunk(3, 4))[1]] == [0, 2]
 
 
+def test_a_clip_has_the_stretch_of_its_first_frame_and_the_damage_of_any() -> None:
+    """Clips go on over a break, so that no frame is lost there."""
+    pixels, frames = chunk(0, 11)
+    stretch = np.array([0] * 6 + [1] * 5)
+    damaged = np.isin(np.arange(11), [4, 10])
+    marked = dataclasses.replace(frames, stretch=stretch, damaged=damaged)
+    for stride, expected in (
+        (4, [(0, 0, False), (4, 0, True), (8, 1, True)]),
+        (3, [(0, 0, False), (3, 0, True), (6, 1, False), (9, 1, True)]),
+        (7, [(0, 0, False), (7, 1, True)]),
+    ):
+        window = Window(LENGTH, stride, "pad")
+        spans = [*window.add(pixels, marked)[1], *window.rest()[1]]
+        assert [(span.first_index, span.stretch, span.damaged) for span in spans] == expected
+
+
 def test_overlapping_clips_share_the_memory_of_their_frames() -> None:
     clips, _ = Window(LENGTH, 1, "drop").add(*chunk(0, 16))
     assert clips is not None
@@ -168,6 +184,18 @@ def test_pictures_are_of_clips_and_films_of_all_frames(pipeline: Pipeline) -> No
     assert np.abs(np.frombuffer(raw[0], np.uint8).astype(int) - 128).max() < 8
     with av.open(io.BytesIO(ask(pipeline, medium, overlay="mp4").video), "r") as film:
         assert len(list(film.decode(video=0))) == 10
+
+
+def test_clips_of_joined_recordings_lose_no_frame(pipeline: Pipeline) -> None:
+    """Its second half begins at 0 again; an hour's leap shows no still for an hour."""
+    part = clip([20] * 6, container="mpegts")
+    for later in (part, clip([20] * 6, container="mpegts", start_s=3600)):
+        answer = ask(pipeline, part + later, overlay="mp4", clip_stride=2, tail="drop")
+        assert answer.frame_index.tolist() == [0, 2, 4, 6, 8]
+        assert answer.stretch.tolist() == [0, 0, 0, 1, 1]
+        with av.open(io.BytesIO(answer.video), "r") as film:
+            times_s = [float(frame.time or 0) for frame in film.decode(video=0)]
+        np.testing.assert_allclose(np.diff(times_s), [0.1] * 11, atol=1e-4)
 
 
 def test_a_length_that_the_model_does_not_take_is_the_requests_fault(pipeline: Pipeline) -> None:

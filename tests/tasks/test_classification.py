@@ -97,7 +97,7 @@ def test_more_classes_than_there_are_cannot_be_named(pipeline: Pipeline) -> None
 
 
 def test_no_frame_is_an_answer_without_rows(pipeline: Pipeline) -> None:
-    answer = ask(pipeline, clip(["red"]), start_s=50)
+    answer = ask(pipeline, clip(["red", "red"]), start_s=0.05, keyframes_only=True)
     assert (len(answer), answer.class_id.shape, answer.final) == (0, (0, 3), True)
 
 

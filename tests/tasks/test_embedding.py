@@ -83,7 +83,7 @@ def test_a_vector_of_zeros_stays_one() -> None:
 
 
 def test_no_frame_is_an_answer_without_rows() -> None:
-    assert len(answer_of(True, [51], start_s=50)) == 0
+    assert len(answer_of(True, [51, 51], start_s=0.05, keyframes_only=True)) == 0
 
 
 def test_vectors_agree_by_their_direction() -> None:

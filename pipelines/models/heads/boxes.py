@@ -53,7 +53,7 @@ class Boxes:
         lone = boxes.ndim == 2
         box_nd4 = boxes[None] if lone else boxes
         score_nd = self._column(outputs, "scores", box_nd4).float()
-        label_nd = self._column(outputs, "labels", box_nd4).round().long() - self.first_label
+        label_nd = self._column(outputs, "labels", box_nd4).double().round() - self.first_label
         more = {one: outputs[one][None] if lone else outputs[one] for one in MORE if one in outputs}
         for other, values in more.items():
             if values.shape[:2] != box_nd4.shape[:2]:

@@ -96,7 +96,7 @@ class Detr:
             score, label = score_nqk.max(2)
             return score, label, torch.arange(score.shape[1], device=score.device).expand_as(score)
         score_nqk = logits if plain else logits.sigmoid()
-        pairs = score_nqk.flatten(1)
+        pairs = score_nqk.flatten(1).nan_to_num(0)
         score, pair = pairs.topk(min(self.most or score_nqk.shape[1], pairs.shape[1]), dim=1)
         classes = score_nqk.shape[2]
         return score, pair % classes, pair // classes

@@ -103,5 +103,4 @@ def _chosen(
     box_c4: Tensor, score_c: Tensor, class_c: Tensor, picture_c: Tensor, count: int, extra_ce: Tensor
 ) -> list[dict[str, Tensor]]:
     """`best_boxes` of rows that nothing is to be left out of; classes are floating numbers there."""
-    label_c = class_c.round().long()
-    return best_boxes(box_c4, score_c, label_c, picture_c, count, iou_threshold=None, extras=extra_ce)
+    return best_boxes(box_c4, score_c, class_c, picture_c, count, iou_threshold=None, extras=extra_ce)

@@ -207,7 +207,8 @@ class Region:
 
 
 def _are_probabilities(values: Tensor) -> bool:
-    return not values.numel() or bool(values.amin() >= -SLACK and values.amax() <= 1 + SLACK)
+    """Whether all are in 0..1; NaN says nothing."""
+    return not bool(((values < -SLACK) | (values > 1 + SLACK)).any())
 
 
 def _check_probabilities(values: Tensor, what: str) -> None:

@@ -57,7 +57,7 @@ class Ssd:
         return best_boxes(
             box.float(),
             score.float(),
-            label.round().long(),
+            label,
             picture,
             count,
             iou_threshold=self.iou_threshold,

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipelines.models.outputs import finite_rows
+
 LEAST_SCORE = 0.01
 MOST_CANDIDATES = 1000
 MOST_BOXES = 300
@@ -66,10 +68,11 @@ def best_boxes(
 ) -> list[dict[str, Tensor]]:
     """The boxes of each of `count` pictures, best first, without those that overlap a better one.
 
-    A box with a coordinate that is not a number is left out.
+    A box with a number that is not finite is left out, and leaves out no other.
 
     Args:
-        box_c4: float32 `(C, 4)` xyxy in model pixels; score_c, label_c, picture_c: `(C,)`.
+        box_c4: float32 `(C, 4)` xyxy in model pixels; score_c, label_c, picture_c: `(C,)`. Labels of floats
+            are rounded.
         iou_threshold: the overlap above which the worse one is left out; None: none is.
         class_agnostic: a box removes those of other classes too.
         most: boxes of a picture; None: all.
@@ -81,9 +84,11 @@ def best_boxes(
     # Not with the module: it sets variables of the environment.
     from torchvision.ops import nms
 
-    columns = {"boxes": box_c4, "scores": score_c, "labels": label_c.long(), **more}
+    finite = torch.stack([finite_rows(one) for one in (box_c4, score_c, label_c, *more.values())]).all(dim=0)
+    label_c = label_c.round().long() if label_c.is_floating_point() else label_c.long()
+    columns = {"boxes": box_c4, "scores": score_c, "labels": label_c, **more}
     order = picture_c.argsort(stable=True)
-    order = order[box_c4[order].isfinite().all(dim=1)]
+    order = order[finite[order]]
     sizes = picture_c[order].bincount(minlength=count).tolist()
     found = []
     # Picture by picture: one call for all compares each box with those of other pictures too.
