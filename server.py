@@ -19,16 +19,15 @@ import io
 import logging
 import os
 import queue
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.machine import memory, preflight, watchdog
+from pipelines.machine import leftovers, memory, preflight, private, watchdog
 from pipelines.protocol.errors import TrividError
 from pipelines.settings.flags import parse_args
 from pipelines.settings.server import Settings
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from pipelines.assembly import EngineRoom
 
 EXIT_SETTINGS, EXIT_MODEL, EXIT_DEAD = 2, 3, 4
+# Of the endpoints that bear the name of a task.
+LONGEST_NAME = "classification_stream"
 # `timeout` and others signal both a process and its group: two signals within this time count as one.
 ONE_SIGNAL_S = 0.1
 WATCH_PERIOD_S = 1.0
@@ -65,9 +66,6 @@ class Door(Protocol):
     def stop(self) -> None:
         """Accept no more, and finish what is in flight."""
 
-    def clear(self) -> None:
-        """Remove what it leaves outside the server's folder; its processes are to be killed, or gone."""
-
 
 def check_machine(settings: Settings) -> list[preflight.Finding]:
     """All findings about this machine, before anything heavy is imported."""
@@ -78,33 +76,52 @@ def check_machine(settings: Settings) -> list[preflight.Finding]:
         # Of another machine's address, all ports would be wrong.
         if not findings[-1].problem:
             findings += [preflight.check_port(settings.host, port, purpose) for port, purpose in ports]
+    longest = max([LONGEST_NAME, *(f"{model.name}_stream" for model in settings.models)], key=len)
+    findings.append(preflight.check_temp(len(longest), settings.max_media_bytes))
     findings.append(preflight.check_shm(settings.max_media_bytes))
     findings.append(preflight.check_nvdec(settings.device))
     return findings
 
 
-def own_folder() -> Path:
-    """The process's temp folder, since Triton, its stubs and PyTriton leave files there when killed."""
-    watchdog.remove_orphans(Path(tempfile.gettempdir()), preflight.FOLDER_PREFIX)
-    folder = tempfile.mkdtemp(prefix=f"{preflight.FOLDER_PREFIX}{os.getpid()}-")
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
-    return Path(folder)
+@contextlib.contextmanager
+def own_folder() -> Iterator[Path]:
+    """The process's temp folder, since Triton, its stubs and PyTriton leave files there when killed.
+
+    In the end it is removed, and all is ended that was started meanwhile.
+    """
+    os.umask(private.OWNER_ONLY)
+    # The next start removes the folders of dead processes.
+    before, prefix = tempfile.gettempdir(), f"{preflight.FOLDER_PREFIX}{os.getpid()}-"
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=prefix)
+    folder = Path(tempfile.tempdir)
+    leftovers.guard(folder)
+    try:
+        yield folder
+    finally:
+        leftovers.clear(folder, os.getpid())
+        os.environ["TMPDIR"] = tempfile.tempdir = before
 
 
 def end_on_signals(kill: Callable[[], None]) -> None:
-    """From now on SIGTERM and SIGINT kill, and end the process at once: there is nothing to finish."""
+    """From now on SIGNALS kill, and end the process at once: there is nothing to finish.
+
+    So does SIGHUP: the terminal was closed. `nohup` has it ignored, and so it remains.
+    """
 
     def on_signal(number: int, _frame: object) -> None:
         kill()
         os._exit(128 + number)
 
-    for number in SIGNALS:
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    for number in (*SIGNALS, *([signal.SIGHUP] if hangs_up else [])):
         signal.signal(number, on_signal)
 
 
 def stop_on_signals(kill: Callable[[], None]) -> Stop:
-    """What the first SIGTERM or SIGINT fills from now on; a second one kills and ends the process at once."""
+    """What the first SIGTERM or SIGINT fills from now on; a second one kills and ends the process at once.
+
+    From the first one on the process ends in time, even if Triton is just being started again.
+    """
     stop, asked_s = Stop(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
@@ -114,6 +131,7 @@ def stop_on_signals(kill: Callable[[], None]) -> Stop:
             os._exit(128 + number)
         if not asked_s:
             asked_s = time.monotonic()
+            watchdog.end_after(STOP_S - 1, kill)
             stop.put(number)
 
     for number in SIGNALS:
@@ -138,19 +156,16 @@ def watch(room: EngineRoom, doors: Sequence[Door], stop: Stop) -> str:
                 return fault
 
 
-def serve(settings: Settings, room: EngineRoom) -> int:
+def serve(settings: Settings, room: EngineRoom, folder: Path) -> int:
     """Open the doors, log where, wait for a signal or a death, stop within STOP_S."""
-    folder = own_folder()
+    os.environ["LD_LIBRARY_PATH"] = ":".join(map(str, preflight.libpython_dirs()))
+    private.keep_private()
     doors: list[Door] = []
 
     def kill() -> None:
-        """End what is left of the children at once, and remove what they left behind."""
-        # While they live they make more processes, and tell what is theirs.
-        held = watchdog.hold_all(os.getpid())
-        for door in doors:
-            door.clear()
-        watchdog.kill_all(held)
-        shutil.rmtree(folder, ignore_errors=True)
+        """End what is left of the server's processes at once, and remove what they left behind."""
+        logging.disable()  # threads that miss their processes would log it
+        leftovers.clear(folder, os.getpid())
 
     end_on_signals(kill)
     try:
@@ -166,7 +181,6 @@ def serve(settings: Settings, room: EngineRoom) -> int:
             kill()
             os._exit(EXIT_DEAD)
         log.info("stopping: finishing requests in flight, within %d s", STOP_S)
-        watchdog.end_after(STOP_S - 1, kill)
         for door in doors:
             door.stop()
         kill()
@@ -187,32 +201,46 @@ def print_models() -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    settings = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log.setLevel(logging.INFO)
-    if settings.list_models:
-        return print_models()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # PyTriton prints Triton's lines: in a file they would stand late, and some not at all.
-        sys.stdout.reconfigure(line_buffering=True)
-    findings = check_machine(settings)
-    problems = [finding.problem for finding in findings if finding.problem]
-    if settings.check:
-        for finding in findings:
-            verdict = "wrong" if finding.problem else "note" if finding.warning else "ok"
-            print(f"{verdict:6}{finding.name}: {finding.problem or finding.warning or finding.detail}")
-        return EXIT_SETTINGS if problems else 0
-    for warning in (finding.warning for finding in findings if finding.warning):
-        log.warning("%s", warning)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        return EXIT_SETTINGS
-    end_on_signals(lambda: None)
-    memory.tune_malloc()
-    # torch reads this when it is loaded: threads that spin between batches would take cores from decoding.
+def use_streams() -> None:
+    """Let what is printed reach standard output and error, whatever they are."""
+    # A file or socket would else get the number of a stream that is closed, and with it what is printed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # PyTriton prints Triton's lines: in a file they would stand late, and some not at all.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def clear_orphans() -> None:
+    """Clear up behind servers that were killed: one of them may still have the ports."""
+    # `check_temp` tells what is wrong with the temp folder.
+    with contextlib.suppress(OSError):
+        leftovers.clear_orphans(Path(tempfile.gettempdir()), preflight.FOLDER_PREFIX)
+
+
+def print_findings(findings: Sequence[preflight.Finding]) -> None:
+    """A line for each, as `--check` shows them."""
+    for finding in findings:
+        verdict = "wrong" if finding.problem else "note" if finding.warning else "ok"
+        print(f"{verdict:6}{finding.name}: {finding.problem or finding.warning or finding.detail}")
+
+
+def prepare_torch() -> None:
+    """Set what torch reads when it is loaded."""
+    # Threads that spin between batches would take cores from decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        # torch's own is in /tmp with the user's name: others may put code there, and a number has no name.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private.cache_folder("inductor", "inductor-"))
+
+
+def run(settings: Settings, folder: Path) -> int:
+    """Load the models, try each with an example, and serve them unless it is a dry run; the exit code."""
+    end_on_signals(lambda: leftovers.clear(folder, os.getpid()))
+    memory.tune_malloc()
+    prepare_torch()
     try:
         from pipelines.assembly import check_example, make_engine_room
 
@@ -223,10 +251,34 @@ def main(argv: Sequence[str] | None = None) -> int:
                 spec = pipeline.spec
                 whose = "" if name == spec.task else f"{name}: "
                 print(f"ok: {whose}{spec.name} answered {spec.task} on {pipeline.device}")
-        return 0 if settings.dry_run else serve(settings, room)
+        return 0 if settings.dry_run else serve(settings, room, folder)
     except TrividError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MODEL
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    use_streams()
+    settings = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
+    if settings.list_models:
+        return print_models()
+    if not settings.check and not settings.dry_run:
+        clear_orphans()
+    findings = check_machine(settings)
+    problems = [finding.problem for finding in findings if finding.problem]
+    if settings.check:
+        print_findings(findings)
+        return EXIT_SETTINGS if problems else 0
+    for warning in (finding.warning for finding in findings if finding.warning):
+        log.warning("%s", warning)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        return EXIT_SETTINGS
+    with own_folder() as folder:
+        return run(settings, folder)
 
 
 if __name__ == "__main__":

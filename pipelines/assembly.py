@@ -138,6 +138,7 @@ def make_engine_room(settings: Settings) -> EngineRoom:
             max_media_bytes=settings.max_media_bytes,
             max_frames=settings.max_frames,
             chunk_frames=settings.chunk_frames,
+            max_decode_s=settings.max_decode_s,
         ),
         telemetry=telemetry,
         admission=Admission(settings.max_memory_mb << 20, telemetry),

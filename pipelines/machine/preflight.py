@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,14 @@ MAX_ANSWER_BYTES = 512 << 20
 FOLDER_PREFIX = "trivid-"
 LONGEST_COMMAND = 60
 ANY_ADDRESS = ("0.0.0.0", "::")
+TEMP_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+# Linux takes no longer path for a socket; PyTriton's are named after endpoints.
+SOCKET_PATH_BYTES = 107
+SOCKET_NAME = "{}_0_0-server.sock"
+# The name has the number of the server's process, and eight letters of Python's.
+LONGEST_FOLDER = f"{FOLDER_PREFIX}{1 << 22}-{'x' * 8}"
+# What PyTriton copies there.
+TRITON_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +104,25 @@ def check_libpython(dirs: Sequence[Path] | None = None) -> Finding:
     )
 
 
+def address_of(host: str) -> str:
+    """The numeric address of a host of this machine: of a name, its first one of IPv4, which Triton needs.
+
+    Raises OSError or UnicodeError if it cannot be listened on.
+    """
+    address = _listen(host, 0)
+    if "%" in address:
+        raise OSError(f"Triton takes no address with a zone, such as %{address.partition('%')[2]}")
+    return address
+
+
 def check_host(host: str) -> Finding:
     """Whether `host` is an address of this machine, and who can reach it."""
     name = f"host {host}"
     try:
-        address = _listen(host, 0)
+        address = address_of(host)
     except (OSError, UnicodeError) as error:
         wrong = f"{host!r} is not an address of this machine that can be listened on ({error})"
-        way_out = "choose one with --host: 127.0.0.1, or 0.0.0.0 for all of its IPv4 addresses"
+        way_out = "choose one with --host: 127.0.0.1, ::1, 0.0.0.0 for all of its IPv4 addresses, :: for all"
         return Finding(name=name, problem=f"{wrong}: {way_out}")
     if ipaddress.ip_address(address).is_loopback:
         return Finding(name=name, detail="reached from this machine only")
@@ -155,8 +175,48 @@ def _told(holder: psutil.Process) -> str:
         return f"{told}: stop it, or "
     if psutil.pid_exists(int(server[1])):
         return f"{told}, of the Trivid server with process {server[1]}: stop that, or "
-    ended = f"wait half a minute for its end, `kill -9 {holder.pid}`, or "
+    # A start as its user would have ended it.
+    ended = f"it ends within a minute: wait, `kill -9 {holder.pid}`, or "
     return f"{told}, left by a Trivid server that was killed: {ended}"
+
+
+def check_temp(name_length: int, max_media_bytes: int) -> Finding:
+    """Whether Triton's programs can run in the temp folder, and its sockets have room.
+
+    Args:
+        name_length: of the longest name of an endpoint, after which its sockets are named.
+    """
+    asked = next((value for name in TEMP_VARIABLES if (value := os.environ.get(name))), "")
+    folder = asked
+    try:
+        folder = tempfile.gettempdir()
+        # Python takes another folder if no file can be made in the one that was asked for.
+        if asked and not os.path.samefile(asked, folder):
+            raise OSError("no file can be made in it")
+        wrong = _wrong_with_temp(folder, name_length, TRITON_BYTES + max_media_bytes)
+    except OSError as error:
+        folder, wrong = asked or folder, f"cannot be used ({error})"
+    if not wrong:
+        return Finding(name="temp folder", detail=folder)
+    way_out = "set TMPDIR to a folder on this machine, such as /tmp or /var/tmp"
+    return Finding(name="temp folder", problem=f"the temp folder {folder!r} {wrong}: {way_out}")
+
+
+def _wrong_with_temp(folder: str, name_length: int, needed_bytes: int) -> str:
+    """What is; empty if nothing. Raises OSError where a folder or a socket cannot be made."""
+    # PyTriton starts Triton by words between blanks, and Triton its stubs by way of a shell.
+    if strange := re.search(r"[^\w./+=:,@%~-]", folder):
+        return f"has {strange[0]!r} in its path, with which Triton cannot start"
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return "is mounted noexec, and Triton's programs are to run there"
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
+        return f"has {free >> 20} MiB free, {needed_bytes >> 20} MiB are needed"
+    longest = f"{folder}/{LONGEST_FOLDER}/triton/{SOCKET_NAME.format('x' * name_length)}"
+    if (excess := len(os.fsencode(longest)) - SOCKET_PATH_BYTES) > 0:
+        return f"has a path that is {excess} bytes too long for Triton's sockets in it"
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as made, socket.socket(socket.AF_UNIX) as probe:
+        probe.bind(f"{made}/s")
+    return ""
 
 
 def shm_needed_bytes(max_media_bytes: int) -> int:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from pipelines.batching.work import Terms
 from pipelines.frames.batch import to_numpy
 from pipelines.frames.geometry import geometry
 from pipelines.media.decode import open_media
 from pipelines.models.outputs import BoxOutput, LogitOutput, Output, OutputFacts
 from pipelines.pipeline import Pipeline
 from pipelines.protocol.columns import Column, Row, Tensor, nbytes, text_column
-from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge
+from pipelines.protocol.errors import InvalidMedia, InvalidOptions, TooLarge, TrividError, UnsupportedMedia
 from pipelines.protocol.options import Options
 from pipelines.rendering.postprocess import ClassScores, RenderStyle
+
+Part = TypeVar("Part")
 
 
 class EndToEnd:
@@ -28,12 +32,15 @@ class EndToEnd:
         self._unbounded = dataclasses.replace(pipeline.limits, max_frames=None)
 
     def unary(self, inputs: Row, options: Options) -> Iterator[Row]:
-        parts, size = [], 0
-        for part in self._pipeline.run(bytes(inputs["media"][0]), options):
+        """One answer; if the medium breaks off, its error follows."""
+        parts, size, faults = [], 0, list[TrividError]()
+        for part in _until_broken(self._pipeline.run(bytes(inputs["media"][0]), options), faults):
             parts.append(part)
             size += part.nbytes
             check_size(size, self._max_answer_bytes, part.frame_index)
         yield self._pipeline.task.answer.concatenate(parts).to_columns()
+        for fault in faults:
+            raise fault
 
     def stream(self, inputs: Row, options: Options) -> Iterator[Row]:
         for part in self._pipeline.run(bytes(inputs["media"][0]), options, self._unbounded):
@@ -55,8 +62,8 @@ class Example:
             options = dataclasses.replace(options, class_id=0)
         options = dataclasses.replace(options, overlay="raw", style="extract", mask="none")
         media = inputs["video"].tobytes()
-        originals, segmented, size = [], [], 0
-        for frames, answer in self._pipeline.run_with_frames(media, options):
+        originals, segmented, size, faults = [], [], 0, list[TrividError]()
+        for frames, answer in _until_broken(self._pipeline.run_with_frames(media, options), faults):
             if frames is None:
                 raise InvalidMedia("the video has no frame")
             originals.append(to_numpy(frames.pixels_nhwc))
@@ -68,6 +75,21 @@ class Example:
             "segmented": np.concatenate(segmented),
             "error": text_column(""),
         }
+        for fault in faults:
+            raise fault
+
+
+def _until_broken(parts: Iterable[Part], faults: list[TrividError]) -> Iterator[Part]:
+    """The parts of a medium up to where it breaks off; the error goes into `faults` if there are any."""
+    begun = False
+    try:
+        for part in parts:
+            begun = True
+            yield part
+    except (InvalidMedia, UnsupportedMedia) as error:
+        if not begun:
+            raise
+        faults.append(error)
 
 
 def check_size(size_bytes: int, limit_bytes: int, frame_index: Tensor) -> None:
@@ -90,11 +112,15 @@ class PreprocessStage:
     def answer(self, inputs: Row, options: Options) -> Iterator[Row]:
         pipeline = self.pipeline(options.task)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        size = 0
-        with open_media(
-            bytes(inputs["media"][0]), options=options, limits=pipeline.limits, device=pipeline.device
-        ) as medium:
-            for frames in medium.chunks():
+        size, faults = 0, list[TrividError]()
+        encoded = bytes(inputs["media"][0])
+        with (
+            pipeline.admit(len(encoded), options, Terms.of(options)) as leave,
+            open_media(
+                encoded, options=options, limits=pipeline.limits, device=pipeline.device, leave=leave
+            ) as medium,
+        ):
+            for frames in _until_broken(medium.chunks(), faults):
                 pixels = pipeline.prepare_by_dali(frames).cpu().numpy()
                 parts.append((pixels, frames.frame_index, frames.pts_s))
                 size += pixels.nbytes
@@ -112,6 +138,8 @@ class PreprocessStage:
             "final": np.array([1], np.uint8),
             "error": text_column(""),
         }
+        for fault in faults:
+            raise fault
 
     def pipeline(self, task: str) -> Pipeline:
         """The model of that name, else the first of that task, or of all. Raises InvalidOptions."""

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from pipelines.assembly import EngineRoom, example_clip
-from pipelines.machine import preflight, watchdog
+from pipelines.machine import leftovers, preflight, watchdog
 from pipelines.protocol.errors import ModelUnavailable, Overloaded, TrividError
 from pipelines.sdk.http_transport import HttpTransport
 from pipelines.sdk.transport import Address, Call, Transport
 from pipelines.serving.endpoint_table import model_endpoints, status_endpoint
-from pipelines.serving.endpoints import Endpoint
+from pipelines.serving.endpoints import Calls, Endpoint
 from pipelines.serving.sessions import Sessions
-from pipelines.serving.triton import UNARY_INSTANCES, Triton, make_triton, start
+from pipelines.serving.triton import UNARY_INSTANCES, Output, Triton, finish, let_go, make_triton, start
 from pipelines.settings.server import Settings
 
 CANARY_PERIOD_S = 15.0
 ANSWER_S = 60.0
 # A full queue is not a fault, unless nobody has had an answer for this long.
 REFUSED_S = 60.0
+# If a process dies again within this time, a new Triton is no help.
+AGAIN_S = 60.0
+GONE_S = 10.0
+# In the server's folder.
+TRITON = "triton"
 # Where to ask if a server listens on all addresses.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -48,42 +54,63 @@ class TritonDoor:
         endpoints = model_endpoints(room, limit, self._sessions)
         if settings.endpoints == "media":
             endpoints = [endpoint for endpoint in endpoints if endpoint.inputs[0].name == "media"]
+        wait_s = settings.max_wait_ms / 1000
+        endpoints = [dataclasses.replace(endpoint, max_wait_s=wait_s) for endpoint in endpoints]
         host = LOOPBACK.get(settings.host, settings.host)
         self._own = HttpTransport(Address(scheme="http", host=host, port=settings.http_port, prefix=""))
         self._status = status_endpoint(self._describe, room.telemetry, room.status(lambda _: []))
         self._endpoints = [*endpoints, self._status]
         self._answered_s = self._canary_due_s = 0.0
         self._triton: Triton | None = None
-        self._children: dict[psutil.Process, str] = {}
-        self._stub_folders: list[Path] = []
+        self._output, self._calls = Output(), Calls()
+        self._processes: dict[psutil.Process, str] = {}
+        self._revived_s = -math.inf
 
     @property
     def address(self) -> str:
         of = self._settings
-        return f"http://{of.host}:{of.http_port} grpc://{of.host}:{of.grpc_port}"
+        ports = (("http", of.http_port), ("grpc", of.grpc_port))
+        return " ".join(str(Address(scheme=name, host=of.host, port=port, prefix="")) for name, port in ports)
 
     def start(self) -> None:
-        """Start Triton, and wait until every endpoint is ready. Raises ModelUnavailable if one is not."""
-        self._triton = make_triton(
-            self._endpoints,
-            self._room.by_endpoint(),
-            self._settings,
-            folder=self._folder / "triton",
-            drain_s=self._drain_s,
-        )
-        start(self._triton)
-        self._children = watchdog.children(os.getpid())
-        self._stub_folders = stub_folders(self._children)
-        watchdog.remember(self._folder, self._stub_folders)
+        """Start Triton, and wait until every endpoint answers. Raises ModelUnavailable if one does not."""
+        self._launch()
+        self._ask_first()
+
+    def _launch(self) -> None:
+        """Start Triton, and once more if it fails: a machine that is busy may have been too slow for it."""
+        try:
+            self._try()
+        except ModelUnavailable as error:
+            log.warning("%s: Triton starts again", error.message)
+            self._drop()
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self._triton = make_triton(
+                self._endpoints,
+                self._room.by_endpoint(),
+                self._settings,
+                self._calls,
+                folder=self._folder / TRITON,
+                drain_s=self._drain_s,
+            )
+            self._output = start(self._triton, self._settings)
+        except OSError as error:
+            way_out = "see its messages above, and to room in the temp folder and in /dev/shm"
+            raise ModelUnavailable(f"Triton cannot be started: {error}", hint=way_out) from error
+        finally:
+            family = watchdog.children(os.getpid())
+            names = {process: name for process, name in family.items() if name.startswith("triton")}
+            self._processes = names
         try:
             for endpoint in self._endpoints:
                 self._own.check_ready(endpoint.name, ANSWER_S)
         except TrividError as error:
-            self.stop()
             raise ModelUnavailable(
                 f"Triton did not load {endpoint.name}", hint="see its messages above"
             ) from error
-        self._ask_first()
         self._answered_s = time.monotonic()
         self._canary_due_s = self._answered_s + CANARY_PERIOD_S
 
@@ -98,28 +125,49 @@ class TritonDoor:
                 log.warning("the first request to %s failed: %s", endpoint.name, error.message)
 
     def watch(self) -> str:
-        """Close sessions that nobody pulls; says if one of Triton's processes died, or no answer comes."""
+        """Close sessions that nobody pulls; start Triton again if one of its processes died.
+
+        Says if that is of no avail, or if no answer comes.
+        """
         self._sessions.expire()
-        for process in watchdog.lost(self._children):
-            return f"process {process.pid} ({self._children[process]}) died"
+        for process in watchdog.lost(self._processes):
+            fault = f"process {process.pid} ({self._processes[process]}) died"
+            if time.monotonic() - self._revived_s < AGAIN_S:
+                return f"{fault}, soon after another one"
+            log.error("%s: Triton starts again", fault)
+            self._revived_s = time.monotonic()
+            return self._revive()
         if time.monotonic() > self._canary_due_s:
             if fault := canary_fault(self._own, self._status, lambda: self._answered_s):
                 return f"the canary request failed: {fault}"
             self._canary_due_s = time.monotonic() + CANARY_PERIOD_S
         return ""
 
-    def stop(self) -> None:
-        """Accept no more, and finish what is in flight."""
-        if self._triton is not None:
-            self._triton.stop()
-        self._sessions.close()
+    def _revive(self) -> str:
+        """Start Triton anew: models, sessions and counters stay; what was in flight is lost. Says why not."""
+        self._drop()
+        try:
+            self._launch()
+        except TrividError as error:
+            return error.message
+        log.info("Triton answers again after %.1f s", time.monotonic() - self._revived_s)
+        return ""
 
-    def clear(self) -> None:
-        """Remove the files of killed stubs and of PyTriton outside the server's folder."""
-        for folder in (*self._stub_folders, *stub_folders(watchdog.children(os.getpid()))):
-            shutil.rmtree(folder, ignore_errors=True)
-        for leftover in preflight.SHM.glob(f"pytrtion{os.getpid()}-*"):
-            leftover.unlink(missing_ok=True)
+    def _drop(self) -> None:
+        """Kill Triton's processes, and remove its files."""
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(self._processes, timeout=GONE_S)
+        if self._triton is not None:
+            let_go(self._triton)
+        leftovers.remove(self._folder / TRITON, os.getpid())
+
+    def stop(self) -> None:
+        """Accept no more, and finish what is in flight. Triton itself lives on, and is to be killed."""
+        if self._triton is not None:
+            finish(self._triton, self._output, self._calls)
+        self._sessions.close()
 
     def _describe(self) -> dict[str, object]:
         self._answered_s = time.monotonic()
@@ -147,14 +195,3 @@ def canary_fault(own: Transport, status: Endpoint, answered_s: Callable[[], floa
         full = isinstance(error, Overloaded) and time.monotonic() - answered_s() < REFUSED_S
         return "" if full else error.message
     return ""
-
-
-def stub_folders(processes: Iterable[psutil.Process]) -> list[Path]:
-    """Folders from which Triton's Python stubs run; a stub that is killed leaves its own behind."""
-    folders = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            folders += [
-                Path(word).parent.parent for word in process.cmdline() if word.endswith("/1/model.py")
-            ]
-    return folders

@@ -81,7 +81,7 @@ def _task_endpoints(name: TaskName, task: Task) -> dict[str, EndpointFacts]:
         stream=True,
     )
     bare = EndpointFacts(
-        help=f"only the {name} model: a row is one input of model pixels",
+        help=f"only the {name} model, its numbers as they are: a row is one input of model pixels",
         inputs=task.model_inputs,
         outputs=(*task.model_outputs, ERROR),
         task=name,

@@ -13,6 +13,8 @@ import binascii
 import contextlib
 import dataclasses
 import logging
+import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +72,7 @@ class Endpoint:
         sessions: those of its streams, where it answers with any number of rows (decoupled) instead of one.
         allowed: names of the options that this endpoint takes; `preset` holds its own defaults.
         max_answer_bytes: the room of a call's answers in /dev/shm.
+        max_wait_s: of a request before it is worked on; 0: any time.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Endpoint:
     preset: Mapping[str, Scalar] = field(default_factory=dict)
     model: str = ""
     sessions: Sessions | None = None
+    max_wait_s: float = 0.0
 
     def rows(self, request: TritonRequest, index: int | None, arrived_s: float) -> Generator[Row, None, None]:
         """The answers of one row of a request (`index` None: the request has no rows); errors are a row too.
@@ -102,6 +106,13 @@ class Endpoint:
         self, request: TritonRequest, index: int | None, arrived_s: float
     ) -> Generator[Row, None, None]:
         options = _with_time_left(self._options(request.parameters or {}), arrived_s)
+        waited_s = time.monotonic() - arrived_s
+        # A stream that has begun goes on.
+        if 0 < self.max_wait_s < waited_s and not options.session:
+            raise Overloaded(
+                f"the request waited for {waited_s:.1f} s, the server allows {self.max_wait_s:g}",
+                hint="try again later",
+            )
         inputs = {column.name: self._input(request, column, index) for column in self.inputs}
         if options.base64:
             inputs = {name: _from_base64(value) for name, value in inputs.items()}
@@ -200,14 +211,43 @@ def _from_base64(value: Tensor) -> Tensor:
     return bytes_column(decoded).reshape(value.shape)
 
 
+class Calls:
+    """How many calls run now, and when the last one ended. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running, self._ended_s = 0, -math.inf
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """A call, during the `with` block."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._ended_s = time.monotonic()
+
+    def quiet_s(self) -> float:
+        """For how long no call has run; 0 while one runs."""
+        with self._lock:
+            return 0.0 if self._running else time.monotonic() - self._ended_s
+
+
 class Unary:
     """The callable of a unary endpoint: all rows of a batch of requests run side by side on `pool`."""
 
-    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor, calls: Calls | None = None) -> None:
         self.endpoint = endpoint
-        self._pool = pool
+        self._pool, self._calls = pool, calls or Calls()
 
     def __call__(self, requests: Sequence[TritonRequest]) -> Rows:
+        with self._calls.one():
+            return self._answer(requests)
+
+    def _answer(self, requests: Sequence[TritonRequest]) -> Rows:
         first, arrived_s = self.endpoint.inputs[0].name, time.monotonic()
         counts = [len(request[first]) for request in requests]
         jobs = [
@@ -233,17 +273,26 @@ class Unary:
         return stacked
 
     def _one(self, request: TritonRequest, index: int, arrived_s: float) -> Row:
-        return next(self.endpoint.rows(request, index, arrived_s))
+        """The only row; of a medium that breaks off, what came before it with the error."""
+        answer: Row = {}
+        for row in self.endpoint.rows(request, index, arrived_s):
+            answer |= row
+        return answer
 
 
 class Stream:
     """The callable of a stream endpoint: an async generator, so that one instance serves many streams."""
 
-    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, endpoint: Endpoint, pool: ThreadPoolExecutor, calls: Calls | None = None) -> None:
         self.endpoint = endpoint
-        self._pool = pool
+        self._pool, self._calls = pool, calls or Calls()
 
     async def __call__(self, requests: Sequence[TritonRequest]) -> AsyncIterator[Rows]:
+        with self._calls.one():
+            async for rows in self._answer(requests):
+                yield rows
+
+    async def _answer(self, requests: Sequence[TritonRequest]) -> AsyncIterator[Rows]:
         rows = self.endpoint.rows(requests[0], None, time.monotonic())
         step: Future[Row | None] = self._pool.submit(next, rows, None)
         try:

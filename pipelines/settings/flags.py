@@ -207,5 +207,6 @@ def _parser(manual: str) -> argparse.ArgumentParser:
             add(_flag(name), type=_whole, metavar=metavar, help=what)
         elif name != "models":
             choices = ",".join(get_args(field.annotation))
-            add(_flag(name), metavar=f"{{{choices}}}" if choices else name.upper(), help=what)
+            metavar = "S" if field.annotation is float else f"{{{choices}}}" if choices else name.upper()
+            add(_flag(name), metavar=metavar, help=what)
     return parser

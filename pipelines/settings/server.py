@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from pipelines.machine.admission import default_budget_bytes
 from pipelines.machine.threads import Threads, cores
@@ -16,7 +17,12 @@ LONGEST_WAIT_MS = 3_600_000
 Port = Annotated[int, between(1, 65535)]
 Count = Annotated[int, between(1, (1 << 31) - 1)]
 IN_MESSAGE = f"1 to {MAX_MESSAGE_MB}; the most that a Triton message holds"
-Host = Annotated[str, allowed("an address or a name, as text", bool)]
+# In URLs an address of IPv6 has brackets.
+Host = Annotated[
+    str,
+    allowed("an address or a name, as text", bool),
+    AfterValidator(lambda host: host[1:-1] if re.fullmatch(r"\[[^][]+\]", host) else host),
+]
 MediumMb = Annotated[int, allowed(IN_MESSAGE, lambda mb: 1 <= mb <= MAX_MESSAGE_MB)]
 
 
@@ -51,8 +57,11 @@ class ServerSettings(BaseModel):
     )
     max_sessions: Count = said(64, "streams open at once, running or paused")
     max_wait_ms: Annotated[int, between(0, LONGEST_WAIT_MS)] = said(
-        0,
-        "longest wait of a request for one answer, else it is overloaded; 0: no limit",
+        5000,
+        "longest wait of a request before it is worked on, else it is overloaded; 0: no limit",
+    )
+    max_decode_s: Annotated[float, between(0.1, 3600)] = said(
+        30.0, "longest time in seconds to decode a picture, or a video from one frame to the next"
     )
     endpoints: Literal["all", "media"] = said(
         "all", "media: only endpoints that take media; all: also those that take bare tensors"

@@ -140,6 +140,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        """Triton refuses the method before it reads the body."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(405)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _answer(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

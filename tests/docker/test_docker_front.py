@@ -152,6 +152,62 @@ def test_limits_the_body(front: Front, upstream: Upstream, chunked: bool) -> Non
     assert not upstream.requests
 
 
+GENERATE = "/v2/models/segmentation/generate"
+LENGTH = "Inference-Header-Content-Length"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("path", "length", "opens", "closes", "expected"),
+    [
+        (INFER, None, b"[", b"]", 422),
+        (INFER, None, b'{"a": ', b"}", 422),
+        (INFER, None, b"[1, [2], ", b"]", 422),
+        (INFER, None, b"[[", b"", 422),
+        (GENERATE, None, b"[", b"]", 422),
+        (f"{GENERATE}_stream", None, b"[", b"]", 422),
+        ("/v2/models/segmentation/versions/1/infer", None, b"[", b"]", 422),
+        # `generate` reads JSON whatever this says.
+        (GENERATE, "0", b"[", b"]", 422),
+        (INFER, "1000000", b"[", b"]", 400),
+        (INFER, "-1", b"[", b"]", 400),
+        (INFER, "0, 1000000", b"[", b"]", 400),
+        (INFER, "0", b"[", b"]", 200),
+        (INFER, "999999", b"[", b"]", 200),
+        # A million brackets need a million bytes, which Triton's stack has room for.
+        (INFER, None, b"QUJD", b"=", 200),
+        (GENERATE, None, b"QUJD", b"=", 200),
+    ],
+)
+def test_deep_json_does_not_reach_triton(
+    front: Front,
+    upstream: Upstream,
+    path: str,
+    length: str | None,
+    opens: bytes,
+    closes: bytes,
+    expected: int,
+    chunked: bool,
+) -> None:
+    body = b'{"media": ' + opens * 500_000 + b"1" + closes * 500_000 + b"}"
+    upstream.requests.clear()
+    headers = {} if length is None else {LENGTH: length}
+    status, _, answer = front.ask("POST", path, body=iter([body]) if chunked else body, headers=headers)
+    assert status == expected
+    if expected == 200:
+        assert (answer["path"], answer["bytes"]) == (path, len(body))
+    else:
+        assert answer["code"] == "invalid_options"
+        assert not upstream.requests
+
+
+@pytest.mark.parametrize("brackets", [99_998, 99_999])
+def test_json_may_have_many_brackets(front: Front, brackets: int) -> None:
+    body = b"{" + b" " * 1_000_000 + b"[" * brackets
+    status, _, _ = front.ask("POST", INFER, body=body)
+    assert status == (422 if brackets == 99_999 else 200)
+
+
 @pytest.mark.parametrize(("encoding", "expected"), [("identity", 200), ("gzip", 415), ("deflate", 415)])
 def test_takes_no_compressed_body(front: Front, encoding: str, expected: int) -> None:
     status, _, answer = front.ask("POST", INFER, body=b"{}", headers={"Content-Encoding": encoding})
@@ -191,7 +247,7 @@ def test_says_when_uploads_have_no_room(upstream: Upstream, tmp_path: Path) -> N
     with running_front(tmp_path, upstream_env(upstream)) as front:
         (tmp_path / "body").rmdir()
         (tmp_path / "body").touch()
-        status, _, answer = front.ask("POST", INFER, body=bytes(MIB))
+        status, _, answer = front.ask("POST", INFER, body=bytes(MIB), headers={LENGTH: "0"})
     assert (status, answer["code"]) == (429, "overloaded")
 
 

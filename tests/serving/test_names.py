@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,13 @@ from pipelines.assembly import EngineRoom, make_pipeline
 from pipelines.machine.admission import Admission
 from pipelines.media.medium import Limits
 from pipelines.models.spec import TaskName
-from pipelines.protocol.errors import InvalidOptions, ModelUnavailable
+from pipelines.protocol.errors import InvalidOptions
 from pipelines.protocol.options import Options
 from pipelines.serving.answerers import PreprocessStage
 from pipelines.serving.endpoint_table import model_endpoints, status_endpoint
 from pipelines.serving.endpoints import Unary
 from pipelines.serving.sessions import Sessions
-from pipelines.serving.triton import SOCKET_PATH_BYTES, make_triton
+from pipelines.serving.triton import triton_config
 from pipelines.settings.flags import parse_args
 from pipelines.telemetry.counters import Telemetry
 from pipelines.zoo.demo.specs import demo_specs
@@ -123,11 +121,16 @@ def test_status_has_room_for_all_labels() -> None:
     assert [json.loads(one["status"][0, 0]) for one in answers] == [said, said]
 
 
-@pytest.mark.parametrize("names", [["status"], ["status", "a" * 41]])
-def test_a_folder_without_room_for_sockets_is_refused(names: Sequence[str]) -> None:
-    """Else PyTriton's thread of the endpoint would fail, and the start wait for it in vain."""
-    made = status_endpoint(dict, Telemetry())
-    endpoints = [replace(made, name=name) for name in names]
-    folder = Path("/" + "x" * (SOCKET_PATH_BYTES - 20))
-    with pytest.raises(ModelUnavailable, match=f"the endpoint {names[-1]} has no room for its socket"):
-        make_triton(endpoints, [], parse_args([], ""), folder=folder, drain_s=1)
+@pytest.mark.parametrize(
+    ("host", "web", "calls"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("::1", "ipv6:::1", "[::1]"),
+        ("[::]", "ipv6:::", "[::]"),
+    ],
+)
+def test_triton_is_told_addresses_in_its_libraries_forms(host: str, web: str, calls: str) -> None:
+    """Of a name, its HTTP server would make an address of its own."""
+    config = triton_config(parse_args(["--demo", "--host", host], ""), drain_s=1)
+    assert (config.http_address, config.metrics_address, config.grpc_address) == (web, web, calls)

@@ -30,7 +30,9 @@ from pipelines.machine import watchdog
 from pipelines.machine.admission import Admission
 from pipelines.media.medium import Limits
 from pipelines.protocol.answers import ClassificationAnswer
-from pipelines.protocol.errors import Overloaded, TrividError
+from pipelines.protocol.errors import ModelUnavailable, Overloaded, TrividError
+from pipelines.serving.door import TRITON, TritonDoor
+from pipelines.settings.server import Settings
 from pipelines.telemetry.counters import Telemetry
 from server import Stop, watch
 from tests.conftest import ROOT, Server, free_ports, start_server
@@ -181,6 +183,36 @@ def test_stopping_ends_in_time_whatever_goes_on(wait_s: int) -> None:
     assert (done.returncode, done.stdout) == (0, "killed\n"), done.stderr
 
 
+def empty_room() -> EngineRoom:
+    telemetry = Telemetry()
+    admission = Admission(1 << 20, telemetry)
+    return EngineRoom(device="cpu", limits=Limits(), telemetry=telemetry, admission=admission)
+
+
+ASKED = """
+import os, signal, time, server
+server.STOP_S = 1
+server.stop_on_signals(lambda: print("killed", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(600)
+"""
+
+
+def test_the_time_to_stop_runs_from_the_signal_whatever_goes_on() -> None:
+    """Such as Triton's start after one of its processes died."""
+    command = [sys.executable, "-c", ASKED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "killed\n"), done.stderr
+
+
+def test_a_triton_that_cannot_be_made_has_a_message(tmp_path: Path) -> None:
+    (tmp_path / TRITON).touch()
+    door = TritonDoor(empty_room(), Settings(models=()), tmp_path, drain_s=1)
+    with pytest.raises(ModelUnavailable, match=r"Triton cannot be started: .*File exists"):
+        door.start()
+    assert "File exists" in door._revive()
+
+
 def test_a_server_that_is_gone_is_model_unavailable_over_both_protocols(tmp_path: Path) -> None:
     server = Server(
         process=subprocess.Popen([sys.executable, "-c", ""]),
@@ -196,25 +228,29 @@ def test_a_server_that_is_gone_is_model_unavailable_over_both_protocols(tmp_path
         assert error.value.code == "model_unavailable"
 
 
-def test_sigterm_while_a_server_starts_ends_it_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_is_ended_while_it_starts_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     server = start_server(tmp_path, *FLAGS)
     while not any("triton_py" in name for name in watchdog.children(server.process.pid).values()):
         server.check_alive()
         time.sleep(0.05)
     family, had = watchdog.children(server.process.pid), belongings(server)
-    assert server.stop() == 128 + signal.SIGTERM, server.output()
+    code = -number if number == signal.SIGKILL else 128 + number
+    assert server.stop(number) == code, server.output()
     assert "ready: " not in server.output()
     assert all_lost(family)
     assert had
     assert not left_behind(server, had)
 
 
-def test_a_signal_while_models_load_ends_the_server(tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_a_server_whose_models_load(tmp_path: Path) -> None:
     server = start_server(tmp_path, *FLAGS)
     while "loading" not in server.output():
         server.check_alive()
         time.sleep(0.05)
-    assert server.stop(signal.SIGINT) == 128 + signal.SIGINT, server.output()
+    assert server.stop(signal.SIGHUP) == 128 + signal.SIGHUP, server.output()
     assert "Traceback" not in server.output()
 
 
@@ -232,15 +268,11 @@ class EndedByTheSameSignal:
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
-    def clear(self) -> None: ...
 
 
 def test_processes_that_end_by_the_signal_to_stop_are_no_fault() -> None:
-    telemetry, door = Telemetry(), EndedByTheSameSignal()
-    room = EngineRoom(
-        device="cpu", limits=Limits(), telemetry=telemetry, admission=Admission(1 << 20, telemetry)
-    )
-    assert watch(room, [door], door.stop_asked) == ""
+    door = EndedByTheSameSignal()
+    assert watch(empty_room(), [door], door.stop_asked) == ""
 
 
 def peak_bytes(pid: int) -> int:
@@ -295,17 +327,27 @@ def test_memory_does_not_grow_with_the_length_of_a_film(mortal: Server) -> None:
     assert long <= 1.15 * short, f"{short >> 20} MiB for ten seconds, {long >> 20} MiB for ten minutes"
 
 
-def test_a_killed_stub_ends_the_server_with_a_message(mortal: Server) -> None:
-    server = mortal
+def kill_a_stub(server: Server) -> None:
+    family = watchdog.children(server.process.pid)
+    next(process for process, name in family.items() if "triton_py" in name).kill()
+
+
+def test_triton_starts_again_after_a_stub_died_and_the_server_ends_after_the_next(mortal: Server) -> None:
+    server, clip = mortal, media.clip(frames=12, width=64, height=48)
+    kill_a_stub(server)
+    while "answers again" not in server.output():
+        server.check_alive()
+        time.sleep(0.1)
+    assert rows(server.grpc_url, clip) == rows(server.http_url, clip) == 12
     family, had = watchdog.children(server.process.pid), belongings(server)
-    stubs = [process for process, name in family.items() if "triton_py" in name]
-    stubs[0].kill()
+    kill_a_stub(server)
     code = server.process.wait(timeout=10)
     assert code == 4, server.output()
-    assert "died" in server.output()
+    assert "died, soon after another one" in server.output()
     assert all_lost(family)
     assert had
     assert not left_behind(server, had)
+    assert "Traceback" not in server.output()
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:

@@ -6,13 +6,11 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines.protocol.errors import InternalError
 from pipelines.serving.pytriton_patches import MENDS, mend_stub_files
-from pipelines.serving.triton import clean_at_once
 
 
 def stub_files() -> dict[str, bytes]:
@@ -42,14 +40,3 @@ def test_another_version_is_refused() -> None:
     files = {**stub_files(), "file:1/model.py": b"pass"}
     with pytest.raises(InternalError, match=re.escape("0 times 'json.loads(triton_request.parameters())'")):
         mend_stub_files(files)
-
-
-def test_all_models_are_told_to_end_before_the_first_is_waited_for() -> None:
-    told = list[str]()
-
-    def model(name: str) -> SimpleNamespace:
-        connector = SimpleNamespace(close=lambda: told.append(name))
-        return SimpleNamespace(_requests_respones_connectors=[connector])
-
-    clean_at_once([model("a"), model("b")], lambda: told.append("wait"))
-    assert told == ["a", "b", "wait"]

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,11 @@ def test_a_model_that_cannot_be_has_a_code_and_a_message(
 def test_offline_without_weights_the_error_names_the_ways_out(tmp_path: Path) -> None:
     closed = f"http://127.0.0.1:{free_ports(1)[0]}"
     env = {**os.environ, "TORCH_HOME": str(tmp_path), "https_proxy": closed, "http_proxy": closed}
-    done = run_server("--dry-run", "--device", "cpu", env=env)
+    with tempfile.TemporaryDirectory() as temp:
+        # As without a home, where torch's cache is among the temporary files.
+        env |= {"TMPDIR": temp, "XDG_CACHE_HOME": "none"}
+        done = run_server("--dry-run", "--device", "cpu", env=env)
+        assert os.listdir(temp) == []
     assert done.returncode == 3
     for way_out in ("--weights FILE", str(tmp_path), "--demo"):
         assert way_out in done.stderr

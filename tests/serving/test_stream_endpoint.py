@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import itertools
 import json
@@ -95,6 +96,18 @@ def ask(served: Served, request: Request) -> tuple[list[int], str, str]:
     text = bytes(rows[-1]["error"][0])
     token = bytes(rows[-1]["session"][0]).decode()
     return [int(row["seq"][0]) for row in rows], token, json.loads(text)["code"] if text else ""
+
+
+def test_who_waits_too_long_to_begin_is_refused_and_what_has_begun_goes_on() -> None:
+    """As if the pool had been busy: the requests came long before their first step."""
+    endpoint = dataclasses.replace(Served().endpoint, max_wait_s=1.0)
+    now_s = time.monotonic()
+    (refused,) = endpoint.rows(Request(b"3"), None, now_s - 2)
+    assert json.loads(bytes(refused["error"][0]))["code"] == "overloaded"
+    (first,) = endpoint.rows(Request(b"3", credits=1), None, now_s)
+    token = bytes(first["session"][0]).decode()
+    (second,) = endpoint.rows(Request(session=token, credits=1), None, now_s - 2)
+    assert [int(row["seq"][0]) for row in (first, second)] == [0, 1]
 
 
 def test_an_error_of_the_medium_is_the_streams_last_answer() -> None:
