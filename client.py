@@ -11,18 +11,31 @@ As a program: `python client.py --help`. It exits with 0 if all is well, 1 if so
 usage, 3 if the server cannot be reached or is not ready, 130 at Ctrl-C.
 """
 
+# ruff: noqa: E402 - interrupts are seen to before the long imports
 from __future__ import annotations
+
+import os
+import signal
+import sys
+
+INTERRUPTED = 130
+
+
+def _end_quietly(*_: object) -> None:
+    os._exit(INTERRUPTED)
+
+
+# While Python imports and while it ends, an interrupt would be a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end_quietly)
 
 import argparse
 import contextlib
-import json
-import os
+import itertools
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pipelines.protocol.answers import (
     ANSWERS,
@@ -33,15 +46,27 @@ from pipelines.protocol.answers import (
     EmbeddingAnswer,
     SegmentationAnswer,
 )
-from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TrividError
+from pipelines.protocol.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidOptions,
+    ModelUnavailable,
+    TrividError,
+)
+from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import OPTION_FIELDS, OPTION_TYPES, TRANSFER_OPTIONS
-from pipelines.sdk.client import DEFAULT_URL, MODEL, Client
-from pipelines.sdk.console import Screen
+from pipelines.sdk.client import DEFAULT_URL, LONGEST_S, MODEL, Client
+from pipelines.sdk.console import OutputLost, Screen
 from pipelines.sdk.files import Dump
+from pipelines.sdk.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaFile, Skipped
+from pipelines.sdk.folders import walk as _walk
 from pipelines.sdk.report import Summary, row_lines
 from pipelines.sdk.served import ModelInfo, ServerInfo, kind_of
+from pipelines.sdk.text import as_json
 
 __all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "ActionAnswer",
     "Answer",
     "ClassificationAnswer",
@@ -54,7 +79,7 @@ __all__ = [
     "main",
 ]
 
-OK, SOME_FAILED, WRONG_USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
+OK, SOME_FAILED, WRONG_USAGE, NO_SERVER = 0, 1, 2, 3
 
 EXAMPLES = """\
 examples:
@@ -74,17 +99,12 @@ exit codes: 0 all well, 1 some media failed (the others are done), 2 wrong usage
 3 server not reachable or not ready, 130 interrupted
 """
 
-LONGEST_S = 1e6
+# Bytes, so that what is added to it stays below what file systems take.
+LONGEST_STEM = 200
 SHORT_FLAGS = {"score_threshold": "--threshold", "start_s": "--start", "end_s": "--end"}
 OPTIONS = tuple(name for name in OPTION_FIELDS if name not in ("task", *TRANSFER_OPTIONS))
-SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "decoder")
+SELECTION = ("start_s", "end_s", "fps", "keyframes_only", "stride", "max_frames", "damaged", "decoder")
 CLIPS = ("clip_length", "clip_stride", "tail")
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".ogv"),
-    *(".h264", ".264", ".h265", ".265", ".hevc"),
-)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,8 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--video-paths", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of media")
-    add("--image-paths", nargs="+", type=Path, default=[], metavar="PATH", help="images, or folders of media")
+    paths: dict[str, Any] = {"nargs": "+", "action": "extend", "type": Path, "default": [], "metavar": "PATH"}
+    add("--video-paths", help="videos, or folders of media", **paths)
+    add("--image-paths", help="images, or folders of media", **paths)
     add("--task", choices=list(ANSWERS), help="task to run (default: that of the model)")
     add(
         "--model",
@@ -154,34 +175,31 @@ def _metavar(name: str) -> str:
     return {int: "N", float: "X"}.get(kind, "NAME")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaFile:
-    """A file to send."""
+def _list_media(
+    videos: Sequence[Path], images: Sequence[Path]
+) -> tuple[list[MediaFile], list[tuple[Path, Skipped]]]:
+    """The files named and the media in the folders named; of each folder, what is left out.
 
-    path: Path
-    is_video: bool
-
-
-def _list_media(videos: Sequence[Path], images: Sequence[Path]) -> list[MediaFile]:
-    """The files named, and the media in the folders named. Raises InvalidOptions where there is nothing."""
+    Raises InvalidOptions where there is nothing.
+    """
     media: list[MediaFile] = []
+    left_out: list[tuple[Path, Skipped]] = []
     for path, is_video in [*((path, True) for path in videos), *((path, False) for path in images)]:
         if not path.exists():
             raise InvalidOptions(f"{path}: no such file or folder")
-        found = list(_walk(path)) if path.is_dir() else [MediaFile(path=path, is_video=is_video)]
+        if not path.is_dir():
+            media.append(MediaFile(path=path, is_video=is_video))
+            continue
+        skipped = Skipped()
+        found = list(_walk(path, skipped))
         if not found:
             raise InvalidOptions(
-                f"{path}: no media in this folder", hint="name the file itself to send it as it is"
+                f"{path}: no media in this folder; skipped: {str(skipped) or 'nothing'}",
+                hint="name the file itself to send it as it is",
             )
         media.extend(found)
-    return media
-
-
-def _walk(folder: Path) -> Iterator[MediaFile]:
-    for path in sorted(folder.rglob("*")):
-        suffix = path.suffix.lower()
-        if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and path.is_file():
-            yield MediaFile(path=path, is_video=suffix in VIDEO_SUFFIXES)
+        left_out.append((path, skipped))
+    return media, left_out
 
 
 class Invocation:
@@ -199,7 +217,7 @@ class Invocation:
             del pictures["mask"]
         self._options: dict[str, str] = pictures | {k: v for k, v in given.items() if v is not None}
         self._folder = self._find_folder()
-        self._stems: dict[str, int] = {}
+        self._stems: set[str] = set()
 
     def _find_folder(self) -> Path | None:
         """The folder for files, if there will be any. Raises InvalidOptions where a file is in its place."""
@@ -219,8 +237,6 @@ class Invocation:
                 self._send(medium)
                 done += 1
             except (TrividError, OSError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
                 self._screen.complain(error, medium.path)
                 if isinstance(error, ModelUnavailable):
                     return NO_SERVER
@@ -252,70 +268,124 @@ class Invocation:
 
     def _answers(self, medium: MediaFile, options: dict[str, str]) -> Iterator[Answer]:
         options = options | self._address
-        stream = medium.is_video if self._arguments.stream is None else self._arguments.stream
+        stream = medium.may_be_long if self._arguments.stream is None else self._arguments.stream
         if stream:
             return self._client.ask_stream(self._kind, medium.path, options)
-        return iter([self._client.ask(self._kind, medium.path, options)])
+        return (self._client.ask(self._kind, path, options) for path in [medium.path])
 
     def _show(self, medium: MediaFile, answers: Iterator[Answer], dump: Dump | None) -> None:
         """Print and save answers as they come, and without --json a line for the whole file at the end."""
-        summary = Summary()
+        summary, faults = Summary(), list[TrividError]()
         self._screen.frames(medium.path, 0)
-        for answer in answers:
-            lines = list(row_lines(str(medium.path), answer, with_mask=self._options.get("mask") == "rle"))
+        for answer in _until_fault(answers, faults):
+            with reading():
+                lines = list(
+                    row_lines(str(medium.path), answer, with_mask=self._options.get("mask") == "rle")
+                )
+                summary.add(answer)
             if dump is not None:
                 dump.write(answer, lines)
             if self._arguments.json:
                 for line in lines:
                     self._screen.say(line)
-            summary.add(answer)
             self._screen.frames(medium.path, len(answer))
-        if not self._arguments.json:
+        if not self._arguments.json and (summary.rows or not faults):
             where = "" if dump is None else f"; files in {self._folder}"
             self._screen.say(f"{medium.path}: {summary}{where}")
+        for fault in faults:
+            raise fault
 
     def _stem(self, path: Path) -> str:
-        """The file's name without suffix, numbered where several files share it."""
-        count = self._stems[path.stem] = self._stems.get(path.stem, 0) + 1
-        return path.stem if count == 1 else f"{path.stem}-{count}"
+        """The file's name without suffix, shortened if too long, numbered where several files share it."""
+        stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_STEM])
+        names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        free = next(name for name in names if name not in self._stems)
+        self._stems.add(free)
+        return free
+
+
+def _until_fault(answers: Iterator[Answer], faults: list[TrividError]) -> Iterator[Answer]:
+    """The answers up to an error, and what came with it. The error goes into `faults`."""
+    try:
+        yield from answers
+    except TrividError as error:
+        faults.append(error)
+        if error.answer is not None:
+            yield error.answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code (argparse exits by itself, with 2, at an unknown flag)."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell, in one line
     screen = Screen(0)
     try:
-        media = _list_media(arguments.video_paths, arguments.image_paths)
-        if not media and not arguments.info:
-            parser.error("nothing to do: name --video-paths, --image-paths or --info")
-        screen = Screen(len(media))
-        token = arguments.token or os.environ.get("TRIVID_TOKEN", "")
-        with Client(arguments.url, timeout_s=arguments.timeout, token=token) as client:
-            info = client.info()
-            if arguments.info:
-                screen.say(json.dumps(info, indent=2, ensure_ascii=False))
-            code = OK
-            if media:
-                code = Invocation(client, info, arguments, screen).send_all(media)
+        return _run(argv, screen)
+    except KeyboardInterrupt:
         screen.clear()
-        return code
+        return INTERRUPTED
+    finally:
+        screen.close()
+
+
+def _run(argv: Sequence[str] | None, screen: Screen) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not (arguments.video_paths or arguments.image_paths or arguments.info):
+        parser.error("nothing to do: name --video-paths, --image-paths or --info")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell, in one line
+    try:
+        return _ask(arguments, screen)
     except TrividError as error:
         screen.complain(error)
         if isinstance(error, ModelUnavailable | DeadlineExceeded):
             return NO_SERVER
         return WRONG_USAGE if isinstance(error, InvalidOptions) else SOME_FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout has left
+    except OutputLost as error:
+        if not isinstance(error.__cause__, BrokenPipeError):  # whoever read stdout may leave
+            screen.complain(error)
         return SOME_FAILED
     except OSError as error:
-        screen.complain(error, Path(str(error.filename or "")))
+        screen.complain(error)
         return WRONG_USAGE
+    except Exception as error:  # noqa: BLE001 - the program's border: it ends in a sentence, not a traceback
+        screen.complain(
+            InternalError(f"{type(error).__name__}: {error}", hint="a fault of the client: report it")
+        )
+        return SOME_FAILED
+
+
+def _ask(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Ask for all that the arguments name; returns the exit code."""
+    media, left_out = _list_media(arguments.video_paths, arguments.image_paths)
+    screen.total = len(media)
+    token = arguments.token or os.environ.get("TRIVID_TOKEN", "")
+    with Client(arguments.url, timeout_s=arguments.timeout, token=token) as client:
+        info = client.info()
+        if arguments.info:
+            for line in as_json(info, indent=2).split("\n"):
+                screen.say(line)
+        code = Invocation(client, info, arguments, screen).send_all(media) if media else OK
+    for folder, skipped in left_out:
+        if str(skipped):
+            screen.note(f"skipped in {folder}: {skipped}")
+        if skipped.unread:
+            code = code or SOME_FAILED
+    screen.clear()
+    return code
+
+
+def _program() -> int:
+    """`main`, interrupted without a traceback whenever it happens."""
+    quiet = signal.getsignal(signal.SIGINT) is _end_quietly
+    try:
+        if quiet:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main()
+        if quiet:
+            signal.signal(signal.SIGINT, _end_quietly)
     except KeyboardInterrupt:
-        screen.clear()
         return INTERRUPTED
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_program())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
+import re
+import stat
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,11 +24,21 @@ from pipelines.protocol.answers import (
     answer_columns,
 )
 from pipelines.protocol.columns import ERROR_COLUMN, STREAM_COLUMNS, Column, Tensor
-from pipelines.protocol.errors import DeadlineExceeded, InvalidOptions, ModelUnavailable, TooLarge
+from pipelines.protocol.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidMedia,
+    InvalidOptions,
+    ModelUnavailable,
+    TooLarge,
+    TrividError,
+)
 from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import TRANSFER_OPTIONS, Scalar
+from pipelines.sdk.folders import special_kind
+from pipelines.sdk.proxies import proxy_of
 from pipelines.sdk.pulls import Pulls
-from pipelines.sdk.served import ServerInfo, endpoint_of, kind_of
+from pipelines.sdk.served import ServerInfo, endpoint_of, kind_of, read_info
 from pipelines.sdk.transport import Call, Transport, parse_address
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
@@ -41,10 +54,17 @@ MODEL = "model"
 
 Media = bytes | str | os.PathLike[str]
 AnswerT = TypeVar("AnswerT", bound=Answer)
+T = TypeVar("T")
+# How a call fails whose endpoint has gone, or is another model's since.
+OUTDATED = (ModelUnavailable, InternalError)
+LONGEST_S = 1e6
 
 
 class Client:
     """A connection to one server. Calls end in time, and raise errors of `pipelines.protocol.errors`.
+
+    It outlives its server: what it knows of it (models, limits) is asked again where that may be out of date.
+    Threads may share it, and a process that was forked may go on with it, except with a stream begun before.
 
     Args:
         url: `grpc://host:8001`, `http://host:8000`, or `grpcs://` and `https://` with TLS.
@@ -56,7 +76,7 @@ class Client:
         if not timeout_s > 0:
             raise InvalidOptions(f"timeout_s={timeout_s:g} is not above 0")
         self._transport = _connect(url, token)
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, LONGEST_S)
         self._known: ServerInfo | None = None
 
     def __enter__(self) -> Client:
@@ -120,8 +140,19 @@ class Client:
         return self.ask_stream(self._kind(model), media, {**options, MODEL: model})
 
     def ask(self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]) -> AnswerT:
-        """One answer of a kind, from the model that `options` name, else from the only one of its task."""
-        return _answer(kind, self._transport.infer(self._call(kind, media, options, stream=False)))
+        """One answer of a kind, from the model that `options` name, else from the only one of its task.
+
+        The error of a medium that breaks off has what was answered before it as its `answer`.
+        """
+        deadline, known = time.monotonic() + self._timeout_s, self._known
+        call = self._call(kind, media, options, deadline)
+        try:
+            return _answer(kind, self._transport.infer(call))
+        except OUTDATED:
+            other = self._other_call(call, known, lambda: self._call(kind, media, options, deadline))
+            if other is None:
+                raise
+        return _answer(kind, self._transport.infer(other))
 
     def ask_stream(
         self, kind: type[AnswerT], media: Media, options: Mapping[str, Scalar]
@@ -131,7 +162,12 @@ class Client:
         They are requested a few at a time, as the caller takes them. A caller that takes none for 30 s loses
         the rest, with Cancelled: the server has closed the stream.
         """
-        return self._answers(kind, Pulls(self._transport, self._call(kind, media, options, stream=True)))
+        known = self._known
+
+        def make() -> Call:
+            return self._call(kind, media, options, time.monotonic() + self._timeout_s, stream=True)
+
+        return self._answers(kind, make(), known, make)
 
     def info(self) -> ServerInfo:
         """What the server says about itself now."""
@@ -161,29 +197,41 @@ class Client:
 
     def _info(self, timeout_s: float) -> ServerInfo:
         call = Call(model=STATUS, input_name="query", data=b"", columns=STATUS_COLUMNS, timeout_s=timeout_s)
+        self._known = None
         columns = self._transport.infer(call)
         with reading():
-            _raise_error(columns)
-            info: ServerInfo = json.loads(columns["status"][0])
-            info.setdefault("decoders", {})  # a server that has read nothing yet sends no counts
-            if missing := ServerInfo.__annotations__.keys() - info.keys():
-                raise ValueError(f"the status lacks {', '.join(sorted(missing))}")
+            if error := _error(columns):
+                raise error
+            info = read_info(columns["status"][0])
         self._known = info
         return info
 
-    def _call(self, kind: type[Answer], media: Media, options: Mapping[str, Scalar], *, stream: bool) -> Call:
+    def _call(
+        self,
+        kind: type[Answer],
+        media: Media,
+        options: Mapping[str, Scalar],
+        deadline: float,
+        *,
+        stream: bool = False,
+    ) -> Call:
         """The request for a medium; asking for the server's limits takes from the call's own time."""
         for name in TRANSFER_OPTIONS:
             if name in options:
                 raise InvalidOptions(
                     f"{name} is not for callers", hint="media are bytes or a path; streams pull automatically"
                 )
-        deadline = time.monotonic() + self._timeout_s
-        info = self._known or self._info(self._timeout_s)
-        endpoint = endpoint_of(kind.task, str(options.get(MODEL, "")), info)
-        size = len(media) if isinstance(media, bytes) else Path(media).stat().st_size
-        if size > (limit := info["max_media_bytes"]):
-            raise TooLarge(f"media of {size} bytes, the server takes {limit}", hint="send a shorter medium")
+        size = len(media) if isinstance(media, bytes) else _file_size(media)
+
+        def admit(info: ServerInfo) -> str:
+            endpoint = endpoint_of(kind.task, str(options.get(MODEL, "")), info)
+            if size > (limit := info["max_media_bytes"]):
+                raise TooLarge(
+                    f"media of {size} bytes, the server takes {limit}", hint="send a shorter medium"
+                )
+            return endpoint
+
+        endpoint = self._judge(admit, deadline)
         return Call(
             model=f"{endpoint}_stream" if stream else endpoint,
             input_name="media",
@@ -193,21 +241,70 @@ class Client:
             parameters={name: value for name, value in options.items() if name != MODEL},
         )
 
-    def _kind(self, model: str) -> type[Answer]:
-        return kind_of(self._known or self._info(self._timeout_s), model=model)[0]
+    def _judge(self, judge: Callable[[ServerInfo], T], deadline: float) -> T:
+        """What `judge` makes of the server's facts; before it refuses, they are asked anew."""
+        if self._known is not None:
+            with contextlib.suppress(InvalidOptions, TooLarge, ModelUnavailable):
+                return judge(self._known)
+        return judge(self._info(deadline - time.monotonic()))
 
-    def _answers(self, kind: type[AnswerT], pulls: Pulls) -> Generator[AnswerT, None, None]:
-        with contextlib.closing(pulls.rows()) as rows:
-            for columns in rows:
-                yield _answer(kind, columns)
+    def _other_call(self, call: Call, known: ServerInfo | None, make: Callable[[], Call]) -> Call | None:
+        """After a call that failed: one to another endpoint, where the server has changed since `known`."""
+        self._known = None
+        if known is None:
+            return None
+        with contextlib.suppress(TrividError):
+            other = make()
+            return None if other.model == call.model else other
+        return None
+
+    def _kind(self, model: str) -> type[Answer]:
+        deadline = time.monotonic() + self._timeout_s
+        return self._judge(lambda info: kind_of(info, model=model)[0], deadline)
+
+    def _answers(
+        self, kind: type[AnswerT], call: Call, known: ServerInfo | None, make: Callable[[], Call]
+    ) -> Generator[AnswerT, None, None]:
+        pulls = Pulls(self._transport, call)
+        try:
+            return (yield from _read(kind, pulls))
+        except OUTDATED:
+            other = None if pulls.begun else self._other_call(call, known, make)
+            if other is None:
+                raise
+        yield from _read(kind, Pulls(self._transport, other))
+
+
+def _read(kind: type[AnswerT], pulls: Pulls) -> Generator[AnswerT, None, None]:
+    with contextlib.closing(pulls.rows()) as rows:
+        for columns in rows:
+            yield _answer(kind, columns)
+
+
+def _file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file. Raises InvalidMedia for a pipe, a device or a socket: reading may never end."""
+    found = Path(path).stat()
+    if kind := special_kind(found.st_mode):
+        raise InvalidMedia(
+            f"{os.fspath(path)} is a {kind}, not a file", hint="save it as a file, or send bytes"
+        )
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    return found.st_size
 
 
 def _connect(url: str, token: str) -> Transport:
     """The transport for a URL's scheme; nothing is sent yet."""
     address = parse_address(url)
+    address = replace(address, proxy=proxy_of(address.scheme, address.host, address.port, os.environ))
+    if not re.fullmatch(r"[!-~]*", token):
+        raise InvalidOptions("the token holds a blank or a sign that is not ASCII", hint="is it whole?")
     if address.scheme.startswith("grpc"):
-        from pipelines.sdk.grpc_transport import GrpcTransport  # HTTP needs no grpc
-
+        try:
+            from pipelines.sdk.grpc_transport import GrpcTransport  # HTTP needs no grpc
+        except ImportError as error:
+            hint = "pip install 'tritonclient[grpc]', or use HTTP, by default port 8000"
+            raise InvalidOptions(f"{address} needs tritonclient: {error}", hint=hint) from None
         return GrpcTransport(address, token)
     from pipelines.sdk.http_transport import HttpTransport
 
@@ -215,12 +312,16 @@ def _connect(url: str, token: str) -> Transport:
 
 
 def _answer(kind: type[AnswerT], columns: Mapping[str, Tensor]) -> AnswerT:
+    """The answer; or raise the error that it holds, with the rows that came before it."""
     with reading():
-        _raise_error(columns)
+        if error := _error(columns):
+            if columns["count"][0]:
+                error.answer = kind.from_columns(columns)
+            raise error
         return kind.from_columns(columns)
 
 
-def _raise_error(columns: Mapping[str, Tensor]) -> None:
-    """Raise what the `error` column says, if it says anything."""
-    if text := bytes(columns["error"][0]):
-        raise errors.from_json(text)
+def _error(columns: Mapping[str, Tensor]) -> errors.TrividError | None:
+    """What the `error` column says, if it says anything."""
+    text = bytes(columns["error"][0])
+    return errors.from_json(text) if text else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from pipelines.protocol.answers import Answer, DetectionAnswer, SegmentationAnswer
 
@@ -22,15 +22,15 @@ class Dump:
         self._folder, self._stem = folder, stem
         self._overlay, self._mask = OVERLAY_NAMES.get(overlay), MASK_NAMES.get(mask)
         # Opened at the first answer, so that a request that fails leaves the files of an earlier one.
-        self._lines: IO[str] | None = None
-        self._film: IO[bytes] | None = None
+        self._lines: FileIO | None = None
+        self._film: FileIO | None = None
 
     def write(self, answer: Answer, lines: list[str]) -> None:
         """Write the JSON lines, and all pictures that the answer holds."""
         if self._lines is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (self._folder / f"{self._stem}.jsonl").open("w", encoding="utf-8")
-        self._lines.writelines(f"{line}\n" for line in lines)
+            self._lines = self._open(f"{self._stem}.jsonl")
+        self._save(self._lines, "".join(f"{line}\n" for line in lines).encode())
         names = [f"{index:06d}" for index in answer.frame_index]
         self._pictures(answer, names, answer.overlay, self._overlay)
         if isinstance(answer, SegmentationAnswer):
@@ -39,8 +39,8 @@ class Dump:
             self._pictures(answer, _box_names(answer), answer.mask, self._mask)
         if answer.video:
             if self._film is None:
-                self._film = (self._folder / f"{self._stem}_overlay.mp4").open("wb")
-            self._film.write(answer.video)
+                self._film = self._open(f"{self._stem}_overlay.mp4")
+            self._save(self._film, answer.video)
 
     def write_originals(self, answer: Answer) -> None:
         """Write frames that were requested as JPEG with nothing drawn on them."""
@@ -59,7 +59,21 @@ class Dump:
         kind = NETPBM_KINDS.get(Path(name).suffix)
         head = f"{kind}\n{answer.width_px} {answer.height_px}\n255\n".encode() if kind else b""
         for number, picture in zip(numbers, pictures, strict=False):
-            self.path(number, name).write_bytes(head + picture)
+            with self._open(self.path(number, name).name) as file:
+                self._save(file, head + picture)
+
+    def _open(self, name: str) -> FileIO:
+        """A file of its own, unbuffered: what cannot be written is known at once."""
+        return FileIO(self._folder / name, "w")
+
+    def _save(self, file: FileIO, data: bytes) -> None:
+        """Write all of it. Raises OSError with the file's name, such as that of a full disk."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, file.name) from None
 
     def __enter__(self) -> Dump:
         return self

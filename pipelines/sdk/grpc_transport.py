@@ -6,18 +6,20 @@ answer. A call on the stub is pulled, so a slow reader slows the server down.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pipelines.protocol.columns import Tensor
 from pipelines.protocol.errors import Cancelled, InternalError, ModelUnavailable, TrividError
-from pipelines.protocol.kserve import pack_bytes, read_columns, read_tensor, wire_parameters
+from pipelines.protocol.kserve import pack_bytes, read_columns, read_tensor, reading, wire_parameters
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.transport import (
     Address,
@@ -27,6 +29,7 @@ from pipelines.sdk.transport import (
     broken_off_error,
     deadline_error,
     server_error,
+    stranger_error,
     too_large_error,
     trust_error,
     unreachable_error,
@@ -38,63 +41,116 @@ CHANNEL_OPTIONS = (
     # Callers that wait for a server's start want to know soon; gRPC would retry only after up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Else channels to one address share a connection: a child's with its parent's, a new with a broken one.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 # gRPC turns a proxy's HTTP answer into a text like "Received http2 header with status: 413".
 PROXY_STATUS = re.compile(r"status: (\d{3})")
 
 
+# The calls under way, and whether there was one when this process was forked: gRPC is then in pieces here.
+_under_way: set[object] = set()
+_forked_amid = False
+
+
+def _look_back() -> None:
+    global _forked_amid
+    _forked_amid = _forked_amid or bool(_under_way)
+    _under_way.clear()
+
+
+os.register_at_fork(after_in_child=_look_back)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    call = object()
+    _under_way.add(call)
+    try:
+        yield
+    finally:
+        _under_way.discard(call)
+
+
 class GrpcTransport:
-    """One channel; calls may come from several threads."""
+    """One channel at a time; calls may come from several threads, and from processes forked from this one."""
 
     def __init__(self, address: Address, token: str = "") -> None:
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = (
-            grpc.secure_channel(address.netloc, _credentials(), CHANNEL_OPTIONS)
-            if address.secure
-            else grpc.insecure_channel(address.netloc, CHANNEL_OPTIONS)
-        )
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._closed = False
+        self._opened: _Opened | None = None
+        self._left: list[_Opened] = []
+
+    @property
+    def _stub(self) -> Any:
+        """The stub of an open channel; another one after a fork, and after a channel that failed.
+
+        A channel that failed would wait before it connects again, though the server may be back. One of the
+        process that this was forked from has no threads here, so it is neither used nor closed nor freed.
+        """
+        if self._closed:
+            raise Cancelled("the call was not made: the client is closed")
+        if _forked_amid:
+            raise Cancelled(
+                "gRPC cannot be used here: this process was forked while another thread was in a gRPC call",
+                hint="use http://, or fork while no call and no stream is under way, or spawn the process",
+            )
+        opened = self._opened
+        if opened is not None and opened.pid != os.getpid():
+            self._left.append(opened)
+            opened = None
+        if opened is None:
+            opened = self._opened = _open(self.address)
+        return opened.stub
 
     def infer(self, call: Call) -> dict[str, Tensor]:
         """The one answer of a unary endpoint."""
         request = _request(call, (1, 1))
-        reply = self._unary(self._stub.ModelInfer, request, call.timeout_s)
-        return read_columns(call.columns, _tensors(reply))
+        reply = self._unary("ModelInfer", request, call.timeout_s)
+        return _columns(call, reply)
 
     def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator cancels the call."""
         # The request stream ends after one request, so the server ends its stream after the last answer.
         requests = iter([_request(call, (1,))])
-        try:
-            replies = self._stub.ModelStreamInfer(requests, metadata=self._metadata)
-        except ValueError as error:  # what gRPC raises if the channel is closed
-            raise Cancelled(f"the call was not made: {error}") from None
-        try:
-            while (reply := self._next(replies, call.timeout_s)) is not None:
-                if reply.error_message:
-                    raise server_error(reply.error_message)
-                if reply.infer_response.outputs:
-                    yield read_columns(call.columns, _tensors(reply.infer_response))
-        finally:
-            replies.cancel()
+        ask = self._stub.ModelStreamInfer
+        with _noted():
+            try:
+                replies = ask(requests, metadata=self._metadata)
+            except ValueError as error:  # what gRPC raises if the channel is closed
+                raise Cancelled(f"the call was not made: {error}") from None
+            try:
+                while (reply := self._next(replies, call.timeout_s)) is not None:
+                    if reply.error_message:
+                        raise server_error(reply.error_message)
+                    if reply.infer_response.outputs:
+                        yield _columns(call, reply.infer_response)
+            finally:
+                replies.cancel()
 
     def check_ready(self, model: str, timeout_s: float) -> None:
         """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
         request = service_pb2.ModelReadyRequest(name=model)
-        if not self._unary(self._stub.ModelReady, request, timeout_s).ready:
+        if not self._unary("ModelReady", request, timeout_s).ready:
             raise ModelUnavailable(
                 f"{model} at {self.address} is not ready", hint="is the server still starting?"
             )
 
     def close(self) -> None:
-        self._channel.close()
+        self._closed = True
+        if self._opened is not None and self._opened.pid == os.getpid():
+            self._opened.channel.close()
 
-    def _unary(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _unary(self, method: str, request: Any, timeout_s: float) -> Any:
+        ask = getattr(self._stub, method)
         try:
-            return method(request, timeout=max(timeout_s, 0.0), metadata=self._metadata)
+            with _noted():
+                return ask(request, timeout=max(timeout_s, 0.0), metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._typed(error, timeout_s) from None
+        except ValueError as error:  # what gRPC raises if the channel is closed
+            raise Cancelled(f"the call was not made: {error}") from None
 
     def _next(self, replies: Any, timeout_s: float) -> Any:
         """The next reply, None at the end. Cancels the call if it takes longer than `timeout_s`."""
@@ -106,6 +162,7 @@ class GrpcTransport:
             except grpc.RpcError as error:
                 failure = self._typed(error, timeout_s)
         if watchdog.expired:
+            self._opened = None
             raise deadline_error(self.address, timeout_s)
         if failure is not None:
             raise failure
@@ -113,6 +170,8 @@ class GrpcTransport:
 
     def _typed(self, error: Any, timeout_s: float) -> TrividError:
         code, details = error.code(), error.details() or ""
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            self._opened = None  # calls that are under way keep its channel
         proxy_status = PROXY_STATUS.search(details)
         if proxy_status and proxy_status[1] == "413":
             return too_large_error(self.address)
@@ -131,10 +190,35 @@ class GrpcTransport:
             lowered = details.lower()
             if "handshake" in lowered:
                 return trust_error(self.address, details)
-            if "closed" in lowered:
+            if "closed" in lowered or "reset by peer" in lowered:
                 return broken_off_error(self.address)
+            if "parsing http/2" in lowered:
+                return stranger_error(self.address, "does not speak gRPC")
             return unreachable_error(self.address, details)
         return typed
+
+
+class _Opened(NamedTuple):
+    """A channel, its stub, and the process that opened it."""
+
+    pid: int
+    channel: Any
+    stub: Any
+
+
+def _open(address: Address) -> _Opened:
+    proxy = address.proxy
+    way: tuple[str, str | int] = ("grpc.enable_http_proxy", 0)
+    if proxy is not None:
+        login = f"{quote(proxy.login, safe=':')}@" if proxy.login else ""
+        way = ("grpc.http_proxy", f"http://{login}{proxy.netloc}")
+    options = (*CHANNEL_OPTIONS, way)
+    channel = (
+        grpc.secure_channel(address.netloc, _credentials(), options)
+        if address.secure
+        else grpc.insecure_channel(address.netloc, options)
+    )
+    return _Opened(os.getpid(), channel, service_pb2_grpc.GRPCInferenceServiceStub(channel))
 
 
 def _credentials() -> Any:
@@ -171,6 +255,11 @@ def _parameters(parameters: Mapping[str, Scalar]) -> dict[str, Any]:
         else:
             fields[name] = service_pb2.InferParameter(string_param=str(value))
     return fields
+
+
+def _columns(call: Call, reply: Any) -> dict[str, Tensor]:
+    with reading():
+        return read_columns(call.columns, _tensors(reply))
 
 
 def _tensors(reply: Any) -> dict[str, Tensor]:

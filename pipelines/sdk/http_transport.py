@@ -25,7 +25,14 @@ from pipelines.protocol.errors import (
     TrividError,
     from_json,
 )
-from pipelines.protocol.kserve import pack_bytes, read_columns, read_json, read_tensor, wire_parameters
+from pipelines.protocol.kserve import (
+    pack_bytes,
+    read_columns,
+    read_json,
+    read_tensor,
+    reading,
+    wire_parameters,
+)
 from pipelines.sdk.transport import (
     Address,
     Call,
@@ -34,10 +41,11 @@ from pipelines.sdk.transport import (
     broken_off_error,
     deadline_error,
     server_error,
+    stranger_error,
     too_large_error,
     trust_error,
     unreachable_error,
-    wrong_port_hint,
+    way_hint,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -68,7 +76,7 @@ class HttpTransport:
         """The one answer of a unary endpoint."""
         request = binary_request(call)
         with self._open(call.timeout_s) as exchange:
-            return exchange.guard(lambda: read_answer(call, exchange.send(request)))
+            return exchange.guard(lambda: read_answer(self.address, call, exchange.send(request)))
 
     def stream(self, call: Call) -> Generator[dict[str, Tensor], None, None]:
         """The answers of a stream endpoint; closing the iterator closes the connection."""
@@ -83,7 +91,9 @@ class HttpTransport:
         with self._open(call.timeout_s) as exchange:
             events = _Events(exchange.guard(lambda: exchange.send(request)))
             while (event := exchange.guard(events.read)) is not None:
-                yield read_columns(call.columns, read_json(call.columns, event))
+                with reading():
+                    row = read_columns(call.columns, read_json(call.columns, event))
+                yield row
 
     def check_ready(self, model: str, timeout_s: float) -> None:
         """Return if the model is ready, raise ModelUnavailable or DeadlineExceeded if not."""
@@ -116,12 +126,21 @@ class _Exchange:
     ) -> None:
         self._address, self._headers, self._timeout_s = address, headers, max(timeout_s, 1e-3)
         self._connected = False
-        host, port = address.host, address.port
+        place = address.netloc if address.proxy is None else address.proxy.netloc
         self.connection = (
-            http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+            http.client.HTTPConnection(place, timeout=self._timeout_s)
             if tls is None
-            else http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=tls)
+            else http.client.HTTPSConnection(place, timeout=self._timeout_s, context=tls)
         )
+        self._start = address.prefix
+        if address.proxy is not None:
+            login = base64.b64encode(address.proxy.login.encode()).decode()
+            permit = {"Proxy-Authorization": f"Basic {login}"} if login else {}
+            if tls is None:
+                self._start = str(address)
+                self._headers = {**headers, **permit}
+            else:
+                self.connection.set_tunnel(address.host, address.port, headers=permit)
 
     def send(self, request: Request) -> http.client.HTTPResponse:
         """Send, and wait for the head of a good answer; for any other, raise its typed error."""
@@ -131,7 +150,7 @@ class _Exchange:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.request(
                 request.method,
-                self._address.prefix + request.path,
+                self._start + request.path,
                 body=request.body or None,
                 headers={**self._headers, **request.headers},
             )
@@ -162,8 +181,7 @@ class _Exchange:
         if isinstance(error, TimeoutError):
             return deadline_error(self._address, self._timeout_s)
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            wrong = f"{self._address} does not speak HTTP"
-            return ModelUnavailable(wrong, hint=wrong_port_hint(self._address))
+            return stranger_error(self._address, "does not speak HTTP")
         if self._connected:
             return broken_off_error(self._address)
         if isinstance(error, ssl.SSLError):
@@ -174,26 +192,36 @@ class _Exchange:
 def raise_for_status(address: Address, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     """The same response, if it is a success; else raises its typed error."""
     if response.status != http.HTTPStatus.OK:
-        raise _status_error(address, response.status, response.read())
+        where = response.headers.get("Location", "")
+        raise _status_error(address, response.status, response.read(), where)
     return response
 
 
-def read_answer(call: Call, response: http.client.HTTPResponse) -> dict[str, Tensor]:
-    """The columns of a good response to `binary_request`. Raises InternalError where they cannot be read."""
+def read_answer(address: Address, call: Call, response: http.client.HTTPResponse) -> dict[str, Tensor]:
+    """The columns of a good response to `binary_request`.
+
+    Raises:
+        ModelUnavailable: it is another server's; InternalError: the columns cannot be read.
+    """
     body = response.read()
-    return read_columns(call.columns, _binary_tensors(response.headers.get(HEADER_LENGTH), body))
+    if HEADER_LENGTH not in response.headers:
+        raise stranger_error(address, f"is not a Trivid server: its answer begins {body[:20]!r}")
+    with reading():
+        return read_columns(call.columns, _binary_tensors(response.headers[HEADER_LENGTH], body))
 
 
-def _status_error(address: Address, status: int, body: bytes) -> TrividError:
+def _status_error(address: Address, status: int, body: bytes, location: str = "") -> TrividError:
     """The typed error of a status and body: Triton's `{"error": …}`, the front's JSON, a proxy's page."""
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     fields: dict[str, Any] = told if isinstance(told, dict) else {}
     message = str(fields.get("error", ""))
-    if fields.get("code") in BY_CODE and "message" in fields:
+    if str(fields.get("code")) in BY_CODE and "message" in fields:
         return from_json(body)
+    if 300 <= status < 400:
+        return stranger_error(address, f"sends its callers on to {location[:200]!r} (HTTP {status})")
     if status in (401, 403):
         return access_error(address)
     if status == 413:
@@ -201,11 +229,13 @@ def _status_error(address: Address, status: int, body: bytes) -> TrividError:
     if status == 429:
         return Overloaded(f"{address} has no room for this request", hint="try again later")
     if status in (408, 504):
-        return DeadlineExceeded(f"{address} did not answer its proxy in time")
+        return DeadlineExceeded(f"{address} did not answer its proxy in time", hint=way_hint(address, ""))
     typed = server_error(message or f"HTTP {status} {http.client.responses.get(status, '')}")
-    if status in (404, 405, 502, 503) and isinstance(typed, InternalError):
-        wrong = f"{address} does not serve this: HTTP {status} {message}".rstrip()
-        return ModelUnavailable(wrong, hint=wrong_port_hint(address) if status == 405 else "")
+    if status in (404, 405, 407, 502, 503) and isinstance(typed, InternalError):
+        wrong = f"does not serve this: HTTP {status} {message}".rstrip()
+        if status == 405:
+            return stranger_error(address, wrong)
+        return ModelUnavailable(f"{address} {wrong}", hint=way_hint(address, ""))
     return typed
 
 
@@ -240,7 +270,7 @@ def _binary_tensors(head_bytes: str | None, body: bytes) -> dict[str, Tensor]:
             raw = body[offset : offset + size]
             tensors[output["name"]] = read_tensor(output["datatype"], output["shape"], raw)
             offset += size
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InternalError(f"the answer is not KServe v2 in binary form: {error!r}") from None
     return tensors
 
@@ -275,7 +305,7 @@ class _Events:
 def _event(text: bytes) -> dict[str, Any]:
     try:
         event = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InternalError(f"the stream holds an event that is not JSON: {error}") from None
     if not isinstance(event, dict):
         raise InternalError("the stream holds an event that is not a JSON object")

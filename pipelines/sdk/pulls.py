@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
 
 from pipelines.protocol.columns import Row
-from pipelines.protocol.errors import ModelUnavailable, TrividError
+from pipelines.protocol.errors import Cancelled, ModelUnavailable, TrividError
 from pipelines.protocol.kserve import reading
 from pipelines.protocol.options import Scalar
 from pipelines.sdk.transport import Call, Transport, broken_off_error
@@ -42,12 +43,19 @@ class Pulls:
         self._last_seq = -1
         self._ended = False
         self._open: Generator[Row, None, None] | None = None
+        self._pid = os.getpid()
+
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has come."""
+        return self._last_seq >= 0
 
     def rows(self) -> Generator[Row, None, None]:
         """The rows of all pulls; closing the generator ends the stream on the server too.
 
         Raises:
             ModelUnavailable: the connection broke in the first pull, or twice without an answer in between.
+            Cancelled: another process goes on with it: the stream is that of the process that began it.
             TrividError: whatever else the transport raises.
         """
         credits = FIRST_CREDITS
@@ -90,6 +98,8 @@ class Pulls:
                 yield row
                 return
             yield row
+            if os.getpid() != self._pid:
+                raise Cancelled("the stream was begun before a fork", hint="begin another in this process")
         raise broken_off_error(self._transport.address)
 
     def _note(self, row: Row) -> bool:
@@ -110,6 +120,8 @@ class Pulls:
         there is none yet, comes with the second answer.
         """
         if sys.is_finalizing():  # no thread can start now, and a call would wait for ever
+            return
+        if os.getpid() != self._pid:  # the stream is its parent's
             return
         rows = self._open or ()
         with contextlib.suppress(TrividError):

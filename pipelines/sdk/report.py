@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.protocol.answers import (
+    MARKS,
     ActionAnswer,
     Answer,
     ClassificationAnswer,
@@ -19,6 +20,7 @@ from pipelines.protocol.answers import (
     SegmentationAnswer,
 )
 from pipelines.protocol.errors import InternalError
+from pipelines.sdk.text import as_json, one_line
 
 Line = dict[str, Any]
 
@@ -26,11 +28,13 @@ Line = dict[str, Any]
 def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator[str]:
     """A JSON object for each frame or clip, and at the end one for the mean over the medium, if any.
 
-    A medium of no frames has no mean. `with_mask` adds run lengths (the option `mask=rle`).
+    Marks stand where they are not 0. A medium of no frames has no mean. `with_mask` adds run lengths (the
+    option `mask=rle`). Names that are not UTF-8 are as `os.fsdecode` gives them, with escapes.
     """
     content = REPORTS[type(answer)].line
     for row, index in enumerate(answer.frame_index):
         line = {"file": file, "frame_index": int(index), "pts_s": float(answer.pts_s[row])}
+        line |= {name: int(value) for name in MARKS if (value := getattr(answer, name)[row])}
         yield _json({**line, **content(answer, row, with_mask), "decoder": answer.decoder})
     if not isinstance(answer, ClassificationAnswer | ActionAnswer):
         return
@@ -39,7 +43,7 @@ def row_lines(file: str, answer: Answer, *, with_mask: bool = False) -> Iterator
 
 
 def _json(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False)
+    return one_line(as_json(line))
 
 
 def _segmentation_line(answer: SegmentationAnswer, row: int, with_mask: bool) -> Line:
@@ -50,7 +54,7 @@ def _segmentation_line(answer: SegmentationAnswer, row: int, with_mask: bool) ->
 
 def _classification_line(answer: ClassificationAnswer, row: int, _with_mask: bool) -> Line:
     line: Line = {"classes": _classes(answer.class_id[row], answer.class_name[row], answer.probability[row])}
-    if answer.attribute_names:
+    if answer.attribute_names and not answer.not_finite[row]:
         line["attributes"] = _attributes(answer, row)
     return line
 
@@ -124,7 +128,7 @@ def _classes(ids: Any, names: Any, probabilities: Any) -> list[Line]:
 def _run_lengths(mask: bytes) -> Any:
     try:
         return json.loads(mask)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InternalError(f"the mask is not JSON: {mask[:20]!r}") from None
 
 
@@ -144,7 +148,7 @@ def _class_words(counts: Counter[str], answer: ClassificationAnswer) -> list[str
     told = []
     for place, name in enumerate(answer.attribute_names):
         start = f"{name}: "
-        counts.update(f"{start}{value}" for value in answer.attribute_value[:, place])
+        counts.update(f"{start}{value}" for value in answer.attribute_value[answer.not_finite == 0, place])
         found = Counter({key: count for key, count in counts.items() if key.startswith(start)})
         told += [key for key, _ in found.most_common(1)]
     return told
@@ -188,23 +192,37 @@ REPORTS: Mapping[type[Answer], Report] = {
 
 
 class Summary:
-    """What a file shows most of."""
+    """What a file shows most of, and how many `rows` it has."""
 
     def __init__(self) -> None:
-        self._rows, self._decoder, self._noun = 0, "", "frame"
+        self.rows, self._decoder, self._noun = 0, "", "frame"
+        self._damaged = self._not_finite = 0
         self._counts: Counter[str] = Counter()
         self._words: list[str] = []
+        self._breaks, self._break_at = 0, 0
 
     def add(self, answer: Answer) -> None:
         report = REPORTS[type(answer)]
-        self._rows += len(answer)
+        self.rows += len(answer)
+        self._damaged += int(np.count_nonzero(answer.damaged))
+        self._not_finite += int(np.count_nonzero(answer.not_finite))
         self._decoder, self._noun = answer.decoder, report.noun
+        if (later := answer.frame_index[answer.stretch > 0]).size:
+            self._break_at = self._break_at or int(later[0])
+            self._breaks = int(answer.stretch.max())
         self._words = report.words(self._counts, answer)
 
     def __str__(self) -> str:
-        if not self._rows:
+        if not self.rows:
             return f"0 {self._noun}s: the options select none, or too few"
-        told = [f"{self._rows} {_plural(self._noun, self._rows)}", *self._words]
+        told = [f"{self.rows} {_plural(self._noun, self.rows)}", *self._words]
+        if self._damaged:
+            told.append(f"{self._damaged} damaged")
+        if self._not_finite:
+            told.append(f"{self._not_finite} without finite numbers")
+        if self._breaks:
+            often = f" {self._breaks} times, first" if self._breaks > 1 else ""
+            told.append(f"its clock breaks{often} at frame {self._break_at}")
         return f"{', '.join(told)} ({self._decoder})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TypedDict
 
@@ -54,6 +55,21 @@ class ServerInfo(TypedDict):
     max_frames: int
     models: dict[str, ModelInfo]
     decoders: dict[str, int]
+
+
+def read_info(text: bytes) -> ServerInfo:
+    """What a server says about itself. Raises ValueError or TypeError where it is not of the agreed form."""
+    info: ServerInfo = json.loads(text)
+    if not isinstance(info, dict):
+        raise TypeError(f"the status is {text[:20]!r}")
+    info.setdefault("decoders", {})  # a server that has read nothing yet sends no counts
+    if missing := ServerInfo.__annotations__.keys() - info.keys():
+        raise ValueError(f"the status lacks {', '.join(sorted(missing))}")
+    models = info["models"]
+    if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
+        raise TypeError(f"the status has models of the form {type(models).__name__}")
+    info["max_media_bytes"] = int(info["max_media_bytes"])
+    return info
 
 
 def task_of(name: str, info: ServerInfo) -> str:

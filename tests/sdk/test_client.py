@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ import numpy as np
 import pytest
 
 from client import Client
-from pipelines.protocol.answers import DetectionAnswer, SegmentationAnswer
+from pipelines.protocol.answers import DetectionAnswer, SegmentationAnswer, answer_columns
 from pipelines.protocol.columns import text_column
 from pipelines.protocol.errors import (
     BY_CODE,
     DeadlineExceeded,
     InternalError,
+    InvalidMedia,
     InvalidOptions,
     ModelUnavailable,
     Overloaded,
@@ -29,7 +33,7 @@ from pipelines.sdk.http_transport import HttpTransport
 from pipelines.sdk.pulls import FIRST_CREDITS
 from pipelines.sdk.transport import Call, parse_address, server_error
 from tests.conftest import ROOT
-from tests.support.stub_server import Reply, StubServer, event, talker, unary
+from tests.support.stub_server import Reply, StubServer, binary, event, talker, unary
 from tests.support.toy_answers import answer, detected
 
 SHORT_S = 0.05
@@ -52,8 +56,21 @@ def stub() -> Iterator[StubServer]:
         ("https://host/trivid/", "https://host:443/trivid"),
         ("grpcs://host:9", "grpcs://host:9"),
         ("http://[::1]:8", "http://[::1]:8"),
+        ("http://münchen.test/ä", "http://xn--mnchen-3ya.test:8000/%C3%A4"),
+        ("grpc://[fe80::1%25eth0]:9", "grpc://[fe80::1%eth0]:9"),
+        ("grpc://my_host/", "grpc://my_host:8001"),
         *((url, None) for url in ("", "host:8001", "ftp://host", "http://", "http://h:x", "http://h:99999")),
-        ("http://user:secret@host", None),
+        *(
+            (url, None)
+            for url in ("http://user:secret@host", "http://user:secret@h:x", "//h", "http:h", "grpc://h/x")
+        ),
+        *(
+            (url, None)
+            for url in ("http://h ", " http://h", "http://h\n", "http://a b", "http://h\0", "http://\udce9")
+        ),
+        *((url, None) for url in ("http://h?x=1", "http://h#x", "http://h:0", "http://h:-1", "http://[::1")),
+        *((url, None) for url in ("http://a..b", f"http://{70 * 'a'}", "http://a,b", "http://[1.2.3.4]")),
+        *((url, None) for url in ("grpc://::1", "grpc://::1:8001", "http://fe80::1%eth0", "::1")),
     ],
 )
 def test_address(url: str, expected: str | None) -> None:
@@ -63,6 +80,16 @@ def test_address(url: str, expected: str | None) -> None:
     with pytest.raises(InvalidOptions) as caught:
         parse_address(url)
     assert "secret" not in str(caught.value)
+    if url.startswith(("::", "grpc://::", "http://fe80:")):
+        assert "in brackets: grpc://[::1]:8001" in caught.value.hint
+
+
+@pytest.mark.parametrize("token", ["two words", "line\n", "schlüssel", "\udce9"])
+def test_a_token_that_no_header_can_hold(token: str) -> None:
+    for scheme in ("http", "grpc"):
+        with pytest.raises(InvalidOptions, match="token") as caught:
+            Client(f"{scheme}://host", token=token)
+        assert token not in str(caught.value)
 
 
 # --- what is sent, and what comes back ---
@@ -115,6 +142,21 @@ def test_media_may_be_a_path(stub: StubServer, tmp_path: Path) -> None:
         assert client.info()["models"]["segmentation"]["labels"] == ["background", "cat"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_may_never_end_is_not_opened(kind: str, stub: StubServer, tmp_path: Path) -> None:
+    path = tmp_path / "p.mp4"
+    with socket.socket(socket.AF_UNIX) as listener, Client(stub.url) as client:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listener.bind(str(path))
+        given = Path("/dev/zero") if kind == "device" else path
+        with pytest.raises(InvalidMedia, match=f"is a {kind}, not a file"):
+            client.segment(given)
+        with pytest.raises(IsADirectoryError):
+            client.segment(tmp_path)
+
+
 def test_media_over_the_servers_limit_is_not_sent(stub: StubServer, tmp_path: Path) -> None:
     path = tmp_path / "long"
     path.write_bytes(bytes(1001))
@@ -124,11 +166,15 @@ def test_media_over_the_servers_limit_is_not_sent(stub: StubServer, tmp_path: Pa
                 client.segment(media)
             with pytest.raises(TooLarge):
                 client.segment_stream(media)
-    assert [seen.path for seen in stub.seen] == ["/v2/models/status/infer"]  # asked once
+    assert {seen.path for seen in stub.seen} == {"/v2/models/status/infer"}
 
 
 @pytest.mark.parametrize(
-    "options", [{"base64": True}, {"credits": 1}, {"session": ""}, {"stride": None}, {"class_name": ["cat"]}]
+    "options",
+    [
+        *({"base64": True}, {"credits": 1}, {"session": ""}, {"stride": None}, {"class_name": ["cat"]}),
+        {"class_name": "caf\udce9"},
+    ],
 )
 def test_options_that_cannot_travel(stub: StubServer, options: dict[str, Any]) -> None:
     with Client(stub.url) as client, pytest.raises(InvalidOptions, match=next(iter(options))):
@@ -153,6 +199,18 @@ def test_an_error_column_is_raised_as_what_it_is(stub: StubServer, kind: type[Tr
 
 # --- a server or a proxy that fails ---
 
+
+def binary_of(**tensors: Any) -> Reply:
+    """An answer some of whose columns are of another form."""
+    columns = [
+        replace(column, dtype=object if tensors[column.name].dtype == object else np.float64)
+        if column.name in tensors
+        else column
+        for column in answer_columns(SegmentationAnswer)
+    ]
+    return binary(columns, {**answer().to_columns(), **tensors})
+
+
 PAGE = b"<html>no</html>"
 
 
@@ -173,8 +231,17 @@ PAGE = b"<html>no</html>"
         (Reply(status=500, body=b'{"error": "one\\n two\\nthree"}'), InternalError, "one … three"),
         (Reply(status=502, body=PAGE), ModelUnavailable, "502"),
         (Reply(status=504, body=PAGE), DeadlineExceeded, "in time"),
-        (Reply(status=302, body=PAGE), InternalError, "302"),
-        (Reply(body=PAGE), InternalError, "KServe"),
+        (Reply(status=302, headers={"Location": "/x"}), ModelUnavailable, "sends its callers on to '/x'"),
+        (Reply(status=400, body=b'{"code": [], "message": ""}'), InternalError, "HTTP 400"),
+        (Reply(status=500, body=b"[" * 100_000), InternalError, "HTTP 500"),
+        (Reply(body=PAGE), ModelUnavailable, "is not a Trivid server: its answer begins b'<html>no"),
+        (
+            Reply(body=b"[" * 100_000, headers={"Inference-Header-Content-Length": "90000"}),
+            InternalError,
+            "KS",
+        ),
+        (binary_of(frame_index=text_column("0")), InternalError, "'frame_index' is of type object"),
+        (binary_of(decoder=np.zeros(1)), InternalError, "'decoder' is of type float64"),
         (Reply(body=b"{}", headers={"Inference-Header-Content-Length": "2"}), InternalError, "KServe"),
         (unary(detected(), SegmentationAnswer), InternalError, "no 'class_names'.*same version"),
         (Reply(body=unary(answer()).body[:-1], headers=unary(answer()).headers), InternalError, "BYTES"),
@@ -263,11 +330,26 @@ def test_a_server_that_trickles_is_cut_off(say: bytes) -> None:
         client.info()
 
 
-@pytest.mark.parametrize(("say", "message"), [(b"SSH-2.0-x\r\n", "does not speak HTTP"), (HEAD, "broke off")])
-def test_whoever_else_listens(say: bytes, message: str) -> None:
+GREETING = b"SSH-2.0-x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "say", "message"),
+    [
+        ("http", GREETING, "does not speak HTTP"),
+        ("http", HEAD, "broke off"),
+        ("http", HEAD + 400 * b"<", "is not a Trivid server"),
+        ("http", b"", "broke off.*this is the server's gRPC port"),
+        ("https", GREETING, "no TLS"),
+        ("grpc", GREETING + 9 * b"x", "does not speak gRPC.*this is the server's HTTP port"),
+        ("grpc", HEAD, "does not speak gRPC"),
+        ("grpcs", GREETING, "no TLS"),
+    ],
+)
+def test_whoever_else_listens(scheme: str, say: bytes, message: str) -> None:
     with (
         talker([say], close=True) as port,
-        Client(f"http://127.0.0.1:{port}", timeout_s=5) as client,
+        Client(f"{scheme}://127.0.0.1:{port}", timeout_s=5) as client,
         pytest.raises(ModelUnavailable, match=message),
     ):
         client.info()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -105,7 +109,10 @@ def test_a_folder_is_walked_and_one_failure_spoils_no_other(
         f"{media}/b.JPG: 1 frame, cat 16.7 % (stub)",
         f"{media}/sub/c.mkv: 4 frames, cat 25.0 % (stub)",
     ]
-    assert err == f"error: {media}/bad.png: no video (send one)\n"  # and no progress into a pipe
+    assert err.splitlines() == [  # and no progress into a pipe
+        f"error: {media}/bad.png: no video (send one)",
+        f"skipped in {media}: 1 of suffix .txt (d.txt)",
+    ]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -166,7 +173,7 @@ def test_a_wrong_option_ends_the_run(
     """The options are the same for every medium; the server alone judges them."""
     stub.stream(Reply(chunks=[event({"error": text_column(InvalidOptions("stride=0").to_json())})]))
     assert program.main(["--url", stub.url, "--video-paths", str(media), "--stream", "--stride", "0"]) == 2
-    assert capsys.readouterr().err == f"error: {media}/a.mp4: stride=0\n"
+    assert capsys.readouterr().err.startswith(f"error: {media}/a.mp4: stride=0\nskipped in ")
 
 
 @pytest.mark.parametrize("output", ["a.mp4", "a.mp4/within"])
@@ -221,6 +228,140 @@ def test_ctrl_c(scheme: str) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
+
+
+def run(
+    command: Sequence[str | bytes], stdout: int | IO[bytes] = subprocess.PIPE, **environ: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "client.py", *command],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_names_that_are_no_text(served: StubServer, tmp_path: Path) -> None:
+    """In a terminal of ASCII alone; the folder for files has such a name too."""
+    name, film, out = b"caf\xe9\n\x1b[31m.png", b"-x \xff.mkv", os.fsencode(tmp_path) + b"/\xfe"
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for one in (name, film):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + one)).write_bytes(b"v")
+    asked = ["--video-paths", str(folder), "--output", os.fsdecode(out), "--json", "--mask", "raw"]
+    command = ["--url", served.url, *asked]
+    done = run(command, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = [json.loads(line)["file"] for line in done.stdout.decode("ascii").splitlines()]
+    assert {os.path.basename(os.fsencode(path)) for path in shown} == {name, film}
+    assert done.stdout.decode("ascii").replace("\n", "").isprintable()
+    written = set(os.listdir(out))
+    assert {name[:-4] + b".jsonl", name[:-4] + b"_000001_mask.pgm", film[:-4] + b".jsonl"} <= written
+    done = run(["--url", served.url, "--image-paths", os.fsencode(folder) + b"/" + name, b"/gone\x1b\xff"])
+    assert (done.returncode, done.stderr.decode()) == (
+        *(2, "error: /gone\\u001b\\udcff: no such file or folder\n"),
+    )
+
+
+@pytest.mark.parametrize("flags", ["--info", "--json", "", "--help"])
+@pytest.mark.parametrize("where", ["left", "full", "closed"])
+def test_a_stdout_that_takes_nothing(flags: str, where: str, served: StubServer, media: Path) -> None:
+    command = ["--url", served.url, "--video-paths", str(media / "a.mp4"), *flags.split()]
+    if where == "closed":
+        text = shlex.join([sys.executable, "client.py", *command])
+        done = subprocess.run(
+            f"{text} >&-", shell=True, cwd=ROOT, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+        assert done.returncode == 0
+        assert flags == "--help" or done.stderr == b""  # argparse prints its help there instead
+        return
+    if where == "full":
+        with open("/dev/full", "wb") as full:
+            done = run(command, full)
+        said = b"" if flags == "--help" else b"error: stdout: No space left on device\n"
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb") as pipe:
+            done = run(command, pipe)
+        said = b""
+    assert (done.returncode, done.stderr) == (0 if flags == "--help" else 1, said)
+
+
+def test_what_cannot_be_read_or_written(
+    served: StubServer, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one line, and the others go on."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.jsonl").symlink_to("/dev/full")
+    (out / "a-2.jsonl").mkdir()
+    os.mkfifo(media / "p.mp4")
+    (media / "empty.mp4").write_bytes(b"")
+    (media / "sub" / "a.mp4").write_bytes(b"v")
+    long = media / f"{'x' * 250}.mkv"
+    long.write_bytes(b"v")
+    names = ["a.mp4", "sub/a.mp4", "p.mp4", "empty.mp4", "b.JPG", long.name]
+    asked = [str(media / name) for name in names]
+    assert program.main(["--url", served.url, "--video-paths", *asked, "--output", str(out)]) == 1
+    said, errors = capsys.readouterr()
+    assert errors.splitlines() == [
+        f"error: {out}/a.jsonl: No space left on device",
+        f"error: {out}/a-2.jsonl: Is a directory",
+        f"error: {media}/p.mp4: {media}/p.mp4 is a pipe, not a file (save it as a file, or send bytes)",
+    ]
+    assert len(said.splitlines()) == 3
+    assert {"empty.jsonl", "b.jsonl", f"{200 * 'x'}.jsonl"} <= {path.name for path in out.iterdir()}
+
+
+def test_names_of_files_do_not_collide(served: StubServer, media: Path, tmp_path: Path) -> None:
+    for name in ("a-2.mkv", "a.mkv"):
+        (media / name).write_bytes(b"v")
+    flags = ["--url", served.url, "--output", str(tmp_path / "out")]
+    asked = [
+        "--video-paths",
+        str(media / "a-2.mkv"),
+        str(media / "a.mp4"),
+        "--video-paths",
+        str(media / "a.mkv"),
+    ]
+    assert program.main([*flags, *asked]) == 0
+    assert {"a-2.jsonl", "a-3.jsonl", "a.jsonl"} <= set(os.listdir(tmp_path / "out"))
+
+
+def test_a_folder_with_nothing_to_send_says_what_is_in_it(
+    media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (media / "texts").mkdir()
+    (media / "texts" / "t.md").write_bytes(b"")
+    assert program.main(["--video-paths", str(media / "texts")]) == 2
+    assert "no media in this folder; skipped: 1 of suffix .md (t.md); name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields", [{"class_names": ("a", "b", "c")}, {"mask": [b"{"] * 2}, {"mask": [b"[" * 9999] * 2}]
+)
+def test_an_answer_that_makes_no_sense(
+    fields: dict[str, Any], stub: StubServer, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.serve(replace(answer(), **fields))
+    flags = ["--mask", "rle", "--json", "--video-paths", str(media / "a.mp4")]
+    assert program.main(["--url", stub.url, *flags]) == 1
+    out, errors = capsys.readouterr()
+    assert (out, errors.count("\n")) == ("", 1)
+    assert errors.startswith(f"error: {media}/a.mp4: the ")
+
+
+def test_a_fault_of_the_client_is_a_sentence(
+    stub: StubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "_ask", lambda *_: dict[str, int]()["x"])
+    assert program.main(["--url", stub.url, "--info"]) == 1
+    assert capsys.readouterr().err == "error: KeyError: 'x' (a fault of the client: report it)\n"
 
 
 WAITING = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -13,7 +14,14 @@ import pytest
 from PIL import Image
 
 import client as program
-from client import Client, SegmentationAnswer
+from client import (
+    ActionAnswer,
+    Answer,
+    ClassificationAnswer,
+    Client,
+    DetectionAnswer,
+    SegmentationAnswer,
+)
 from pipelines.protocol import rle
 from pipelines.protocol.errors import (
     DeadlineExceeded,
@@ -121,6 +129,29 @@ def test_all_forms_of_a_mask_are_one(client: Client, clip: bytes) -> None:
     np.testing.assert_array_equal(rle.decode(lengths, (HEIGHT, WIDTH)), expected)
 
 
+@pytest.mark.parametrize("kind", [ClassificationAnswer, DetectionAnswer, SegmentationAnswer, ActionAnswer])
+def test_answers_are_equal_whoever_else_is_served(
+    kind: type[Answer], grpc_url: str, http_url: str, clip: bytes
+) -> None:
+    """Alone, and beside others, so in batches of other sizes: only floats differ, in their last digits."""
+    other = media.clip(frames=FRAMES, width=HEIGHT, height=WIDTH, rate=10, gop=3)
+    masks = {"mask": "raw"} if kind is SegmentationAnswer else {}
+    with Client(grpc_url) as client, Client(http_url) as neighbour, ThreadPoolExecutor(4) as pool:
+        alone = client.ask(kind, clip, masks)
+        beside = [pool.submit(neighbour.ask, kind, other, {"max_frames": count}) for count in (3, 10, 24)]
+        answers = [client.ask(kind, clip, masks) for _ in range(2)]
+        for one in beside:
+            one.result()
+    assert len(alone) > 0
+    for answer in answers:
+        for column in kind.own_columns():
+            one, same = getattr(alone, column.name), getattr(answer, column.name)
+            if column.dtype is np.float32:
+                np.testing.assert_allclose(same, one, rtol=1e-5, atol=1e-6, err_msg=column.name)
+            else:
+                np.testing.assert_array_equal(same, one, err_msg=column.name)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_image(client: Client, stream: bool) -> None:
     picture = media.image("png", width=30, height=50)
@@ -148,6 +179,7 @@ def test_an_image(client: Client, stream: bool) -> None:
         (None, {"alpha": 1.5}, InvalidOptions, r"alpha=1\.5"),
         (None, {"class_name": "unicorn"}, InvalidOptions, "unicorn"),
         (None, {"start_s": 2.0, "end_s": 1.0}, InvalidOptions, r"end_s=1\.0"),
+        (None, {"start_s": 1000.0}, InvalidOptions, r"start_s=1000\.0.*from 0\.000 s to \d\.\d{3} s"),
         (None, {"decoder": "nvdec"}, TrividError, "nvdec|NVDEC|GPU"),
     ],
 )
@@ -193,11 +225,15 @@ def test_what_comes_before_the_damage_is_answered(client: Client, clip: bytes) -
         collect(client.segment_stream(broken), frames)
     assert frames == list(range(len(frames)))
     assert 0 < len(frames) < FRAMES
+    with pytest.raises(InvalidMedia) as caught:
+        client.segment(broken)
+    assert caught.value.answer.frame_index.tolist() == frames
     assert len(client.segment(clip, max_frames=1)) == 1  # the server is well
 
 
 def test_a_selection_of_nothing(client: Client, clip: bytes) -> None:
-    for answer in (client.segment(clip, start_s=1000), joined(client.segment_stream(clip, start_s=1000))):
+    nothing: dict[str, Scalar] = {"keyframes_only": True, "start_s": 0.05, "end_s": 0.15}
+    for answer in (client.segment(clip, **nothing), joined(client.segment_stream(clip, **nothing))):
         assert (len(answer), answer.class_pixels.shape[0], answer.final) == (0, 0, True)
 
 

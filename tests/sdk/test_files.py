@@ -152,6 +152,14 @@ CAT = "猫 Kätzchen 75.00 %, dog 25.00 %"
         ([detected([7])], "1 frame, 7 boxes, 猫0 1, 猫1 1, 猫2 1, 猫3 1, 猫4 1 (stub)"),
         ([ranked(ClassificationAnswer, [0])], f"1 frame, {CAT} (stub)"),
         ([ranked(ActionAnswer, [])], "0 clips: the options select none, or too few"),
+        (
+            [answer([0], final=False), answer([3, 3], stretch=np.array([0, 1]))],
+            "3 frames, cat 33.3 %, its clock breaks at frame 3 (stub)",
+        ),
+        (
+            [answer([1], stretch=np.array([1])), answer([3], stretch=np.array([3]))],
+            "2 frames, cat 33.3 %, its clock breaks 3 times, first at frame 1 (stub)",
+        ),
         ([ranked(ActionAnswer, [0, 4], final=False), ranked(ActionAnswer, [])], f"2 clips, {CAT} (stub)"),
     ],
 )
