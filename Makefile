@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export UV_SYSTEM_CERTS ?= 1
 export UV_NATIVE_TLS ?= true
 
-.PHONY: install demo test lint test-gpu reference parity bench bench-gpu clean
+.PHONY: install demo test lint fuzz test-gpu reference parity bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml uv.lock
@@ -30,6 +30,11 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# FUZZ says how much and of which seed, e.g. FUZZ="--files 5000 --seed 7 --keep out/fuzz".
+FUZZ ?= --seconds 60
+fuzz: $(STAMP)
+	$(BIN)/python -m scripts.fuzz $(FUZZ)
 
 test-gpu: $(STAMP)
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m gpu

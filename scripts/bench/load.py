@@ -93,7 +93,7 @@ def _ask_lightly(load: Load) -> Iterator[Ask]:
         )
         request = binary_request(call)
         connection.request(request.method, request.path, request.body, dict(request.headers))
-        columns = read_answer(call, raise_for_status(address, connection.getresponse()))
+        columns = read_answer(address, call, raise_for_status(address, connection.getresponse()))
         if error := bytes(columns["error"][0]):
             raise from_json(error)
         yield int(columns["count"][0])

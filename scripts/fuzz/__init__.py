@@ -1,0 +1,1 @@
+"""Damaged media by the thousand, and whether opening them ever costs more than an error."""
