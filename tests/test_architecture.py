@@ -32,7 +32,10 @@ HOME_OF = {
     "nvidia": ("pipelines.frames", "pipelines.rendering", "pipelines.media.nvdec"),
     "pytriton": ("pipelines.serving",),
     "av": ("pipelines.media", "pipelines.rendering.encode"),
-    "PIL": ("pipelines.media.images", "pipelines.rendering"),
+    "PIL": (
+        *("pipelines.media.images", "pipelines.media.animations", "pipelines.media.damage.pictures"),
+        *("pipelines.media.bounds", "pipelines.rendering"),
+    ),
     "torchvision": (
         *("pipelines.zoo.vision", "pipelines.zoo.demo", "pipelines.loading.agreement"),
         "pipelines.models.heads",
