@@ -205,8 +205,9 @@ class Video:
             return True
         if self.stream.frames:
             return self._count < self.stream.frames
-        end_s = (self.info.duration_s or math.inf) - 1.5 / (self.info.fps or math.inf)
-        return self._last_s is None or self._last_s < end_s
+        if self._last_s is None:
+            return True
+        return self._last_s < (self.info.duration_s or math.inf) - 1.5 / (self.info.fps or math.inf)
 
     def _describe(self, frame: VideoFrame) -> MediaInfo:
         width_px, height_px = self.orientation.size(frame.width, frame.height)

@@ -243,6 +243,14 @@ def test_a_wrong_length_costs_nothing(name: str) -> None:
     assert error is None
 
 
+def test_a_file_that_ends_within_its_first_frame_says_so() -> None:
+    data = clip(frames=2, container="webm", codec="libvpx-vp9")
+    _, marks, _, error = read(data[: len(data) // 2])
+    assert isinstance(error, InvalidMedia)
+    assert "ends early before its first frame" in error.message
+    assert not marks
+
+
 CUT = ("jpeg", "png", "gif", "bmp", "tiff")
 
 
