@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from pipelines.media.identity.moving import count_pairs
 from pipelines.protocol.errors import InvalidMedia, TooLarge
 
 # A decoder passes all pixels once for each scan of a JPEG: about 1e9 a second.
 MOST_WORK_PX = 1_000_000_000
-SCAN = b"\xff\xda"
-# With its length, by which every decoder checks it. It is found sooner than SCAN is counted.
+SCAN, SCAN_PAIR = b"\xff\xda", 0xDAFF
+# With its length, by which every decoder checks it.
 WHOLE_SCAN = re.compile(rb"\xff\xda\0[\x08-\x0e]")
 # A frame of a JPEG with samples of up to 16 bits: its height, width and components.
 JPEG_FRAME = re.compile(
@@ -50,7 +51,7 @@ def cost(image: Image.Image, encoded: bytes) -> Cost:
     pixels = image.width * image.height
     memory_bytes = PIXEL_BYTES * pixels
     if image.format in ("JPEG", "MPO"):
-        scans = len(WHOLE_SCAN.findall(encoded))
+        scans = count_pairs(encoded, SCAN_PAIR)
         memory_bytes += COEFFICIENT_BYTES * pixels if scans > 1 else 0
         work_px = scans * pixels
         return Cost(

@@ -175,7 +175,7 @@ def _is_jpeg_row(encoded: bytes) -> bool:
 def _next_jpeg(encoded: bytes, scan: int) -> JpegHead | None:
     """The head of the JPEG that follows the one with this first scan; None if there is none close by."""
     # Within a scan, a byte of 0xFF is followed by 0 or by a marker, never by that of a start.
-    found = NEXT_JPEG.search(encoded, scan) if _may_start(encoded, scan) else None
+    found = NEXT_JPEG.search(encoded, scan) if count_pairs(encoded, JPEG_START_PAIR, scan) else None
     if found is None:
         return None
     end = encoded.rfind(JPEG_END, scan, found.start())
@@ -184,13 +184,12 @@ def _next_jpeg(encoded: bytes, scan: int) -> JpegHead | None:
     return jpeg_head(encoded, found.start()) if is_close else None
 
 
-def _may_start(encoded: bytes, place: int) -> bool:
-    """Whether the first two bytes of a JPEG stand anywhere from `place` on: far faster than a search."""
-    for first in (place, place + 1):
-        pairs = np.frombuffer(encoded, "<u2", (len(encoded) - first) // 2, first)
-        if (pairs == JPEG_START_PAIR).any():
-            return True
-    return False
+def count_pairs(encoded: bytes, pair: int, place: int = 0) -> int:
+    """How often two bytes, as a little-endian number, stand from `place` on: far faster than a search."""
+    numbers = (
+        np.frombuffer(encoded, "<u2", (len(encoded) - first) // 2, first) for first in (place, place + 1)
+    )
+    return sum(np.count_nonzero(one == pair) for one in numbers)
 
 
 def jpeg_head(encoded: bytes, start: int) -> JpegHead | None:
