@@ -83,7 +83,7 @@ def check_chunks(encoded: bytes) -> None:
     """Raise InvalidMedia if a PNG has so many chunks that Pillow, which looks at each, takes seconds."""
     most, place = MOST_CHUNKS + len(encoded) // 1024, PNG_HEAD_BYTES
     for _ in range(most):
-        if place + 8 > len(encoded):
+        if place + 8 > len(encoded) or encoded[place + 4 : place + 8] == b"IEND":
             return
         place += 12 + int.from_bytes(encoded[place : place + 4], "big")
     raise InvalidMedia(f"the PNG image has over {most} chunks in {len(encoded)} bytes", hint="save it anew")
